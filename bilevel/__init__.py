@@ -1,0 +1,62 @@
+"""Bilevel hyperparameter optimization by implicit differentiation, on JAX.
+
+Names are loaded when first used (PEP 562): importing `bilevel` alone imports no JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bilevel import hypergrad, implicit, inner, linear, operators, optimality, outer
+    from bilevel._status import Status
+    from bilevel.implicit import custom_fixed_point, custom_root, root_jvp, root_vjp
+    from bilevel.io import load
+    from bilevel.outer import Result, minimize
+    from bilevel.problem import Problem
+
+_HOMES = {
+    "Problem": "bilevel.problem",
+    "Result": "bilevel.outer",
+    "Status": "bilevel._status",
+    "custom_fixed_point": "bilevel.implicit",
+    "custom_root": "bilevel.implicit",
+    "load": "bilevel.io",
+    "minimize": "bilevel.outer",
+    "root_jvp": "bilevel.implicit",
+    "root_vjp": "bilevel.implicit",
+}
+_ROOMS = ("hypergrad", "implicit", "inner", "linear", "operators", "optimality", "outer")
+
+__version__ = "0.1.0"
+__all__ = [
+    "Problem",
+    "Result",
+    "Status",
+    "custom_fixed_point",
+    "custom_root",
+    "hypergrad",
+    "implicit",
+    "inner",
+    "linear",
+    "load",
+    "minimize",
+    "operators",
+    "optimality",
+    "outer",
+    "root_jvp",
+    "root_vjp",
+]
+
+
+def __getattr__(name: str):
+    if name in _ROOMS:
+        return importlib.import_module(f"bilevel.{name}")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'bilevel' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

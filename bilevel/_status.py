@@ -1,0 +1,47 @@
+"""How a solve ended: one small integer per solve (and per `vmap` lane), with words for people."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Status(enum.IntEnum):
+    """Outcome of an iterative solve. `CONVERGED` is the only success; every other code says what went wrong.
+
+    Inside JAX a status is an int32 array, so that a batched solve has one per lane; `Status(int(code))` brings it back.
+    """
+
+    CONVERGED = 0
+    MAX_STEPS = 1
+    STAGNATED = 2
+    NEGATIVE_CURVATURE = 3
+    NON_FINITE = 4
+    BREAKDOWN = 5
+
+    @property
+    def word(self) -> str:
+        """The status as one lower-case word, as it stands in `metrics.jsonl`."""
+        return self.name.lower()
+
+    @property
+    def message(self) -> str:
+        """A sentence on what happened and what to try."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.CONVERGED: "the residual is within its tolerance",
+    Status.MAX_STEPS: "the step limit was reached first: raise max_steps, loosen rtol, or improve the conditioning",
+    Status.STAGNATED: "the residual stopped falling above its tolerance: (a) the precision is too low for rtol, "
+    "(b) the system is singular or ill-conditioned, or (c) the problem is not what the solver is for",
+    Status.NEGATIVE_CURVATURE: "the operator is not positive definite: (a) the inner point is not a minimum, or "
+    "(b) the matrix is not symmetric; use a solver for general systems",
+    Status.NON_FINITE: "a NaN or an infinity appeared: (a) in the data or the start values, or (b) the iteration diverged",
+    Status.BREAKDOWN: "the method broke down (a division by zero in its recurrence): try another linear solver",
+}
+
+
+def describe(code: int) -> str:
+    """Return `"word: message"` for a status code, for error messages and logs."""
+    status = Status(int(code))
+    return f"{status.word}: {status.message}"

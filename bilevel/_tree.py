@@ -1,0 +1,127 @@
+"""Arithmetic on pytrees. Scalars that multiply a leaf are cast to its dtype: nothing here promotes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+def is_inexact(x: Any) -> bool:
+    """Whether a leaf can carry a derivative (a float or complex array or number)."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is None:
+        return isinstance(x, float | complex)
+    return bool(jnp.issubdtype(dtype, jnp.inexact))
+
+
+def as_arrays(tree: PyTree) -> PyTree:
+    """Every leaf as a strongly typed JAX array, so that a state keeps its types from one step to the next."""
+
+    def convert(x):
+        x = jnp.asarray(x)
+        return jax.lax.convert_element_type(x, x.dtype) if is_inexact(x) else x
+
+    return jax.tree.map(convert, tree)
+
+
+def split(tree: PyTree) -> tuple[PyTree, PyTree]:
+    """Split a tree in two of the same shape: the differentiable leaves and the rest, `None` in the gaps."""
+    moving = jax.tree.map(lambda x: x if is_inexact(x) else None, tree)
+    fixed = jax.tree.map(lambda x: None if is_inexact(x) else x, tree)
+    return moving, fixed
+
+
+def merge(moving: PyTree, fixed: PyTree) -> PyTree:
+    """Undo `split`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, moving, fixed, is_leaf=lambda x: x is None)
+
+
+def vdot(x: PyTree, y: PyTree) -> jax.Array:
+    """Inner product over all leaves."""
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), x, y)
+    return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype(x)))
+
+
+def norm(x: PyTree) -> jax.Array:
+    """Euclidean norm over all leaves, scaled so that it neither overflows nor underflows."""
+    leaves = [jnp.ravel(a) for a in jax.tree.leaves(x) if a.size]
+    if not leaves:
+        return jnp.zeros((), dtype(x))
+    largest = jnp.stack([jnp.max(jnp.abs(a)).astype(dtype(x)) for a in leaves]).max()
+    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return safe * jnp.sqrt(sum(jnp.sum((a / safe.astype(a.dtype)) ** 2).astype(dtype(x)) for a in leaves))
+
+
+def add_scaled(x: PyTree, scale: Any, y: PyTree) -> PyTree:
+    """`x + scale · y`, leaf by leaf."""
+    return jax.tree.map(lambda a, b: a + jnp.asarray(scale).astype(a.dtype) * b, x, y)
+
+
+def sub(x: PyTree, y: PyTree) -> PyTree:
+    """`x − y`."""
+    return jax.tree.map(lambda a, b: a - b, x, y)
+
+
+def scale(factor: Any, x: PyTree) -> PyTree:
+    """`factor · x`, each leaf keeping its dtype."""
+    return jax.tree.map(lambda a: jnp.asarray(factor).astype(a.dtype) * a, x)
+
+
+def zeros_like(x: PyTree) -> PyTree:
+    """Zeros of the same shapes and dtypes."""
+    return jax.tree.map(jnp.zeros_like, x)
+
+
+def where(condition: Any, x: PyTree, y: PyTree) -> PyTree:
+    """`x` where the scalar condition holds, else `y`."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
+
+
+def all_finite(x: PyTree) -> jax.Array:
+    """Whether no differentiable leaf holds a NaN or an infinity."""
+    leaves = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(x) if is_inexact(a)]
+    return jnp.stack(leaves).all() if leaves else jnp.array(True)
+
+
+def size(x: PyTree) -> int:
+    """Number of unknowns."""
+    return sum(a.size for a in jax.tree.leaves(x))
+
+
+def dtype(x: PyTree) -> Any:
+    """The dtype in which norms and inner products of this tree are taken."""
+    leaves = [a.dtype for a in jax.tree.leaves(x) if is_inexact(a)]
+    return jnp.result_type(*leaves) if leaves else jnp.result_type(float)
+
+
+def eps(x: PyTree) -> float:
+    """The largest machine epsilon among the leaves: what the least precise one can resolve."""
+    leaves = [float(jnp.finfo(a.dtype).eps) for a in jax.tree.leaves(x) if is_inexact(a)]
+    return max(leaves, default=float(jnp.finfo(float).eps))
+
+
+def shapes(x: PyTree) -> str:
+    """A short description of a tree's leaves, for error messages."""
+    described = jax.tree.map(lambda a: f"{jnp.result_type(a).name}{list(jnp.shape(a))}", x)
+    return str(described).replace("'", "")
+
+
+def check_like(name: str, value: PyTree, reference_name: str, reference: PyTree) -> None:
+    """Raise ValueError unless both trees have the same structure and shapes."""
+    same_tree = jax.tree.structure(value) == jax.tree.structure(reference)
+    if same_tree:
+        pairs = zip(jax.tree.leaves(value), jax.tree.leaves(reference), strict=True)
+        if all(jnp.shape(a) == jnp.shape(b) for a, b in pairs):
+            return
+    raise ValueError(
+        f"{name} must have the structure and shapes of {reference_name}: got {shapes(value)}, expected {shapes(reference)}"
+    )
+
+
+def cast_like(value: PyTree, reference: PyTree) -> PyTree:
+    """Each leaf in the dtype of its counterpart: the inner variable decides the precision."""
+    return jax.tree.map(lambda a, b: jnp.asarray(a, jnp.result_type(b)), value, reference)

@@ -1,0 +1,151 @@
+"""Which argument of a solver's call is which argument of its optimality condition."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class _Call(NamedTuple):
+    """A solver's call without its start."""
+
+    by_position: list[tuple[str, Any]]  # named by the solver's signature; index = position after the start
+    by_keyword: dict[str, Any]
+    extra: list[Any]  # positional, without a name of their own
+    defaults: dict[str, Any]  # of the solver's parameters that the call left out
+
+
+class _Condition(NamedTuple):
+    """A condition's parameters after the solution."""
+
+    positional: list[str]
+    accepted: list[str]
+    required: list[str]
+    var_positional: bool
+    var_keyword: bool
+
+
+def bind(
+    solver: Callable[..., Any],
+    optimality_fun: Callable[..., Any],
+    reference: Callable[..., Any] | inspect.Signature | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with which to call `optimality_fun(sol, *args, **kwargs)`, from a call `solver(*args, **kwargs)`.
+
+    The solver's first argument is its start; the condition's first is the solution. Every other argument is matched by
+    name. One passed by position whose name the condition does not use takes the condition's parameter at the same
+    position, if nothing else claims it (`solver(init, lam)` fits `F(x, theta)`, as in jaxopt). The solver's defaults
+    count where the condition has a parameter of that name.
+
+    Raises:
+      TypeError: an argument that the condition does not know, or one that it needs and the call lacks.
+    """
+    sig = _signature(optimality_fun if reference is None else reference)
+    if sig is None:
+        return args[1:], kwargs
+    call, condition = _read_call(solver, args, kwargs), _read_condition(sig)
+    names = f"{_name(solver)!r}", f"{_name(optimality_fun)!r}"
+
+    chosen = {name: value for name, value in call.by_position if name in condition.accepted}
+    solver_names = {name for name, _ in call.by_position} | set(call.by_keyword) | set(call.defaults)
+    for position, (name, value) in enumerate(call.by_position):
+        if name not in condition.accepted:
+            twin = condition.positional[position] if position < len(condition.positional) else None
+            if twin is None or twin in solver_names:
+                _refuse(name, condition, *names)
+            chosen[twin] = value
+    for name, value in call.by_keyword.items():
+        if name not in condition.accepted and not condition.var_keyword:
+            _refuse(name, condition, *names)
+        chosen[name] = value
+
+    extra = list(call.extra)
+    for name in condition.positional:
+        if extra and name not in chosen:
+            chosen[name] = extra.pop(0)
+    if extra and not condition.var_positional:
+        raise TypeError(f"the solver {names[0]} was called with {len(extra)} more arguments than {names[1]} takes")
+    chosen = {**{k: v for k, v in call.defaults.items() if k in condition.accepted}, **chosen}
+
+    missing = [name for name in condition.required if name not in chosen]
+    if missing:
+        raise TypeError(
+            f"the optimality condition {names[1]} needs {', '.join(map(repr, missing))}, which this call of the solver "
+            f"{names[0]} does not have: pass it to the solver under that name, or give it a default"
+        )
+    return _as_call(sig, chosen, extra)
+
+
+def _refuse(name: str, condition: _Condition, solver: str, optimality_fun: str):
+    known = ", ".join(condition.accepted) or "none besides the solution"
+    raise TypeError(
+        f"argument {name!r} of the solver {solver} is not a parameter of its optimality condition {optimality_fun} "
+        f"(parameters: {known}): add it there, or bind it to the solver with functools.partial"
+    )
+
+
+def _signature(function: Any) -> inspect.Signature | None:
+    if isinstance(function, inspect.Signature):
+        return function
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):  # some compiled functions have none
+        return None
+
+
+def _name(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _read_condition(sig: inspect.Signature) -> _Condition:
+    parameters = list(sig.parameters.values())
+    kinds = {p.kind for p in parameters}
+    positional = [p for p in parameters if p.kind in _POSITIONAL][1:]
+    named = positional + [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    return _Condition(
+        [p.name for p in positional],
+        [p.name for p in named],
+        [p.name for p in named if p.default is inspect.Parameter.empty],
+        inspect.Parameter.VAR_POSITIONAL in kinds,
+        inspect.Parameter.VAR_KEYWORD in kinds,
+    )
+
+
+def _read_call(solver: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+    sig = _signature(solver)
+    start_is_bound = isinstance(solver, functools.partial) and len(solver.args) > 0
+    if sig is None:
+        return _Call([], dict(kwargs), list(args if start_is_bound else args[1:]), {})
+    sig.bind(*args, **kwargs)  # a call that the solver itself refuses is refused here, in Python's words
+    parameters = list(sig.parameters.values())
+    positional = [p.name for p in parameters if p.kind in _POSITIONAL]
+    by_position = list(zip(positional, args, strict=False))
+    extra = list(args[len(positional) :])
+    by_keyword = dict(kwargs)
+    given = {name for name, _ in by_position} | set(kwargs)
+    defaults = {
+        p.name: p.default for p in parameters if p.name not in given and p.default is not inspect.Parameter.empty
+    }
+    if not start_is_bound:
+        if args:
+            by_position, extra = (by_position[1:], extra) if positional else (by_position, extra[1:])
+        elif parameters and parameters[0].kind in _POSITIONAL + (inspect.Parameter.KEYWORD_ONLY,):
+            by_keyword.pop(parameters[0].name, None)
+            defaults.pop(parameters[0].name, None)
+    return _Call(by_position, by_keyword, extra, defaults)
+
+
+def _as_call(sig: inspect.Signature, chosen: dict[str, Any], extra: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional-only parameters, and those before *args, by position; all others by keyword."""
+    positional = [p for p in sig.parameters.values() if p.kind in _POSITIONAL][1:]
+    by_position = [p.name for p in positional if extra or p.kind is inspect.Parameter.POSITIONAL_ONLY]
+    args = tuple(chosen[name] for name in by_position if name in chosen)
+    return (*args, *extra), {name: value for name, value in chosen.items() if name not in by_position}

@@ -1,0 +1,147 @@
+"""The contract of an inner solver: `init` and `step` over one explicit state, and the loop that runs them.
+
+The stopping test is scale-free: a solver stops when one gradient (or proximal-gradient) step of length about 1/L would
+move the inner variable by less than `rtol` of its own Euclidean norm. Multiplying the loss or the variable by a constant
+changes nothing, and a warm start makes it no harder to meet.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import _checks, _tree
+from bilevel._status import Status
+from bilevel._tree import PyTree
+from bilevel.problem import Problem
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a solve has come.
+
+    Attributes:
+      residual: ‖x − T(x)‖₂ / ‖x‖₂ for one (proximal) gradient step T of length about 1/L.
+      status: int32 code of `bilevel.Status`; `MAX_STEPS` while running.
+      steps, grad_evals, hvps: iterations, gradients and Hessian-vector products of the inner loss so far.
+    """
+
+    residual: jax.Array
+    status: jax.Array
+    steps: jax.Array
+    grad_evals: jax.Array
+    hvps: jax.Array
+
+    @classmethod
+    def start(cls, dtype: Any, grad_evals: int = 0, hvps: int = 0) -> Progress:
+        """Nothing done but the products that `init` needed."""
+        count = lambda n: jnp.array(n, jnp.int32)  # noqa: E731
+        return cls(jnp.array(jnp.inf, dtype), count(Status.MAX_STEPS), count(0), count(grad_evals), count(hvps))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class InnerSolution:
+    """What an inner solve returns: the inner variable and how the solve ended (see `Progress`)."""
+
+    params: PyTree
+    progress: Progress
+
+    @property
+    def status(self) -> jax.Array:
+        """int32 code of `bilevel.Status`."""
+        return self.progress.status
+
+    @property
+    def residual(self) -> jax.Array:
+        """The scale-free residual that the stopping test looks at."""
+        return self.progress.residual
+
+    @property
+    def steps(self) -> jax.Array:
+        """Iterations."""
+        return self.progress.steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InnerSolver(abc.ABC):
+    """Base of all inner solvers. A subclass writes `check`, `init` and `step`.
+
+    Args:
+      rtol: stop when one gradient step of length 1/L moves the variable by less than `rtol` of its norm; never tighter
+        than four machine epsilons.
+      atol: absolute floor of the same test, in units of the variable.
+      max_steps: iteration limit.
+    """
+
+    rtol: float = 1e-6
+    atol: float = 1e-12
+    max_steps: int = 1000
+
+    def __post_init__(self):
+        _checks.require_positive(f"inner.{type(self).__name__}", max_steps=self.max_steps)
+        if self.rtol < 0 or self.atol < 0:
+            raise ValueError(f"inner.{type(self).__name__}: rtol and atol must not be negative")
+
+    @abc.abstractmethod
+    def check(self, problem: Problem) -> None:
+        """Raise ValueError, before anything is traced, if the solver cannot serve this problem."""
+
+    @abc.abstractmethod
+    def init(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> Any:
+        """The state at the start; it has the attributes `params` and `progress`."""
+
+    @abc.abstractmethod
+    def step(self, problem: Problem, state: Any, hparams: PyTree, data: PyTree) -> Any:
+        """One iteration, differentiable in reverse mode."""
+
+    def solve(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> InnerSolution:
+        """Iterate from params until the stopping test, a failure or the step limit."""
+
+        def running(state):
+            return (state.progress.status == Status.MAX_STEPS) & (state.progress.steps < self.max_steps)
+
+        state = jax.lax.while_loop(
+            running,
+            lambda state: self.step(problem, state, hparams, data),
+            self.init(problem, params, hparams, data),
+        )
+        return InnerSolution(state.params, state.progress)
+
+    def advance(
+        self,
+        progress: Progress,
+        params: PyTree,
+        displacement: jax.Array,
+        *,
+        grad_evals: jax.Array | int,
+        hvps: jax.Array | int = 0,
+        failed: jax.Array | bool = False,
+        failure: Status = Status.STAGNATED,
+    ) -> Progress:
+        """The progress after one iteration that ended at params, whose next gradient step has norm `displacement`."""
+        norm = _tree.norm(params)
+        rtol = max(self.rtol, 4 * _tree.eps(params))
+        small = displacement <= jnp.maximum(rtol * norm, self.atol)
+        status = jnp.where(small, Status.CONVERGED, jnp.where(failed, failure, Status.MAX_STEPS))
+        status = jnp.where(jnp.isfinite(displacement) & jnp.isfinite(norm), status, Status.NON_FINITE)
+        return Progress(
+            residual=displacement / jnp.where(norm > 0, norm, 1),
+            status=status.astype(jnp.int32),
+            steps=progress.steps + 1,
+            grad_evals=progress.grad_evals + jnp.asarray(grad_evals, jnp.int32),
+            hvps=progress.hvps + jnp.asarray(hvps, jnp.int32),
+        )
+
+
+def curvature_along_gradient(problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> tuple[PyTree, jax.Array]:
+    """The inner gradient g and ‖Hg‖/‖g‖, an underestimate of the Lipschitz constant. One gradient, one product."""
+    gradient, hvp = jax.linearize(lambda x: jax.grad(problem.inner_loss)(x, hparams, data), params)
+    norm = _tree.norm(gradient)
+    curvature = _tree.norm(hvp(gradient)) / jnp.where(norm > 0, norm, 1)
+    return gradient, jnp.where(curvature > 0, curvature, 1)

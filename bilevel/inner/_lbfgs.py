@@ -1,0 +1,179 @@
+"""Limited-memory BFGS."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from bilevel import _checks, _tree
+from bilevel._status import Status
+from bilevel._tree import PyTree
+from bilevel.inner._base import InnerSolver, Progress, curvature_along_gradient
+
+_ARMIJO, _CURVATURE, _MAX_TRIALS = 1e-4, 0.9, 30
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+    params: PyTree
+    value: jax.Array
+    gradient: jax.Array  # raveled, like all below
+    moves: jax.Array  # (memory, n), newest last
+    changes: jax.Array  # (memory, n): of the gradient
+    weights: jax.Array  # (memory,): 1/⟨move, change⟩, 0 where empty
+    scale: jax.Array  # of the initial inverse Hessian
+    lipschitz: jax.Array  # the largest curvature seen
+    progress: Progress
+
+
+class _Trial(NamedTuple):
+    step: jax.Array
+    low: jax.Array
+    high: jax.Array
+    value: jax.Array
+    gradient: jax.Array
+    accepted: jax.Array
+    count: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LBFGS(InnerSolver):
+    """L-BFGS: two-loop recursion and a bisection line search for the weak Wolfe conditions.
+
+    For smooth unconstrained problems. Near the precision of the loss, where decrease drowns in rounding, the search goes
+    by slopes alone (the approximate Wolfe condition). Unrolled, the lengths of the steps count as constants.
+
+    Args:
+      memory: pairs kept.
+
+    References: Liu & Nocedal 1989; Lewis & Overton 2013 (bisection); Hager & Zhang 2005 (approximate Wolfe).
+    """
+
+    rtol: float = 1e-8
+    memory: int = 10
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.require_positive("inner.LBFGS", memory=self.memory)
+
+    def check(self, problem):
+        """Require a smooth unconstrained problem."""
+        _checks.require_smooth("inner.LBFGS", problem, "inner.FISTA")
+
+    def init(self, problem, params, hparams, data):
+        """Evaluate the start, and the curvature along its gradient for the first scale."""
+        value = problem.inner_loss(params, hparams, data)
+        gradient, curvature = curvature_along_gradient(problem, params, hparams, data)
+        flat = ravel_pytree(gradient)[0]
+        curvature = jax.lax.stop_gradient(curvature.astype(flat.dtype))
+        empty = jnp.zeros((self.memory, flat.size), flat.dtype)
+        return _State(
+            params,
+            value,
+            flat,
+            empty,
+            empty,
+            jnp.zeros(self.memory, flat.dtype),
+            1 / curvature,
+            curvature,
+            Progress.start(flat.dtype, grad_evals=1, hvps=1),
+        )
+
+    def step(self, problem, state, hparams, data):
+        """One quasi-Newton step."""
+        flat, unravel = ravel_pytree(state.params)
+        direction = -_two_loop(state)
+        slope = direction @ state.gradient
+        steepest = ~(slope < 0)
+        direction = jnp.where(steepest, -state.scale * state.gradient, direction)
+        slope = direction @ state.gradient
+
+        def evaluate(x, hparams):
+            value, gradient = jax.value_and_grad(problem.inner_loss)(unravel(x), hparams, data)
+            return value, ravel_pytree(gradient)[0]
+
+        trial = _line_search(
+            lambda x: evaluate(x, jax.lax.stop_gradient(hparams)),
+            *jax.lax.stop_gradient((flat, state.value, direction, slope)),
+        )
+        x = flat + trial.step * direction
+        value, gradient = evaluate(x, hparams)  # once more, since the search is not differentiated
+        move, change = x - flat, gradient - state.gradient
+        product, squared = move @ change, change @ change
+        useful = product > jnp.finfo(flat.dtype).eps * squared * state.scale
+        inverse = jnp.where(useful, 1 / jnp.where(useful, product, 1), 0)
+
+        def push(history, new):
+            return jnp.where(useful, jnp.concatenate([history[1:], new[None]]), history)
+
+        length = jnp.linalg.norm(jax.lax.stop_gradient(move))
+        seen = jnp.linalg.norm(jax.lax.stop_gradient(change)) / jnp.where(length > 0, length, 1)
+        lipschitz = jnp.maximum(state.lipschitz, jnp.where(length > 0, seen, 0))
+        params = unravel(x)
+        return _State(
+            params=params,
+            value=value,
+            gradient=gradient,
+            moves=push(state.moves, move),
+            changes=push(state.changes, change),
+            weights=push(state.weights, inverse),
+            scale=jnp.where(useful, product / jnp.where(squared > 0, squared, 1), state.scale),
+            lipschitz=lipschitz,
+            progress=self.advance(
+                state.progress,
+                params,
+                jnp.linalg.norm(gradient) / lipschitz,
+                grad_evals=trial.count,
+                failed=~trial.accepted,
+                failure=Status.STAGNATED,
+            ),
+        )
+
+
+def _two_loop(state: _State) -> jax.Array:
+    """The inverse-Hessian estimate times the gradient (Nocedal 1980). Empty slots have weight 0 and drop out."""
+    pairs = (state.moves, state.changes, state.weights)
+
+    def newest_first(q, pair):
+        move, change, weight = pair
+        alpha = weight * (move @ q)
+        return q - alpha * change, alpha
+
+    def oldest_first(r, item):
+        (move, change, weight), alpha = item
+        return r + (alpha - weight * (change @ r)) * move, None
+
+    q, alphas = jax.lax.scan(newest_first, state.gradient, pairs, reverse=True)
+    r, _ = jax.lax.scan(oldest_first, state.scale * q, (pairs, alphas))
+    return r
+
+
+def _line_search(evaluate, x, value, direction, slope) -> _Trial:
+    """Bracket and bisect for the weak Wolfe conditions from a unit step."""
+    rounding = 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
+
+    def look(step, low, high, count):
+        new_value, gradient = evaluate(x + step * direction)
+        new_slope = direction @ gradient
+        decreased = new_value <= value + _ARMIJO * step * slope
+        flat = (new_value <= value + rounding) & (new_slope <= (2 * _ARMIJO - 1) * slope)
+        low_enough = decreased | flat
+        steep = new_slope < _CURVATURE * slope
+        accepted = low_enough & ~steep
+        high = jnp.where(low_enough, high, step)
+        low = jnp.where(low_enough & steep, step, low)
+        following = jnp.where(jnp.isinf(high), 2 * low, (low + high) / 2)
+        step = jnp.where(accepted, step, following)
+        return _Trial(step, low, high, new_value, gradient, accepted, count + 1)
+
+    zero, infinity = jnp.zeros((), x.dtype), jnp.array(jnp.inf, x.dtype)
+    return jax.lax.while_loop(
+        lambda t: ~t.accepted & (t.count < _MAX_TRIALS),
+        lambda t: look(t.step, t.low, t.high, t.count),
+        look(jnp.ones((), x.dtype), zero, infinity, jnp.int32(0)),
+    )

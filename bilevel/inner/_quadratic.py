@@ -1,0 +1,63 @@
+"""The closed-form solution of a quadratic."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import _checks, _tree, linear
+from bilevel._status import Status
+from bilevel._tree import PyTree
+from bilevel.inner._base import InnerSolver, Progress
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+    params: PyTree
+    progress: Progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quadratic(InnerSolver):
+    """Solve H x = −∇f(0) once, for an inner loss that is a positive definite quadratic in x (least squares, ridge, …).
+
+    The answer is checked: its residual is ‖∇f(x)‖/‖∇f(0)‖, and a loss that is not quadratic ends as `STAGNATED`.
+
+    Args:
+      rtol: bound on that residual.
+      linear: solver of the system; `linear.Auto()` factors a small one and runs CG on a large one.
+    """
+
+    max_steps: int = 1
+    linear: linear.LinearSolver = dataclasses.field(default_factory=linear.Auto)
+
+    def check(self, problem):
+        """Require a smooth unconstrained problem."""
+        _checks.require_smooth("inner.Quadratic", problem, "inner.FISTA")
+
+    def init(self, problem, params, hparams, data):
+        """The start serves iterative linear solvers only."""
+        return _State(params, Progress.start(_tree.dtype(params)))
+
+    def step(self, problem, state, hparams, data):
+        """Solve, then evaluate the gradient at the answer."""
+
+        def gradient(x):
+            return jax.grad(problem.inner_loss)(x, hparams, data)
+
+        at_zero, hvp = jax.linearize(gradient, _tree.zeros_like(state.params))
+        operator = linear.Operator(hvp, "positive_definite")
+        found = linear.differentiable_solve(self.linear, operator, _tree.scale(-1, at_zero), state.params)
+        scale = _tree.norm(at_zero)
+        residual = _tree.norm(gradient(found.value)) / jnp.where(scale > 0, scale, 1)
+        progress = state.progress
+        status = jnp.where(residual <= max(self.rtol, 4 * _tree.eps(state.params)), Status.CONVERGED, Status.STAGNATED)
+        status = jnp.where(found.status == Status.NEGATIVE_CURVATURE, Status.NEGATIVE_CURVATURE, status)
+        status = jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
+        progress = Progress(
+            residual, status.astype(jnp.int32), progress.steps + 1, progress.grad_evals + 2, progress.hvps + found.matvecs
+        )
+        return _State(found.value, progress)

@@ -1,0 +1,152 @@
+"""The contract of a linear solver: A x = b from products with A, and a record that tells the truth about the answer."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import _tree
+from bilevel._status import Status
+from bilevel._tree import PyTree
+
+Structure = Literal["general", "symmetric", "positive_definite"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """A square linear map known by its products.
+
+    Args:
+      matvec: v ↦ A v, linear; v and A v have the structure of the unknown.
+      structure: what is known of A: `"general"`, `"symmetric"` or `"positive_definite"` (symmetric too).
+    """
+
+    matvec: Callable[[PyTree], PyTree]
+    structure: Structure = "general"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LinearSolution:
+    """What a linear solve returns.
+
+    Attributes:
+      value: x, with the structure of b.
+      status: int32 code of `bilevel.Status`.
+      residual: ‖A x − b‖₂, computed by one more product with A, not by a recurrence.
+      steps: iterations.
+      matvecs: products with A, that of the residual included.
+    """
+
+    value: PyTree
+    status: jax.Array
+    residual: jax.Array
+    steps: jax.Array
+    matvecs: jax.Array
+
+    @property
+    def converged(self) -> jax.Array:
+        """Whether the residual is within the tolerance."""
+        return self.status == Status.CONVERGED
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """What a method hands back to `LinearSolver.solve`, which judges it: its answer, and why it stopped if that falls short."""
+
+    value: PyTree
+    reason: jax.Array | int
+    steps: jax.Array | int
+    matvecs: jax.Array | int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearSolver(abc.ABC):
+    """Base of all linear solvers. A subclass writes `attempt`; the tolerance, the start and the verdict live here.
+
+    Args:
+      rtol: the answer counts as converged when ‖A x − b‖ ≤ max(rtol · ‖b‖, atol). `None`: ε^⅔ of the precision in
+        use (4e-11 in float64, 2e-5 in float32).
+      atol: absolute floor of the same test.
+    """
+
+    rtol: float | None = None
+    atol: float = 0.0
+
+    def __post_init__(self):
+        if (self.rtol is not None and self.rtol < 0) or self.atol < 0:
+            raise ValueError(f"{type(self).__name__}: rtol and atol must not be negative, got {self.rtol}, {self.atol}")
+
+    @abc.abstractmethod
+    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
+        """Solve from `init`, aiming at a residual norm of `tolerance`."""
+
+    def solve(
+        self,
+        operator: Operator,
+        b: PyTree,
+        init: PyTree | None = None,
+        scale: jax.Array | None = None,
+    ) -> LinearSolution:
+        """Solve A x = b.
+
+        Args:
+          operator: A.
+          b: right-hand side, any pytree of floating-point arrays.
+          init: start, for example the last solution; zeros if None.
+          scale: the norm that `rtol` refers to; ‖b‖ if None. Larger where b is the small remainder of a larger vector.
+
+        Returns:
+          LinearSolution. Never raises on a numerical failure: look at `status`.
+        """
+        b_norm = _tree.norm(b)
+        rtol = _tree.eps(b) ** (2 / 3) if self.rtol is None else self.rtol
+        tolerance = jnp.maximum(rtol * (b_norm if scale is None else scale), self.atol)
+        zero = _tree.zeros_like(b)
+        start = zero if init is None else _tree.where(b_norm == 0, zero, _tree.cast_like(init, b))
+        found = self.attempt(operator, b, start, tolerance)
+        residual = _tree.norm(_tree.sub(operator.matvec(found.value), b))
+        finite = _tree.all_finite(found.value) & jnp.isfinite(residual)
+        status = jnp.where(residual <= tolerance, Status.CONVERGED, found.reason)
+        # A method that thinks it succeeded, while the true residual says otherwise, has stagnated.
+        status = jnp.where((residual > tolerance) & (status == Status.CONVERGED), Status.STAGNATED, status)
+        status = jnp.where(finite, status, Status.NON_FINITE)
+        return LinearSolution(
+            value=found.value,
+            status=jnp.asarray(status, jnp.int32),
+            residual=residual,
+            steps=jnp.asarray(found.steps, jnp.int32),
+            matvecs=jnp.asarray(found.matvecs, jnp.int32) + 1,
+        )
+
+
+def differentiable_solve(
+    solver: LinearSolver, operator: Operator, b: PyTree, init: PyTree | None = None, *, nan_on_failure: bool = False
+) -> LinearSolution:
+    """`solver.solve`, with the derivatives of A⁻¹b in every mode; the solver itself is never differentiated.
+
+    With `nan_on_failure` an answer that missed its tolerance, here or in a derivative, is NaN.
+    """
+    init = jax.lax.stop_gradient(init)
+
+    def solve(matvec, b):
+        solution = solver.solve(dataclasses.replace(operator, matvec=matvec), b, init)
+        value = solution.value
+        if nan_on_failure:
+            value = jax.tree.map(lambda x: jnp.where(solution.converged, x, jnp.nan), value)
+        return value, dataclasses.replace(solution, value=None)
+
+    value, record = jax.lax.custom_linear_solve(
+        operator.matvec,
+        b,
+        solve=solve,
+        transpose_solve=solve,
+        symmetric=operator.structure != "general",
+        has_aux=True,
+    )
+    return dataclasses.replace(record, value=value)

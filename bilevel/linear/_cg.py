@@ -1,0 +1,68 @@
+"""Conjugate gradients.
+
+It differs from a textbook's in three ways. Curvature: a direction with pᵀAp ≤ 0 ends the solve with
+`NEGATIVE_CURVATURE`, where other libraries go on and may report success on an indefinite matrix. Rank-deficient
+consistent systems pass, since their residuals stay in the range. And the verdict is taken on the true residual.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import _tree
+from bilevel._status import Status
+from bilevel._tree import PyTree
+from bilevel.linear._base import Attempt, LinearSolver
+
+
+class _State(NamedTuple):
+    x: PyTree
+    residual: PyTree
+    direction: PyTree
+    rho: jax.Array
+    reason: jax.Array
+    steps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CG(LinearSolver):
+    """Conjugate gradients (Hestenes & Stiefel 1952), for symmetric positive (semi)definite A.
+
+    Args:
+      max_steps: step limit; `None` is ten times the number of unknowns.
+
+    Statuses besides `CONVERGED`: `NEGATIVE_CURVATURE` (A is not positive definite), `MAX_STEPS`, `STAGNATED`.
+    """
+
+    max_steps: int | None = None
+
+    def attempt(self, operator, b, init, tolerance):
+        """Iterate until the recurrence's residual is a little below the tolerance, which leaves room for its drift."""
+        limit = 10 * _tree.size(b) if self.max_steps is None else self.max_steps
+        goal = (0.9 * tolerance) ** 2
+        r = _tree.sub(b, operator.matvec(init))
+        start = _State(init, r, r, _tree.vdot(r, r), jnp.int32(Status.MAX_STEPS), jnp.int32(0))
+
+        def unfinished(s: _State):
+            return (s.rho > goal) & (s.steps < limit) & (s.reason == Status.MAX_STEPS)
+
+        def step(s: _State):
+            product = operator.matvec(s.direction)
+            curvature = _tree.vdot(s.direction, product)
+            alpha = jnp.where(curvature > 0, s.rho / curvature, 0)
+            x = _tree.add_scaled(s.x, alpha, s.direction)
+            r = _tree.add_scaled(s.residual, -alpha, product)
+            rho = _tree.vdot(r, r)
+            direction = _tree.add_scaled(r, rho / s.rho, s.direction)
+            # A sum of squares that overflowed or met a NaN fails both comparisons: it stops, as non-finite.
+            reason = jnp.where(curvature > 0, Status.MAX_STEPS, Status.NEGATIVE_CURVATURE)
+            reason = jnp.where(jnp.isfinite(curvature) & jnp.isfinite(rho), reason, Status.NON_FINITE)
+            return _State(x, r, direction, rho, reason.astype(jnp.int32), s.steps + 1)
+
+        end = jax.lax.while_loop(unfinished, step, start)
+        reason = jnp.where(end.rho <= goal, Status.STAGNATED, end.reason)
+        return Attempt(end.x, reason, end.steps, end.steps + 1)

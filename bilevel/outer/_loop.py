@@ -1,0 +1,232 @@
+"""The loop: it runs an algorithm's steps, judges each by the failure policy, and knows when to stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+
+from bilevel import hypergrad as hypergrads
+from bilevel import inner as inners
+from bilevel._status import Status, describe
+from bilevel._tree import PyTree
+from bilevel.outer._nested import Nested
+from bilevel.problem import Problem
+
+OnFailure = Literal["raise", "skip", "warn"]
+Row = dict[str, Any]
+_log = logging.getLogger("bilevel")
+
+
+class SolveError(RuntimeError):
+    """An inner or an adjoint solve failed and the policy was to raise. The message names the step, the solve, the cause."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run returns.
+
+    Attributes:
+      hparams: the hyperparameters with the lowest outer loss among the steps whose solves converged.
+      params: the inner solution at them.
+      outer_loss: the outer loss at both.
+      status: why the run ended: "completed" (all steps), "converged" (gtol), "patience", "time_limit", "callback" or
+        "non_finite".
+      steps: outer steps done.
+      best_step: the step at which hparams were found.
+      failures: steps with a solve that did not converge.
+      history: one row per step with the keys of `metrics.jsonl`; a row's outer_loss is that of the hyperparameters that
+        the step started from.
+      state: the algorithm's last state.
+    """
+
+    hparams: PyTree
+    params: PyTree
+    outer_loss: float
+    status: str
+    steps: int
+    best_step: int
+    failures: int
+    history: list[Row]
+    state: Any
+
+
+def minimize(
+    problem: Problem,
+    hparams: PyTree,
+    params: PyTree,
+    data: PyTree,
+    *,
+    inner: inners.InnerSolver | None = None,
+    hypergrad: hypergrads.Estimator | None = None,
+    optimizer: Any = None,
+    steps: int = 100,
+    gtol: float = 0.0,
+    patience: int | None = None,
+    time_limit: float | None = None,
+    on_failure: OnFailure = "warn",
+    callback: Callable[[Row, Any], Any] | None = None,
+) -> Result:
+    """Minimize outer_loss(x*(hparams), hparams, data) over hparams by hypergradient steps.
+
+    Args:
+      problem: a `Problem`.
+      hparams: start of the hyperparameters, any pytree, unconstrained; integer leaves are left alone.
+      params: start of the inner variable, any pytree of floating-point arrays.
+      data: one pytree of arrays, handed to every function of the problem.
+      inner: inner solver; default `inner.LBFGS()` for a smooth unconstrained problem, else `inner.FISTA()`.
+      hypergrad: estimator; default `hypergrad.Implicit()`.
+      optimizer: optax transformation; default `optax.adam(0.1)`.
+      steps: outer steps.
+      gtol: stop when the hypergradient's norm is at most this.
+      patience: stop after this many steps without a new best outer loss.
+      time_limit: stop after this many seconds.
+      on_failure: when a solve did not converge: "warn" (log it once, use the gradient), "skip" (do not use the gradient;
+        the next step goes on from where the solve stopped) or "raise" a `SolveError`. A gradient that is not finite is
+        never used: the run ends with status "non_finite", or raises.
+      callback: called with (row, state) after every step, row as in `Result.history`; a true value stops the run.
+
+    Returns:
+      Result.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> def inner_loss(params, hparams, data):
+      ...     return jnp.sum((params - data) ** 2) + jnp.exp(hparams) * jnp.sum(params**2)
+      >>> def outer_loss(params, hparams, data):
+      ...     return jnp.sum((params - 1.0) ** 2)
+      >>> problem = bl.Problem(inner_loss, outer_loss)
+      >>> result = bl.minimize(problem, jnp.array(0.0), jnp.zeros(2), jnp.array([2.0, 3.0]))
+      >>> bool(abs(result.hparams - jnp.log(8 / 5)) < 0.01), result.status
+      (True, 'completed')
+    """
+    if inner is None:
+        inner = inners.LBFGS() if problem.smooth else inners.FISTA()
+    if optimizer is None:
+        import optax
+
+        optimizer = optax.adam(0.1)
+    algorithm = Nested(problem, inner, hypergrad or hypergrads.Implicit(), optimizer)
+    data = jax.tree.map(jax.numpy.asarray, data)
+    state = algorithm.init(hparams, params, data)
+    return run_loop(
+        algorithm,
+        state,
+        data,
+        steps=steps,
+        gtol=gtol,
+        patience=patience,
+        time_limit=time_limit,
+        on_failure=on_failure,
+        callback=callback,
+    )
+
+
+def run_loop(
+    algorithm: Nested,
+    state: Any,
+    data: PyTree,
+    *,
+    steps: int,
+    gtol: float = 0.0,
+    patience: int | None = None,
+    time_limit: float | None = None,
+    on_failure: OnFailure = "warn",
+    callback: Callable[[Row, Any], Any] | None = None,
+) -> Result:
+    """Run an algorithm from a state. Arguments and result as for `minimize`."""
+    if on_failure not in ("raise", "skip", "warn"):
+        raise ValueError(f"on_failure must be 'raise', 'skip' or 'warn', got {on_failure!r}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    step = jax.jit(algorithm.step)
+    begun, history = time.perf_counter(), []
+    best, failures, status = _Best(state.hparams, state.params), 0, "completed"
+    for number in range(steps):
+        following, metrics = step(state, data)
+        metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        row = _row(number, metrics, time.perf_counter() - begun)
+        history.append(row)
+        finite = math.isfinite(row["outer_loss"]) and math.isfinite(row["grad_norm"])
+        failed = row["status"] != Status.CONVERGED.word or not finite
+        if failed:
+            failures += 1
+            _on_failure(row, metrics, on_failure, first=failures == 1)
+            if on_failure == "skip":
+                following = dataclasses.replace(following, hparams=state.hparams, optimizer=state.optimizer)
+        best = best.updated(row, state.hparams, following.params, failed)
+        state = following
+        if callback is not None and callback(row, state):
+            status = "callback"
+        elif not finite:
+            status = "non_finite"
+        elif row["grad_norm"] <= gtol and not failed:
+            status = "converged"
+        elif patience is not None and number - best.step >= patience:
+            status = "patience"
+        elif time_limit is not None and row["seconds"] >= time_limit:
+            status = "time_limit"
+        if status != "completed":
+            break
+    return Result(
+        hparams=best.hparams,
+        params=best.params,
+        outer_loss=best.outer_loss,
+        status=status,
+        steps=len(history),
+        best_step=best.step,
+        failures=failures,
+        history=history,
+        state=state,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Best:
+    hparams: PyTree
+    params: PyTree
+    outer_loss: float = math.inf
+    step: int = 0
+    trusted: bool = False
+
+    def updated(self, row: Row, hparams: PyTree, params: PyTree, failed: bool) -> _Best:
+        """The better of the two; a step whose solves converged beats any that did not."""
+        loss, trusted = row["outer_loss"], not failed
+        if not math.isfinite(loss) or (self.trusted and not trusted):
+            return self
+        if loss < self.outer_loss or (trusted and not self.trusted):
+            return _Best(hparams, params, loss, row["step"], trusted)
+        return self
+
+
+def _row(number: int, metrics: Row, seconds: float) -> Row:
+    inner, adjoint = Status(metrics["inner_status"]), Status(metrics["adjoint_status"])
+    status = Status.CONVERGED.word
+    if inner != Status.CONVERGED:
+        status = f"inner {inner.word}"
+    elif adjoint != Status.CONVERGED:
+        status = f"adjoint {adjoint.word}"
+    kept = {name: value for name, value in metrics.items() if not name.endswith("_status")}
+    return {"step": number, **kept, "status": status, "seconds": seconds}
+
+
+def _on_failure(row: Row, metrics: Row, policy: OnFailure, first: bool) -> None:
+    which = "inner" if metrics["inner_status"] != Status.CONVERGED else "adjoint"
+    code = metrics[f"{which}_status"]
+    if code == Status.CONVERGED:
+        message = f"outer step {row['step']}: the hypergradient is not finite though both solves converged"
+    else:
+        residual = metrics[f"{which}_residual"]
+        message = (
+            f"outer step {row['step']}: the {which} solve did not converge (residual {residual:.2g}). {describe(code)}"
+        )
+    if policy == "raise":
+        raise SolveError(message)
+    if first:
+        done = "its hypergradient is skipped" if policy == "skip" else "its hypergradient is used as it stands"
+        _log.warning("%s; %s. Further failures are counted, not logged.", message, done)
