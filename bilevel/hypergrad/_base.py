@@ -22,6 +22,8 @@ class Hypergradient:
     Attributes:
       grad: d outer_loss(x*(θ), θ)/dθ, with the structure of hparams; None in place of leaves without a derivative.
       outer_loss: the outer loss at the computed inner solution.
+      outer_error: an estimate, ⟨u, F(x)⟩, of how far that lies above the outer loss at the exact inner solution (the
+        dual-weighted residual, exact to first order); NaN where the estimator has no adjoint.
       params: the inner solution.
       adjoint: the solution of the adjoint system, the start of the next one; unchanged by estimators that solve none.
       inner: how the inner solve ended.
@@ -32,6 +34,7 @@ class Hypergradient:
 
     grad: PyTree
     outer_loss: jax.Array
+    outer_error: jax.Array
     params: PyTree
     adjoint: PyTree
     inner: Progress

@@ -45,11 +45,12 @@ class Implicit(Estimator):
         value, (cotangent, direct) = jax.value_and_grad(outer_loss, argnums=(0, 1))(params, moving)
         system = condition.adjoint_system(problem, params, hparams, data)
         found = system.solve(self.linear, cotangent, adjoint)
-        _, pull = jax.vjp(residual, moving)
+        residual_value, pull = jax.vjp(residual, moving)
         scale = _tree.norm(cotangent)
         return Hypergradient(
             grad=_tree.sub(direct, pull(found.value)[0]),
             outer_loss=value,
+            outer_error=_tree.vdot(found.value, residual_value),
             params=params,
             adjoint=found.value,
             inner=solution.progress,

@@ -48,6 +48,7 @@ class Unrolled(Estimator):
         return Hypergradient(
             grad=grad,
             outer_loss=value,
+            outer_error=jnp.array(jnp.nan, value.dtype),
             params=params,
             adjoint=adjoint,
             inner=progress,

@@ -1,0 +1,5 @@
+"""Run folders, trackers and the console."""
+
+from bilevel.io._folder import Run, RunFolder, load, plain
+
+__all__ = ["Run", "RunFolder", "load", "plain"]

@@ -21,6 +21,7 @@ from bilevel.problem import Problem
 OnFailure = Literal["raise", "skip", "warn"]
 Row = dict[str, Any]
 _log = logging.getLogger("bilevel")
+_UNREPORTED = ("inner_status", "adjoint_status", "outer_error")
 
 
 class SolveError(RuntimeError):
@@ -147,6 +148,7 @@ def run_loop(
     step = jax.jit(algorithm.step)
     begun, history = time.perf_counter(), []
     best, failures, status = _Best(state.hparams, state.params), 0, "completed"
+    warned_of_error = False
     for number in range(steps):
         following, metrics = step(state, data)
         metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
@@ -159,6 +161,13 @@ def run_loop(
             _on_failure(row, metrics, on_failure, first=failures == 1)
             if on_failure == "skip":
                 following = dataclasses.replace(following, hparams=state.hparams, optimizer=state.optimizer)
+        elif not warned_of_error and abs(metrics["outer_error"]) > 0.01 * abs(row["outer_loss"]):
+            warned_of_error = True
+            _log.warning(
+                "outer step %d: the inner solution met its tolerance, yet the outer loss is off by an estimated %.1g of %.3g, "
+                "and the hypergradient may be worse: lower inner.rtol, or use float64",
+                *(number, metrics["outer_error"], row["outer_loss"]),
+            )
         best = best.updated(row, state.hparams, following.params, failed)
         state = following
         if callback is not None and callback(row, state):
@@ -211,7 +220,7 @@ def _row(number: int, metrics: Row, seconds: float) -> Row:
         status = f"inner {inner.word}"
     elif adjoint != Status.CONVERGED:
         status = f"adjoint {adjoint.word}"
-    kept = {name: value for name, value in metrics.items() if not name.endswith("_status")}
+    kept = {name: value for name, value in metrics.items() if name not in _UNREPORTED}
     return {"step": number, **kept, "status": status, "seconds": seconds}
 
 

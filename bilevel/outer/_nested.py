@@ -88,8 +88,8 @@ class Nested:
         """One outer step. Pure; wrap it in `jax.jit`.
 
         Returns:
-          The next state, and metrics of the point that the step started from: outer_loss, grad_norm, inner_residual,
-          adjoint_residual, inner_status, adjoint_status, grad_evals, hvps.
+          The next state, and metrics of the point that the step started from: outer_loss, outer_error, grad_norm,
+          inner_residual, adjoint_residual, inner_status, adjoint_status, grad_evals, hvps (see `Hypergradient`).
         """
         moving, fixed = _tree.split(state.hparams)
 
@@ -142,6 +142,7 @@ class Nested:
 def _metrics(found: Hypergradient) -> dict[str, jax.Array]:
     return {
         "outer_loss": found.outer_loss,
+        "outer_error": found.outer_error,
         "grad_norm": _tree.norm(found.grad),
         "inner_residual": found.inner.residual,
         "adjoint_residual": found.adjoint_residual,

@@ -1,0 +1,79 @@
+"""Errors of the command line in a sentence: what Hydra, the configuration, the data or a solver refused, and the fix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from bilevel import config
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
+    """The message and the exit code for an exception that ended the command."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _from_overrides(arguments) or _first_line(error), 2
+    if isinstance(error, config.ConfigError | FileExistsError) or type(error).__name__ == "DataError":
+        return str(error), 2
+    if isinstance(error, ValueError | TypeError | OSError):
+        return _first_line(error), 2
+    return f"{type(error).__name__}: {_first_line(error)}", 1
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _from_overrides(arguments: Sequence[str]) -> str | None:
+    """Find the override that Hydra could not use, by the groups and keys that exist."""
+    groups = config.groups()
+    chosen, settings = [], []
+    for argument in arguments:
+        found = re.match(r"^(?P<mark>\+\+|\+|~)?(?P<key>[\w./@-]+)(=(?P<value>.*))?$", argument)
+        if argument.startswith("-"):
+            continue
+        if found is None:
+            return f"{argument!r} is not an override: write key=value, quoted if the value has special characters"
+        key, value = found["key"], found["value"]
+        if key in groups:
+            wrong = _wrong_choice(key, value, groups[key])
+            if wrong:
+                return wrong
+            chosen.append(argument)
+        elif not key.startswith("hydra") and not found["mark"]:
+            settings.append((argument, key, value))
+    return next(filter(None, (_wrong_key(key, value, chosen, groups) for _, key, value in settings)), None)
+
+
+def _wrong_choice(group: str, value: str | None, choices: Sequence[str]) -> str | None:
+    for choice in (value or "").strip("[]").split(","):
+        if choice not in (*choices, "null"):
+            return f"{group}={choice}: there is no such choice{config.close(choice, choices)}"
+    return None
+
+
+def _wrong_key(key: str, value: str | None, chosen: Sequence[str], groups: dict[str, Any]) -> str | None:
+    node: Any = _compose([c for c in chosen if "," not in c])
+    path = ""
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            known = list(node) if isinstance(node, dict) else []
+            known = known if path else [*known, *groups]
+            return f"{path}{part}: there is no such key{config.close(part, [k for k in known if k != 'hydra'])}"
+        node, path = node[part], f"{path}{part}."
+    return f"{key}: no value given, write {key}=value" if value is None else None
+
+
+def _compose(overrides: Sequence[str]) -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
+        plain = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=False)
+    return plain if isinstance(plain, dict) else {}

@@ -1,0 +1,189 @@
+"""What a config target accepts, read from its source without importing it.
+
+A typo in a configuration must fail before JAX is loaded, and the schema must be the class itself, not a copy of it. So
+the fields of a dataclass, or the parameters of a function, are read from the syntax tree of the file that defines it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_NUMBERS = {"float", "ScalarOrSchedule", "base.ScalarOrSchedule", "jax.typing.ArrayLike", "ArrayLike"}
+_PLAIN = {"int", "bool", "str", "None", "NpzPath"} | _NUMBERS
+
+
+class Field(NamedTuple):
+    """A settable field: the source text of its annotation, and whether it must be given."""
+
+    annotation: str
+    required: bool
+
+
+class _Definition(NamedTuple):
+    module: Path
+    node: ast.ClassDef | ast.FunctionDef
+
+
+def fields(target: str) -> dict[str, Field] | None:
+    """The fields of the class or function at a dotted path, or None where the source cannot tell."""
+    definition = _find(*_split(target))
+    if definition is None:
+        return None
+    if isinstance(definition.node, ast.ClassDef):
+        return _class_fields(definition)
+    return _function_fields(definition.node)
+
+
+def exists(target: str) -> bool:
+    """Whether a definition, or at least its module, can be found at a dotted path."""
+    module, name = _split(target)
+    return module is not None and (_find(module, name) is not None or _opaque(module))
+
+
+class Complaint(NamedTuple):
+    """What is wrong with a value, and the words that would have been right."""
+
+    text: str
+    choices: list[str]
+
+
+def complaint(field: Field, value: Any) -> Complaint | None:
+    """What is wrong with a plain value for a field, or None."""
+    kinds = _alternatives(ast.parse(field.annotation, mode="eval").body)
+    if kinds is None or isinstance(value, Mapping | list):
+        return None
+    literals = [kind[1] for kind in kinds if isinstance(kind, tuple)]
+    names = {kind for kind in kinds if isinstance(kind, str)}
+    if value in literals and type(value) in {type(x) for x in literals}:
+        return None
+    fits = (
+        (value is None and "None" in names)
+        or (isinstance(value, bool) and "bool" in names)
+        or (isinstance(value, int) and not isinstance(value, bool) and names & {"int", *_NUMBERS})
+        or (isinstance(value, float) and names & _NUMBERS)
+        or (isinstance(value, str) and "str" in names)
+        or (isinstance(value, str) and "NpzPath" in names and value.endswith(".npz"))
+    )
+    if fits:
+        return None
+    return Complaint(f"expected {_describe(names, literals)}, got {value!r}", [str(x) for x in literals])
+
+
+def _describe(names: set[str], literals: list[Any]) -> str:
+    words = {"int": "a whole number", "bool": "true or false", "str": "a text", "NpzPath": "the path of an .npz file"}
+    described = [word for name, word in words.items() if name in names]
+    if names & _NUMBERS:
+        described.insert(0, "a number")
+    described = [*map(str, literals), *described, *(["null"] if "None" in names else [])]
+    return " or ".join(described)
+
+
+def _alternatives(node: ast.expr) -> list[Any] | None:
+    """The plain types and literal values that an annotation admits; None if it admits anything else too."""
+    if isinstance(node, ast.BinOp):
+        left, right = _alternatives(node.left), _alternatives(node.right)
+        return None if left is None or right is None else left + right
+    if isinstance(node, ast.Subscript):
+        name, inside = ast.unparse(node.value), node.slice
+        parts = inside.elts if isinstance(inside, ast.Tuple) else [inside]
+        if name.endswith("Literal"):
+            return [("literal", ast.literal_eval(part)) for part in parts]
+        if name.endswith(("Optional", "Union")):
+            found = [_alternatives(part) for part in parts]
+            if any(x is None for x in found):
+                return None
+            return [x for part in found for x in part or []] + (["None"] if name.endswith("Optional") else [])
+        return None
+    text = ast.unparse(node)
+    return [text] if text in _PLAIN else None
+
+
+def _class_fields(definition: _Definition) -> dict[str, Field]:
+    found: dict[str, Field] = {}
+    assert isinstance(definition.node, ast.ClassDef)
+    for base in definition.node.bases:
+        parent = _find(definition.module, ast.unparse(base))
+        if parent is not None and isinstance(parent.node, ast.ClassDef):
+            found |= _class_fields(parent)
+    for item in definition.node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            annotation = ast.unparse(item.annotation)
+            if not annotation.startswith(("ClassVar", "typing.ClassVar")):
+                found[item.target.id] = Field(annotation, item.value is None)
+    return found
+
+
+def _function_fields(node: ast.FunctionDef) -> dict[str, Field] | None:
+    if node.args.kwarg or node.args.vararg:
+        return None
+    positional = node.args.posonlyargs + node.args.args
+    without_default = len(positional) - len(node.args.defaults)
+    required = {arg.arg for arg in positional[:without_default]}
+    required |= {a.arg for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if d is None}
+    return {
+        arg.arg: Field(ast.unparse(arg.annotation) if arg.annotation else "Any", arg.arg in required)
+        for arg in positional + node.args.kwonlyargs
+    }
+
+
+def _split(target: str) -> tuple[Path | None, str]:
+    module, _, name = target.rpartition(".")
+    return _module_file(module), name
+
+
+def _module_file(module: str) -> Path | None:
+    root, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(root) if root else None
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin)
+    if rest:
+        folder = path.parent.joinpath(*rest)
+        options = (folder / "__init__.py", folder.with_suffix(".py"))
+        return next((option for option in options if option.is_file()), None)
+    return path
+
+
+def _opaque(path: Path) -> bool:
+    """Whether a module makes names in ways that its source does not show (`__getattr__`, star imports)."""
+    return path.suffix != ".py" or any(
+        (isinstance(node, ast.FunctionDef) and node.name == "__getattr__")
+        or (isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names))
+        for node in _parse(path).body
+    )
+
+
+@functools.cache
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _find(path: Path | None, name: str) -> _Definition | None:
+    """The class or function of this name in a file, followed through `from … import`."""
+    if path is None or path.suffix != ".py":
+        return None
+    head, _, tail = name.partition(".")
+    for node in _parse(path).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return _Definition(path, node)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == head:
+                    return _find_imported(node, alias.name, tail)
+    return None
+
+
+def _find_imported(node: ast.Import | ast.ImportFrom, imported: str, tail: str) -> _Definition | None:
+    if isinstance(node, ast.Import):
+        return _find(_module_file(imported), tail) if tail else None
+    if tail:  # `from package import module`, then module.name
+        return _find(_module_file(f"{node.module}.{imported}"), tail)
+    return _find(_module_file(node.module or ""), imported)

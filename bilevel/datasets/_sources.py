@@ -1,0 +1,131 @@
+"""Where tables come from. Whatever is wrong with one is said in a sentence, before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["regression", "classification"]
+NpzPath = str  # ends in .npz; the name tells the configuration what to accept
+BUNDLED: dict[str, Kind] = {
+    "breast_cancer": "classification",
+    "diabetes": "regression",
+    "digits": "classification",
+    "iris": "classification",
+    "wine": "classification",
+}
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message names the source, what is wrong, and the fix."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Samples and targets.
+
+    Attributes:
+      name: where they come from.
+      features: float64, shape (samples, features).
+      targets: float64 (regression) or class numbers 0 … k−1 (int64), shape (samples,).
+      classes: number of classes; 0 for regression.
+    """
+
+    name: str
+    features: np.ndarray
+    targets: np.ndarray
+    classes: int = 0
+
+
+def load_table(source: str, kind: Kind) -> Table:
+    """Load one of scikit-learn's bundled sets by name, or a `.npz` file with arrays `X` and `y` by path.
+
+    Raises:
+      DataError: unknown name, missing or unreadable file, wrong arrays, wrong shapes, values that are not finite.
+    """
+    if source.endswith(".npz"):
+        features, targets = _read_npz(Path(source).expanduser())
+    else:
+        known = [name for name, its_kind in BUNDLED.items() if its_kind == kind]
+        if source not in known:
+            raise DataError(f"no {kind} data called {source!r}: use one of {', '.join(known)}, or the path of an .npz file")
+        features, targets = _read_bundled(source)
+    return _checked(source, features, targets, kind)
+
+
+def make_classification(
+    samples: int, features: int, classes: int, informative: float, seed: int
+) -> Table:
+    """Gaussian clusters at the corners of a hypercube in a part of the features, noise in the others (scikit-learn's).
+
+    Args:
+      samples, features, classes: sizes.
+      informative: the share of the features that carry signal.
+      seed: of the generator.
+    """
+    from sklearn.datasets import make_classification as make
+
+    signal = max(int(round(informative * features)), 1)
+    if 2**signal < classes * 2:
+        raise DataError(
+            f"synthetic data: {signal} informative features cannot tell {classes} classes of 2 clusters apart: "
+            "raise features or informative"
+        )
+    x, y = make(
+        n_samples=samples,
+        n_features=features,
+        n_informative=signal,
+        n_redundant=0,
+        n_classes=classes,
+        random_state=seed,
+    )
+    return Table("synthetic", np.asarray(x), np.asarray(y), classes)
+
+
+def _read_bundled(name: str) -> tuple[Any, Any]:
+    from sklearn import datasets
+
+    return getattr(datasets, f"load_{name}")(return_X_y=True)
+
+
+def _read_npz(path: Path) -> tuple[Any, Any]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; the path is relative to the folder that the command is run in")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = [name for name in ("X", "y") if name not in arrays]
+            if missing:
+                raise DataError(f"{path}: needs arrays X (samples × features) and y (samples); it has {arrays.files}")
+            return arrays["X"], arrays["y"]
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: not a readable .npz file of plain arrays ({error})") from error
+
+
+def _checked(name: str, features: Any, targets: Any, kind: Kind) -> Table:
+    features, targets = np.asarray(features), np.asarray(targets)
+    if features.ndim != 2 or targets.ndim != 1 or len(features) != len(targets):
+        raise DataError(
+            f"{name}: X must be samples × features and y one value per sample; got shapes {features.shape}, {targets.shape}"
+        )
+    if not np.issubdtype(features.dtype, np.number):
+        raise DataError(f"{name}: X must hold numbers, got {features.dtype}")
+    features = features.astype(np.float64)
+    if not np.isfinite(features).all():
+        row, column = np.argwhere(~np.isfinite(features))[0]
+        raise DataError(f"{name}: X holds a NaN or an infinity, first at row {row}, column {column}: clean or impute it")
+    if kind == "regression":
+        if not np.issubdtype(targets.dtype, np.number) or not np.isfinite(targets).all():
+            raise DataError(f"{name}: y must hold finite numbers for regression, got {targets.dtype}")
+        return Table(name, features, targets.astype(np.float64))
+    if np.issubdtype(targets.dtype, np.floating) and not np.equal(np.mod(targets, 1), 0).all():
+        raise DataError(f"{name}: y must hold class labels for classification, got fractional numbers")
+    labels, numbers = np.unique(targets, return_inverse=True)
+    if len(labels) < 2:
+        raise DataError(f"{name}: y holds one class only ({labels.tolist()}): two are needed")
+    return Table(name, features, numbers.astype(np.int64), len(labels))

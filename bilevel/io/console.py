@@ -1,0 +1,93 @@
+"""What a person sees of a run: a header, a progress bar, a result."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+@contextlib.contextmanager
+def logging_to(log_file: Path) -> Iterator[None]:
+    """Send the library's log to a file, and its warnings to the console, for the length of a run."""
+    logger = logging.getLogger("bilevel")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    written = logging.FileHandler(log_file, encoding="utf-8")
+    written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    shown = RichHandler(console=console, show_path=False, show_time=False, level=logging.WARNING)
+    for handler in (written, shown):
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in (written, shown):
+            logger.removeHandler(handler)
+        written.close()
+
+
+def say(text: str) -> None:
+    """Print a line, and log it."""
+    console.print(text, markup=False)
+    logging.getLogger("bilevel").info(text)
+
+
+class Bar:
+    """A progress bar with the last row's loss and residuals; nothing where the output is not a terminal."""
+
+    def __init__(self, steps: int):
+        self._progress = Progress(
+            SpinnerColumn(),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[row]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("outer", total=steps, row="compiling")
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, row: Mapping[str, Any]) -> None:
+        """Advance by one step."""
+        text = (
+            f"outer loss {row['outer_loss']:.6g}  gradient {row['grad_norm']:.1e}  "
+            f"residuals {row['inner_residual']:.0e}, {row['adjoint_residual']:.0e}"
+        )
+        self._progress.update(self._task, advance=1, row=text)
+
+
+def show_result(result: Mapping[str, Any], first_loss: float, start: Mapping[str, Any], folder: Path) -> None:
+    """A few lines: the loss, the metrics, the hyperparameters in physical units, where it all lies."""
+    say(
+        f"outer loss {first_loss:.6g} → {result['outer_loss']:.6g} at step {result['best_step']} of {result['steps']} "
+        f"({result['status']}, {result['seconds']:.1f} s)"
+    )
+    say("  ".join(f"{name} {value:.5g}" for name, value in result["metrics"].items()))
+    for name, value in result["hparams"].items():
+        say(f"{name} {brief(value)}  (started at {brief(start[name])})")
+    say(f"run folder: {folder}")
+
+
+def brief(value: Any) -> str:
+    """A number, or the range and size of an array."""
+    array = np.asarray(value, float)
+    if array.size == 1:
+        return f"{array.item():.5g}"
+    low, high = array.min(), array.max()
+    return f"{low:.3g}" if low == high else f"{low:.3g} … {high:.3g} ({array.size} values)"

@@ -1,0 +1,7 @@
+"""Tasks: each yields a problem, its data, start values and metrics. A task never chooses a solver."""
+
+from bilevel.tasks._base import Setup, Task
+from bilevel.tasks.ridge import Ridge
+from bilevel.tasks.svm import SVM
+
+__all__ = ["SVM", "Ridge", "Setup", "Task"]

@@ -1,0 +1,91 @@
+"""Ridge regression with one penalty per coordinate."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel import datasets
+from bilevel.datasets import NpzPath
+from bilevel.problem import Problem
+from bilevel.tasks._base import Setup, Task
+
+
+def inner_loss(params, hparams, data):
+    """½‖Xw − y‖² + ½Σ exp(θᵢ)wᵢ² on the training rows."""
+    features, targets = data["train"]
+    fit = features @ params - targets
+    return (jnp.vdot(fit, fit) + jnp.vdot(jnp.exp(hparams), params**2)) / 2
+
+
+def outer_loss(params, hparams, data):
+    """Mean squared error on the validation rows, in units of the training targets' variance."""
+    features, targets = data["validation"]
+    return jnp.mean((features @ params - targets) ** 2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ridge(Task):
+    """Ridge regression: one penalty per feature, chosen on validation error.
+
+    Features and targets are standardized by the training rows. hparams: θ, log penalties, shape (features,).
+
+    Args:
+      data: `diabetes` (442 × 10, from scikit-learn), or the path of an `.npz` file with arrays X and y.
+      validation: share of the rows (or their number) for validation.
+      test: share of the rows (or their number) for the test.
+      penalty: start of every penalty.
+    """
+
+    data: Literal["diabetes"] | NpzPath = "diabetes"
+    validation: float = 0.2
+    test: float = 0.2
+    penalty: float = 1.0
+
+    def __post_init__(self):
+        if not self.penalty > 0:
+            raise ValueError(f"task.penalty must be positive, got {self.penalty}")
+
+    def setup(self, seed, dtype):
+        """Split, standardize, and state the problem."""
+        table = datasets.load_table(self.data, "regression")
+        split = datasets.standardize(datasets.split_rows(table, self.validation, self.test, seed))
+        mean, deviation = split.train.targets.mean(), split.train.targets.std()
+        if not deviation > 0:
+            raise datasets.DataError(f"{self.data}: y is constant on the training rows: there is nothing to fit")
+
+        def rows(part):
+            return jnp.asarray(part.features, dtype), jnp.asarray((part.targets - mean) / deviation, dtype)
+
+        count = split.train.features.shape[1]
+
+        def metrics(hparams, params):
+            def errors(part):
+                return part.targets - (part.features @ np.asarray(params, np.float64) * deviation + mean)
+
+            test = split.test
+            squares = np.mean(errors(test) ** 2)
+            return {
+                "validation_rmse": float(np.sqrt(np.mean(errors(split.validation) ** 2))),
+                "test_rmse": float(np.sqrt(squares)),
+                "test_r2": float(1 - squares / np.var(test.targets)),
+            }
+
+        return Setup(
+            problem=Problem(inner_loss, outer_loss),
+            hparams=jnp.full(count, np.log(self.penalty), dtype),
+            params=jnp.zeros(count, dtype),
+            data={"train": rows(split.train), "validation": rows(split.validation)},
+            title=f"ridge regression on {self.data}, one penalty per feature",
+            sizes={
+                "training rows": len(split.train.features),
+                "validation rows": len(split.validation.features),
+                "test rows": len(split.test.features),
+                "features": count,
+            },
+            metrics=metrics,
+            physical=lambda hparams: {"penalty": np.exp(np.asarray(hparams, np.float64))},
+        )
