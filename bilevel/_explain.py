@@ -51,7 +51,7 @@ def _from_overrides(arguments: Sequence[str]) -> str | None:
 
 def _wrong_choice(group: str, value: str | None, choices: Sequence[str]) -> str | None:
     for choice in (value or "").strip("[]").split(","):
-        if choice not in (*choices, "null"):
+        if choice not in choices:
             return f"{group}={choice}: there is no such choice{config.close(choice, choices)}"
     return None
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_NUMBERS = {"float", "ScalarOrSchedule", "base.ScalarOrSchedule", "jax.typing.ArrayLike", "ArrayLike"}
+_SCHEDULED = {"ScalarOrSchedule", "base.ScalarOrSchedule"}
+_NUMBERS = {"float", "jax.typing.ArrayLike", "ArrayLike"} | _SCHEDULED
 _PLAIN = {"int", "bool", "str", "None", "NpzPath"} | _NUMBERS
 
 
@@ -55,11 +56,11 @@ class Complaint(NamedTuple):
 def complaint(field: Field, value: Any) -> Complaint | None:
     """What is wrong with a plain value for a field, or None."""
     kinds = _alternatives(ast.parse(field.annotation, mode="eval").body)
-    if kinds is None or isinstance(value, Mapping | list):
+    if kinds is None:
         return None
     literals = [kind[1] for kind in kinds if isinstance(kind, tuple)]
     names = {kind for kind in kinds if isinstance(kind, str)}
-    if value in literals and type(value) in {type(x) for x in literals}:
+    if any(value == x and type(value) is type(x) for x in literals):
         return None
     fits = (
         (value is None and "None" in names)
@@ -67,6 +68,7 @@ def complaint(field: Field, value: Any) -> Complaint | None:
         or (isinstance(value, int) and not isinstance(value, bool) and names & {"int", *_NUMBERS})
         or (isinstance(value, float) and names & _NUMBERS)
         or (isinstance(value, str) and "str" in names)
+        or (isinstance(value, Mapping) and "_target_" in value and bool(names & _SCHEDULED))
         or (isinstance(value, str) and "NpzPath" in names and value.endswith(".npz"))
     )
     if fits:

@@ -37,7 +37,8 @@ _MESSAGES = {
     Status.NEGATIVE_CURVATURE: "the operator is not positive definite: (a) the inner point is not a minimum, or "
     "(b) the matrix is not symmetric; use a solver for general systems",
     Status.NON_FINITE: "a NaN or an infinity appeared: (a) in the data or the start values, or (b) the iteration diverged",
-    Status.BREAKDOWN: "the method broke down (a division by zero in its recurrence): try another linear solver",
+    Status.BREAKDOWN: "the method broke down, by a division by zero or an exactly singular matrix: try another "
+    "linear solver, or check that the problem determines its solution",
 }
 
 

@@ -64,9 +64,11 @@ def check(cfg: DictConfig) -> None:
     known = _schema.fields("bilevel.config.RunConfig")
     assert known is not None
     _check_fields("", top, known, "the top level", alternatives=[*known, *groups()])
-    for name in ("steps", "patience", "time_limit"):
-        if top[name] is not None and top[name] < 1:
-            raise ConfigError(f"{name}: must be at least 1, got {top[name]}")
+    for name, least in (("steps", 1), ("patience", 1), ("gtol", 0), ("seed", 0)):
+        if top[name] is not None and top[name] < least:
+            raise ConfigError(f"{name}: must be at least {least}, got {top[name]}")
+    if top["time_limit"] is not None and not top["time_limit"] > 0:
+        raise ConfigError(f"time_limit: must be positive, in seconds, got {top['time_limit']}")
     for group in groups():
         _check_targets(group, plain.get(group))
 
@@ -102,7 +104,7 @@ def close(word: str, known: Iterable[str], *, hint_only: bool = False) -> str:
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if near:
         return f"; did you mean {' or '.join(near)}?"
-    if hint_only:
+    if hint_only or not known:
         return ""
     return f"; known: {', '.join(known)}" if len(known) <= 20 else ""
 

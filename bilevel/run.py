@@ -149,7 +149,9 @@ def _show_header(cfg: DictConfig, setup: Setup) -> None:
     estimator = f"{choices['hypergrad']} ({choices['linear']})" if "linear" in cfg.hypergrad else choices["hypergrad"]
     say(f"bilevel {__version__} · {setup.title}")
     say("  " + " · ".join(f"{count} {name}" for name, count in setup.sizes.items()))
-    say(f"  inner {choices['inner']} · hypergradient {estimator} · optimizer {choices['optimizer']} · {cfg.steps} steps")
+    say(
+        f"  inner {choices['inner']} · hypergradient {estimator} · optimizer {choices['optimizer']} · {cfg.steps} steps"
+    )
     say(f"  {device.platform} ({device.device_kind}) · {cfg.precision} · jax {jax.__version__} · seed {cfg.seed}")
 
 
@@ -166,7 +168,6 @@ def _result(cfg: DictConfig, setup: Setup, found: Result) -> dict[str, Any]:
         "status": found.status,
         "steps": found.steps,
         "best_step": found.best_step,
-        "failures": found.failures,
         "seconds": found.history[-1]["seconds"],
         "versions": {"python": platform.python_version(), **versions},
         "seed": cfg.seed,
@@ -174,12 +175,15 @@ def _result(cfg: DictConfig, setup: Setup, found: Result) -> dict[str, Any]:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Hydra makes the folder before the configuration can be checked: leave none behind that nothing was written to."""
-    for path in (folder, *folder.parents[:2]):
-        try:
-            path.rmdir()
-        except OSError:
-            return
+    """Hydra makes the folder before the configuration can be checked: leave none behind that nothing was written to.
+
+    Only below `runs`, the default place; a folder that the user named stays.
+    """
+    parts = folder.relative_to(Path.cwd()).parts if folder.is_relative_to(Path.cwd()) else ()
+    if parts[:1] == ("runs",):
+        with contextlib.suppress(OSError):
+            for depth in range(len(parts), 0, -1):
+                Path(*parts[:depth]).rmdir()
 
 
 if __name__ == "__main__":

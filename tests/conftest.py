@@ -10,6 +10,8 @@ os.environ.setdefault("WANDB_MODE", "offline")
 import jax
 import pytest
 
+jax.config.update("jax_disable_most_optimizations", True)  # compile faster; the command-line tests run optimized
+
 
 @pytest.fixture
 def x64():

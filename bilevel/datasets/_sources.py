@@ -52,14 +52,14 @@ def load_table(source: str, kind: Kind) -> Table:
     else:
         known = [name for name, its_kind in BUNDLED.items() if its_kind == kind]
         if source not in known:
-            raise DataError(f"no {kind} data called {source!r}: use one of {', '.join(known)}, or the path of an .npz file")
+            raise DataError(
+                f"no {kind} data called {source!r}: use one of {', '.join(known)}, or the path of an .npz file"
+            )
         features, targets = _read_bundled(source)
     return _checked(source, features, targets, kind)
 
 
-def make_classification(
-    samples: int, features: int, classes: int, informative: float, seed: int
-) -> Table:
+def make_classification(samples: int, features: int, classes: int, informative: float, seed: int) -> Table:
     """Gaussian clusters at the corners of a hypercube in a part of the features, noise in the others (scikit-learn's).
 
     Args:
@@ -96,7 +96,12 @@ def _read_npz(path: Path) -> tuple[Any, Any]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; the path is relative to the folder that the command is run in")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise DataError(
+                    f"{path}: not a readable .npz file of plain arrays, but a single array: save X and y by np.savez"
+                )
             missing = [name for name in ("X", "y") if name not in arrays]
             if missing:
                 raise DataError(f"{path}: needs arrays X (samples × features) and y (samples); it has {arrays.files}")
@@ -113,16 +118,23 @@ def _checked(name: str, features: Any, targets: Any, kind: Kind) -> Table:
         raise DataError(
             f"{name}: X must be samples × features and y one value per sample; got shapes {features.shape}, {targets.shape}"
         )
-    if not np.issubdtype(features.dtype, np.number):
+    if not np.issubdtype(features.dtype, np.number) or np.iscomplexobj(features):
         raise DataError(f"{name}: X must hold numbers, got {features.dtype}")
     features = features.astype(np.float64)
     if not np.isfinite(features).all():
         row, column = np.argwhere(~np.isfinite(features))[0]
-        raise DataError(f"{name}: X holds a NaN or an infinity, first at row {row}, column {column}: clean or impute it")
+        raise DataError(
+            f"{name}: X holds a NaN or an infinity, first at row {row}, column {column}: clean or impute it"
+        )
     if kind == "regression":
-        if not np.issubdtype(targets.dtype, np.number) or not np.isfinite(targets).all():
+        real = np.issubdtype(targets.dtype, np.number) and not np.iscomplexobj(targets)
+        if not real or not np.isfinite(targets).all():
             raise DataError(f"{name}: y must hold finite numbers for regression, got {targets.dtype}")
         return Table(name, features, targets.astype(np.float64))
+    if np.iscomplexobj(targets):
+        raise DataError(f"{name}: y must hold class labels for classification, got complex numbers")
+    if np.issubdtype(targets.dtype, np.floating) and not np.isfinite(targets).all():
+        raise DataError(f"{name}: y holds a NaN or an infinity: every sample needs a class label")
     if np.issubdtype(targets.dtype, np.floating) and not np.equal(np.mod(targets, 1), 0).all():
         raise DataError(f"{name}: y must hold class labels for classification, got fractional numbers")
     labels, numbers = np.unique(targets, return_inverse=True)

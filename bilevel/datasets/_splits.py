@@ -29,7 +29,12 @@ def split_rows(table: Table, validation: float | int, test: float | int, seed: i
       DataError: a part would be empty, or the training rows lack a class.
     """
     total = len(table.features)
-    sizes = [int(round(part * total)) if part < 1 else int(part) for part in (validation, test)]
+    for part in (validation, test):
+        if part >= 1 and part != int(part):
+            raise DataError(
+                f"{table.name}: a part of the split is a share below 1 or a whole number of rows, got {part}"
+            )
+    sizes = [round(part * total) if part < 1 else int(part) for part in (validation, test)]
     if min(sizes) < 1 or sum(sizes) >= total:
         raise DataError(
             f"{table.name}: {total} rows cannot be split into training, {sizes[0]} validation and {sizes[1]} test rows: "
@@ -39,14 +44,18 @@ def split_rows(table: Table, validation: float | int, test: float | int, seed: i
     cuts = np.split(order, [total - sum(sizes), total - sizes[1]])
     parts = [Table(table.name, table.features[rows], table.targets[rows], table.classes) for rows in cuts]
     if table.classes and len(np.unique(parts[0].targets)) < table.classes:
-        raise DataError(f"{table.name}: the training rows lack one of the {table.classes} classes: use another seed or split")
+        raise DataError(
+            f"{table.name}: the training rows lack one of the {table.classes} classes: use another seed or split"
+        )
     return Split(*parts)
 
 
 def standardize(split: Split) -> Split:
     """Features with the training rows' mean 0 and standard deviation 1; a constant column becomes 0."""
-    mean, deviation = split.train.features.mean(0), split.train.features.std(0)
-    deviation = np.where(deviation > 0, deviation, 1.0)
+    train = split.train.features
+    constant = np.ptp(train, axis=0) == 0  # its computed deviation need not be exactly zero
+    mean = np.where(constant, train[0], train.mean(0))
+    deviation = np.where(constant, 1.0, train.std(0))
     return Split(*(part_with(part, (part.features - mean) / deviation) for part in split))
 
 

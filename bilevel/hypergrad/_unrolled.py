@@ -41,7 +41,10 @@ class Unrolled(Estimator):
             state, _ = jax.lax.scan(
                 lambda state, _: (inner.step(problem, state, hparams, data), None), state, length=self.steps
             )
-            return problem.outer_loss(state.params, hparams, data), (state.params, jax.lax.stop_gradient(state.progress))
+            return problem.outer_loss(state.params, hparams, data), (
+                state.params,
+                jax.lax.stop_gradient(state.progress),
+            )
 
         (value, (params, progress)), grad = jax.value_and_grad(run, has_aux=True)(moving)
         assert isinstance(progress, Progress)

@@ -143,7 +143,9 @@ def _read_call(solver: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     return _Call(by_position, by_keyword, extra, defaults)
 
 
-def _as_call(sig: inspect.Signature, chosen: dict[str, Any], extra: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _as_call(
+    sig: inspect.Signature, chosen: dict[str, Any], extra: list[Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional-only parameters, and those before *args, by position; all others by keyword."""
     positional = [p for p in sig.parameters.values() if p.kind in _POSITIONAL][1:]
     by_position = [p.name for p in positional if extra or p.kind is inspect.Parameter.POSITIONAL_ONLY]

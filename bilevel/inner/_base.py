@@ -139,7 +139,9 @@ class InnerSolver(abc.ABC):
         )
 
 
-def curvature_along_gradient(problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> tuple[PyTree, jax.Array]:
+def curvature_along_gradient(
+    problem: Problem, params: PyTree, hparams: PyTree, data: PyTree
+) -> tuple[PyTree, jax.Array]:
     """The inner gradient g and ‖Hg‖/‖g‖, an underestimate of the Lipschitz constant. One gradient, one product."""
     gradient, hvp = jax.linearize(lambda x: jax.grad(problem.inner_loss)(x, hparams, data), params)
     norm = _tree.norm(gradient)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from bilevel import _checks, _tree
+from bilevel import _checks
 from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, Progress, curvature_along_gradient
@@ -105,7 +105,8 @@ class LBFGS(InnerSolver):
         value, gradient = evaluate(x, hparams)  # once more, since the search is not differentiated
         move, change = x - flat, gradient - state.gradient
         product, squared = move @ change, change @ change
-        useful = product > jnp.finfo(flat.dtype).eps * squared * state.scale
+        eps = jnp.finfo(flat.dtype).eps
+        useful = (product > eps * squared * state.scale) & (move @ move > (1e-3 * jnp.sqrt(eps)) ** 2 * (x @ x))
         inverse = jnp.where(useful, 1 / jnp.where(useful, product, 1), 0)
 
         def push(history, new):
@@ -156,14 +157,15 @@ def _two_loop(state: _State) -> jax.Array:
 def _line_search(evaluate, x, value, direction, slope) -> _Trial:
     """Bracket and bisect for the weak Wolfe conditions from a unit step."""
     rounding = 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
+    invisible = -slope <= rounding / 10  # the loss cannot show what is left to gain: trust the quasi-Newton step
 
     def look(step, low, high, count):
         new_value, gradient = evaluate(x + step * direction)
         new_slope = direction @ gradient
         decreased = new_value <= value + _ARMIJO * step * slope
         flat = (new_value <= value + rounding) & (new_slope <= (2 * _ARMIJO - 1) * slope)
-        low_enough = decreased | flat
-        steep = new_slope < _CURVATURE * slope
+        low_enough = decreased | flat | (invisible & (new_value <= value + rounding))
+        steep = (new_slope < _CURVATURE * slope) & ~invisible
         accepted = low_enough & ~steep
         high = jnp.where(low_enough, high, step)
         low = jnp.where(low_enough & steep, step, low)

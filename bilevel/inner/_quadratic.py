@@ -58,6 +58,10 @@ class Quadratic(InnerSolver):
         status = jnp.where(found.status == Status.NEGATIVE_CURVATURE, Status.NEGATIVE_CURVATURE, status)
         status = jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
         progress = Progress(
-            residual, status.astype(jnp.int32), progress.steps + 1, progress.grad_evals + 2, progress.hvps + found.matvecs
+            residual,
+            status.astype(jnp.int32),
+            progress.steps + 1,
+            progress.grad_evals + 2,
+            progress.hvps + found.matvecs,
         )
         return _State(found.value, progress)

@@ -108,6 +108,8 @@ class LinearSolver(abc.ABC):
         rtol = _tree.eps(b) ** (2 / 3) if self.rtol is None else self.rtol
         tolerance = jnp.maximum(rtol * (b_norm if scale is None else scale), self.atol)
         zero = _tree.zeros_like(b)
+        if init is not None:
+            _tree.check_like("init", init, "b", b)
         start = zero if init is None else _tree.where(b_norm == 0, zero, _tree.cast_like(init, b))
         found = self.attempt(operator, b, start, tolerance)
         residual = _tree.norm(_tree.sub(operator.matvec(found.value), b))

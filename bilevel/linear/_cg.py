@@ -20,7 +20,7 @@ from bilevel.linear._base import Attempt, LinearSolver
 
 
 class _State(NamedTuple):
-    x: PyTree
+    correction: PyTree
     residual: PyTree
     direction: PyTree
     rho: jax.Array
@@ -43,9 +43,13 @@ class CG(LinearSolver):
     def attempt(self, operator, b, init, tolerance):
         """Iterate until the recurrence's residual is a little below the tolerance, which leaves room for its drift."""
         limit = 10 * _tree.size(b) if self.max_steps is None else self.max_steps
-        goal = (0.9 * tolerance) ** 2
-        r = _tree.sub(b, operator.matvec(init))
-        start = _State(init, r, r, _tree.vdot(r, r), jnp.int32(Status.MAX_STEPS), jnp.int32(0))
+        first = _tree.sub(b, operator.matvec(init))
+        # In units of the first residual, whatever the scale of b, no square under- or overflows.
+        unit = _tree.norm(first)
+        unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
+        goal = (0.9 * tolerance / unit) ** 2
+        r = _tree.scale(1 / unit, first)
+        start = _State(_tree.zeros_like(r), r, r, _tree.vdot(r, r), jnp.int32(Status.MAX_STEPS), jnp.int32(0))
 
         def unfinished(s: _State):
             return (s.rho > goal) & (s.steps < limit) & (s.reason == Status.MAX_STEPS)
@@ -54,15 +58,14 @@ class CG(LinearSolver):
             product = operator.matvec(s.direction)
             curvature = _tree.vdot(s.direction, product)
             alpha = jnp.where(curvature > 0, s.rho / curvature, 0)
-            x = _tree.add_scaled(s.x, alpha, s.direction)
+            correction = _tree.add_scaled(s.correction, alpha, s.direction)
             r = _tree.add_scaled(s.residual, -alpha, product)
             rho = _tree.vdot(r, r)
             direction = _tree.add_scaled(r, rho / s.rho, s.direction)
-            # A sum of squares that overflowed or met a NaN fails both comparisons: it stops, as non-finite.
             reason = jnp.where(curvature > 0, Status.MAX_STEPS, Status.NEGATIVE_CURVATURE)
             reason = jnp.where(jnp.isfinite(curvature) & jnp.isfinite(rho), reason, Status.NON_FINITE)
-            return _State(x, r, direction, rho, reason.astype(jnp.int32), s.steps + 1)
+            return _State(correction, r, direction, rho, reason.astype(jnp.int32), s.steps + 1)
 
         end = jax.lax.while_loop(unfinished, step, start)
         reason = jnp.where(end.rho <= goal, Status.STAGNATED, end.reason)
-        return Attempt(end.x, reason, end.steps, end.steps + 1)
+        return Attempt(_tree.add_scaled(init, unit, end.correction), reason, end.steps, end.steps + 1)

@@ -36,11 +36,10 @@ class Direct(LinearSolver):
         rows = jax.vmap(lambda v: ravel_pytree(operator.matvec(unravel(v)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
         if operator.structure == "positive_definite":
             factor = jax.scipy.linalg.cho_factor((rows + rows.T) / 2)
-            x, reason = jax.scipy.linalg.cho_solve(factor, flat), Status.NEGATIVE_CURVATURE
-            failed = ~jnp.isfinite(factor[0]).all() & jnp.isfinite(rows).all()
-            # A failed Cholesky is NaN: hand back zeros, so that the reason is told from non-finite input.
-            x = jnp.where(failed, 0, x)
-            reason = jnp.where(failed, Status.NEGATIVE_CURVATURE, Status.STAGNATED)
+            x, failure = jax.scipy.linalg.cho_solve(factor, flat), Status.NEGATIVE_CURVATURE
         else:
-            x, reason = jnp.linalg.solve(rows.T, flat), Status.STAGNATED
-        return Attempt(_tree.cast_like(unravel(x), b), reason, 1, flat.size)
+            x, failure = jnp.linalg.solve(rows.T, flat), Status.BREAKDOWN
+        # A factorization that failed on finite input is told by its reason, not by the NaN that it left.
+        failed = ~jnp.isfinite(x).all() & jnp.isfinite(rows).all() & jnp.isfinite(flat).all()
+        reason = jnp.where(failed, failure, Status.STAGNATED)
+        return Attempt(_tree.cast_like(unravel(jnp.where(failed, 0, x)), b), reason, 1, flat.size)

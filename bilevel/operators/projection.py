@@ -28,12 +28,18 @@ def projection_box(x: Any, hyperparams: tuple[Any, Any]) -> Any:
       x: any pytree.
       hyperparams: (lower, upper), each a scalar or of the structure of x.
     """
-    lower, upper = hyperparams
+    lower, upper = (
+        jax.tree.map(lambda _, bound=bound: bound, x) if _is_scalar(bound) else bound for bound in hyperparams
+    )
+    return jax.tree.map(lambda x, low, high: jnp.clip(x, _as(low, x), _as(high, x)), x, lower, upper)
 
-    def bound(value):
-        return jax.tree.map(lambda _: value, x) if jax.tree.structure(value).num_leaves == 1 and jnp.ndim(value) == 0 else value
 
-    return jax.tree.map(jnp.clip, x, bound(lower), bound(upper))
+def _is_scalar(value: Any) -> bool:
+    return jax.tree_util.treedef_is_leaf(jax.tree.structure(value)) and jnp.ndim(value) == 0
+
+
+def _as(value: Any, x: Any) -> jax.Array:
+    return jnp.asarray(value).astype(jnp.result_type(x))
 
 
 def projection_simplex(x: jax.Array, value: Any = 1.0) -> jax.Array:

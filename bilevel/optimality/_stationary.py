@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 
 from bilevel import _checks
 from bilevel.linear import Operator
-from bilevel.linear._base import Structure
 from bilevel.optimality._base import AdjointSystem, Condition
 
 
@@ -24,7 +24,7 @@ class Stationary(Condition):
         curvature): a saddle point is reported, not differentiated. Use `"symmetric"` to differentiate one.
     """
 
-    structure: Structure = "positive_definite"
+    structure: Literal["symmetric", "positive_definite"] = "positive_definite"
 
     def check(self, problem):
         """Refuse a prox or a projection."""

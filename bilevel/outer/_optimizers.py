@@ -25,11 +25,18 @@ def from_optax(name: str, learning_rate: float | None = 0.1, options: Mapping[st
     make = getattr(optax, name, None) or getattr(contrib, name, None)
     takes = inspect.signature(make).parameters if inspect.isfunction(make) else {}
     if "learning_rate" not in takes:
-        known = [n for n in dir(optax) if inspect.isfunction(f := getattr(optax, n)) and "learning_rate" in inspect.signature(f).parameters]
-        near = difflib.get_close_matches(name, known)
-        raise ValueError(f"optimizer.name={name}: optax has no such optimizer; {'did you mean ' + ' or '.join(near) if near else 'it has ' + ', '.join(known)}?")
+        near = difflib.get_close_matches(name, _names())
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(_names())}"
+        raise ValueError(f"name={name}: optax has no such optimizer; {hint}")
     unknown = [key for key in options or {} if key not in takes]
     if unknown:
-        raise ValueError(f"optimizer.options.{unknown[0]}: optax.{name} takes {', '.join(takes)}")
+        raise ValueError(f"options.{unknown[0]}: optax.{name} takes {', '.join(takes)}")
     rate = {} if learning_rate is None else {"learning_rate": learning_rate}
     return make(**rate, **(options or {}))
+
+
+def _names() -> list[str]:
+    import optax
+
+    functions = {name: value for name, value in vars(optax).items() if inspect.isfunction(value)}
+    return sorted(name for name, value in functions.items() if "learning_rate" in inspect.signature(value).parameters)

@@ -1,0 +1,289 @@
+"""Who may import whom, what importing the package loads, and a few rules that hold for every file."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import bilevel
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT / "bilevel").rglob("*.py"))
+ROOMS = sorted(path.parent.name for path in (ROOT / "bilevel").glob("*/__init__.py"))
+
+GROUND = {"_types", "_tree", "_status", "problem", "_checks"}
+OPERATORS = GROUND | {"operators"}
+LINEAR = OPERATORS | {"linear"}
+MIDDLE = LINEAR | {"optimality", "implicit", "inner"}
+HYPERGRAD = MIDDLE | {"hypergrad"}
+MAY_IMPORT = {
+    **dict.fromkeys(GROUND, GROUND),
+    "operators": GROUND,
+    "linear": OPERATORS,
+    "optimality": LINEAR,
+    "implicit": LINEAR,
+    "inner": LINEAR,
+    "hypergrad": MIDDLE,
+    "outer": HYPERGRAD,
+    "datasets": set(),
+    "tasks": {"problem", "operators", "datasets", "_tree", "_checks"},
+    "io": GROUND,
+    "_schema": set(),
+    "config": {"_schema"},
+    "_explain": {"config"},
+    "run": {"config", "_explain", "outer", "tasks", "io", "__init__"},
+    "__init__": HYPERGRAD | {"outer", "io"},
+}
+HOME = {
+    "hydra": ("run.py", "config.py", "_explain.py"),
+    "omegaconf": ("run.py", "config.py", "_explain.py"),
+    "wandb": ("io/trackers.py",),
+    "jaxopt": (),
+}
+NEVER_AT_MODULE_LEVEL = {"matplotlib", "sklearn"}
+
+
+class Import(NamedTuple):
+    name: str
+    line: int
+    deferred: bool  # inside a function
+    typing_only: bool
+
+
+def imports(source, package):
+    """Every import of a file of `package`, with `from a import b` as a.b."""
+    found = []
+
+    def visit(node, deferred, typing_only):
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, node.lineno, deferred, typing_only) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found.extend(Import(f"{module}.{alias.name}", node.lineno, deferred, typing_only) for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.body:
+                visit(child, deferred, True)
+            for child in node.orelse:
+                visit(child, deferred, typing_only)
+        else:
+            inside = deferred or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            for child in ast.iter_child_nodes(node):
+                visit(child, inside, typing_only)
+
+    visit(ast.parse(source), False, False)
+    return found
+
+
+def room_of(relative):
+    return relative.split("/")[0].removesuffix(".py")
+
+
+def imported_room(name):
+    """The room of a dotted name in the package; None for other packages."""
+    parts = name.split(".")
+    if parts[0] != "bilevel":
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in (*MAY_IMPORT, *ROOMS) else "__init__"
+
+
+def violations(relative, source):
+    """What a file, by its path inside the package, imports against the rules."""
+    room = room_of(relative)
+    package = ".".join(["bilevel", *Path(relative).parent.parts])
+    plugin = "hydra_plugins" in Path(relative).parts
+    found = []
+    for item in imports(source, package):
+        top, other = item.name.split(".")[0], imported_room(item.name)
+        levels_broken = other is not None and other != room and other not in MAY_IMPORT.get(room, set())
+        foreign = top in HOME and relative not in HOME[top] and not (plugin and top in ("hydra", "omegaconf"))
+        eager = top in NEVER_AT_MODULE_LEVEL and not item.deferred and not item.typing_only
+        if (levels_broken and not item.typing_only and not plugin) or foreign or eager:
+            found.append(f"{relative}:{item.line} imports {item.name}")
+    return found
+
+
+def relative(path):
+    return path.relative_to(ROOT / "bilevel").as_posix()
+
+
+def python(*code):
+    done = subprocess.run([sys.executable, "-c", "\n".join(code)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+# Levels
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_imports_follow_the_levels(path):
+    assert violations(relative(path), path.read_text(encoding="utf-8")) == []
+
+
+def test_every_file_has_a_rule():
+    rooms = {room_of(relative(path)) for path in FILES} - {"hydra_plugins"}
+    assert rooms <= set(MAY_IMPORT)
+    assert {"problem", "inner", "outer", "tasks", "io"} <= rooms
+
+
+def test_the_levels_have_no_cycle():
+    for room, below in MAY_IMPORT.items():
+        for other in below - GROUND:
+            assert room not in MAY_IMPORT[other]
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("_tree.py", "from bilevel import linear"),
+        ("problem.py", "import bilevel.optimality"),
+        ("operators/prox.py", "from bilevel.linear import CG"),
+        ("linear/_cg.py", "from bilevel.inner._base import Progress"),
+        ("linear/_cg.py", "from ..inner import Progress"),
+        ("linear/_cg.py", "from .. import inner"),
+        ("linear/_cg.py", "def f():\n    from bilevel import hypergrad"),
+        ("linear/_cg.py", "from bilevel import minimize"),
+        ("inner/_fista.py", "from bilevel import implicit"),
+        ("optimality/_base.py", "from bilevel import inner"),
+        ("hypergrad/_implicit.py", "class A:\n    from bilevel import outer"),
+        ("outer/_loop.py", "from bilevel.io import console"),
+        ("io/console.py", "from bilevel.outer import Result"),
+        ("tasks/svm.py", "from bilevel import inner"),
+        ("tasks/svm.py", "from bilevel.linear import CG"),
+        ("datasets/_splits.py", "from bilevel import _tree"),
+        ("outer/_loop.py", "from bilevel import config"),
+        ("io/console.py", "import omegaconf"),
+        ("tasks/svm.py", "def f():\n    from hydra.utils import instantiate"),
+        ("io/_folder.py", "def f():\n    import wandb"),
+        ("datasets/_sources.py", "from sklearn import datasets"),
+        ("datasets/_sources.py", "try:\n    import sklearn\nexcept ImportError:\n    pass"),
+        ("io/console.py", "import matplotlib.pyplot as plt"),
+        ("linear/_cg.py", "def f():\n    import jaxopt"),
+        ("linear/_cg.py", "if TYPE_CHECKING:\n    import jaxopt"),
+    ],
+)
+def test_a_wrong_import_is_caught(path, source):
+    assert len(violations(path, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("inner/_quadratic.py", "from bilevel import linear"),
+        ("linear/_cg.py", "from bilevel.linear._base import Attempt\nfrom . import _base"),
+        ("problem.py", "if TYPE_CHECKING:\n    from bilevel.optimality import Condition"),
+        ("datasets/_sources.py", "def f():\n    from sklearn import datasets"),
+        ("io/trackers.py", "def f():\n    import wandb"),
+        ("run.py", "import hydra"),
+        ("hydra_plugins/own_sweeper.py", "import hydra\nfrom omegaconf import DictConfig"),
+    ],
+)
+def test_a_right_import_passes(path, source):
+    assert violations(path, source) == []
+
+
+# The lazy package
+
+
+def test_importing_the_package_loads_no_jax():
+    loaded = python("import sys, bilevel", "print(*{name.split('.')[0] for name in sys.modules})")
+    assert "bilevel" in loaded
+    assert not {"jax", "jaxlib", "numpy", "optax", "hydra", "wandb"} & set(loaded)
+
+
+def test_the_engine_loads_no_tools():
+    loaded = python(
+        "import sys, bilevel", "bilevel.custom_root", "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    assert "jax" in loaded
+    assert not {"hydra", "omegaconf", "wandb", "matplotlib", "sklearn"} & set(loaded)
+
+
+def test_the_command_line_loads_no_jax():
+    loaded = python("import sys, bilevel.run", "print(*{name.split('.')[0] for name in sys.modules})")
+    assert "hydra" in loaded
+    assert not {"jax", "jaxlib", "optax", "wandb", "matplotlib", "sklearn"} & set(loaded)
+
+
+def test_every_public_name_resolves():
+    names = python("import bilevel", "print(*[n for n in bilevel.__all__ if getattr(bilevel, n) is not None])")
+    assert names == bilevel.__all__ == sorted(bilevel.__all__)
+    assert set(bilevel.__all__) <= set(dir(bilevel))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        bilevel.no_such_name  # noqa: B018
+
+
+def test_type_checkers_see_what_is_loaded_lazily():
+    """The names under TYPE_CHECKING are those of `__all__`, at the same homes."""
+    seen = [item.name for item in imports((ROOT / "bilevel/__init__.py").read_text(), "bilevel") if item.typing_only]
+    assert sorted(name.rpartition(".")[2] for name in seen) == bilevel.__all__
+    for dotted in seen:
+        module, _, name = dotted.rpartition(".")
+        home = importlib.import_module(module)
+        assert getattr(home, name, None) is getattr(bilevel, name)
+
+
+# Every file
+
+
+def documented(name, public):
+    """Whether something has a docstring, other than the one that `dataclass` makes."""
+    doc = inspect.getdoc(public)
+    return bool(doc) and not doc.startswith(f"{name}(")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_has_a_docstring(room):
+    module = importlib.import_module(f"bilevel.{room}")
+    assert module.__doc__
+    assert module.__all__
+    assert [name for name in module.__all__ if not documented(name, getattr(module, name))] == []
+
+
+def test_a_made_docstring_does_not_count():
+    assert not documented("Made", dataclasses.make_dataclass("Made", ["x"]))
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_no_file_is_longer_than_400_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def mentions(text, folder):
+    """Whether a text holds an absolute path into a folder, and not merely another path that ends alike."""
+    return re.search(rf"((?<![\w./~-])|(?<=file://)){re.escape(str(folder))}/", text) is not None
+
+
+def test_no_tracked_file_holds_a_path_of_this_machine():
+    folder = ROOT.parent if ROOT.parent != Path(ROOT.anchor) else ROOT
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = [name for name in listed.split("\0") if name]
+    assert "pyproject.toml" in names
+    found = []
+    for name in names:
+        try:
+            text = (ROOT / name).read_text(encoding="utf-8")
+        except (UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
+            continue
+        if mentions(text, folder):
+            found.append(name)
+    assert found == []
+
+
+def test_a_path_of_this_machine_would_be_found():
+    assert mentions(f"see '{ROOT.parent}/main'", ROOT.parent)
+    assert mentions(f"file://{ROOT}/x", ROOT)
+    assert not mentions(f"https://example.org{ROOT}/x", ROOT)

@@ -1,0 +1,318 @@
+"""Tables: where they come from, how they are refused, how they are split and scaled."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bilevel.datasets import DataError, Table, load_table, make_classification, part_with, split_rows, standardize
+
+GRAVIER = Path(__file__).parents[1].parent / "shared/data/gravier.npz"
+X = np.arange(12.0).reshape(6, 2)
+Y = np.array([0, 1, 0, 1, 0, 1])
+
+
+def saved(folder, **arrays):
+    path = folder / "table.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def refused(source, problem, kind="classification"):
+    """DataError that names the source and then the problem."""
+    with pytest.raises(DataError, match=f"(?s){re.escape(source)}.*{problem}"):
+        load_table(source, kind)
+
+
+def table(rows=30, classes=0):
+    features = np.random.default_rng(0).normal(size=(rows, 3))
+    targets = np.arange(rows) % classes if classes else np.arange(rows) / 10
+    return Table("made", np.c_[np.arange(rows), features], targets, classes)
+
+
+def rows_of(split):
+    return [part.features[:, 0].astype(int).tolist() for part in split]
+
+
+class TestBundled:
+    @pytest.mark.parametrize(
+        ("name", "shape", "classes"),
+        [
+            ("breast_cancer", (569, 30), 2),
+            ("digits", (1797, 64), 10),
+            ("iris", (150, 4), 3),
+            ("wine", (178, 13), 3),
+        ],
+    )
+    def test_classification(self, name, shape, classes):
+        found = load_table(name, "classification")
+        assert (found.name, found.classes) == (name, classes)
+        assert (found.features.shape, found.features.dtype) == (shape, np.float64)
+        assert (found.targets.shape, found.targets.dtype) == (shape[:1], np.int64)
+        assert np.unique(found.targets).tolist() == list(range(classes))
+
+    def test_regression(self):
+        found = load_table("diabetes", "regression")
+        assert (found.features.shape, found.targets.shape, found.classes) == ((442, 10), (442,), 0)
+        assert found.targets.dtype == np.float64
+
+    @pytest.mark.parametrize("kind", ["regression", "classification"])
+    def test_unknown_name(self, kind):
+        refused("irish", "use one of .*, or the path of an .npz file", kind)
+
+    def test_name_of_the_other_kind(self):
+        refused("iris", "use one of diabetes,", "regression")
+        refused("diabetes", "use one of breast_cancer, digits, iris, wine,", "classification")
+
+
+class TestFile:
+    def test_classification(self, tmp_path):
+        path = saved(tmp_path, X=X.astype("float32"), y=np.array([7, 3, 7, 3, 9, 3]))
+        found = load_table(path, "classification")
+        assert (found.name, found.classes) == (path, 3)
+        assert found.features.dtype == np.float64
+        assert np.array_equal(found.features, X)
+        assert found.targets.tolist() == [1, 0, 1, 0, 2, 0]
+        assert found.targets.dtype == np.int64
+
+    def test_labels_may_be_words_or_whole_floats(self, tmp_path):
+        words = load_table(saved(tmp_path, X=X, y=np.array(["b", "a"] * 3)), "classification")
+        assert words.targets.tolist() == [1, 0] * 3
+        floats = load_table(saved(tmp_path, X=X, y=np.array([-1.0, 1.0] * 3)), "classification")
+        assert floats.targets.tolist() == [0, 1] * 3
+
+    def test_regression(self, tmp_path):
+        found = load_table(saved(tmp_path, X=X, y=Y), "regression")
+        assert found.classes == 0
+        assert found.targets.dtype == np.float64
+        assert np.array_equal(found.targets, Y)
+
+    def test_home_folder(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        saved(tmp_path, X=X, y=Y)
+        assert np.array_equal(load_table("~/table.npz", "classification").features, X)
+
+    def test_real_table(self):
+        if not GRAVIER.is_file():
+            pytest.skip(f"{GRAVIER} is not there")
+        found = load_table(str(GRAVIER), "classification")
+        assert found.features.shape == (168, 2905)
+        assert found.targets.shape == (168,)
+        assert found.classes == 2
+
+
+class TestRefusedFile:
+    def test_missing(self, tmp_path):
+        refused(str(tmp_path / "none.npz"), "no such file")
+
+    def test_folder(self, tmp_path):
+        (tmp_path / "folder.npz").mkdir()
+        refused(str(tmp_path / "folder.npz"), "no such file")
+
+    @pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 cut short"])
+    def test_no_archive(self, tmp_path, content):
+        path = tmp_path / "broken.npz"
+        path.write_bytes(content)
+        refused(str(path), "not a readable .npz file")
+
+    def test_truncated(self, tmp_path):
+        path = Path(saved(tmp_path, X=X, y=Y))
+        path.write_bytes(path.read_bytes()[:-100])
+        refused(str(path), "not a readable .npz file")
+
+    def test_flipped_bytes(self, tmp_path):
+        path = Path(saved(tmp_path, X=X, y=Y))
+        content = bytearray(path.read_bytes())
+        where = content.index(X.tobytes()[8:40])
+        content[where] ^= 255
+        path.write_bytes(content)
+        refused(str(path), "not a readable .npz file")
+
+    def test_single_array(self, tmp_path):
+        path = tmp_path / "single.npz"
+        with path.open("wb") as file:
+            np.save(file, X)
+        refused(str(path), r"(not a readable .npz file|needs arrays X)")
+
+    @pytest.mark.parametrize("pickled", ["X", "y"])
+    def test_pickled_objects(self, tmp_path, pickled):
+        arrays = {"X": X, "y": Y}
+        path = saved(tmp_path, **arrays | {pickled: arrays[pickled].astype(object)})
+        refused(path, "not a readable .npz file of plain arrays")
+
+    @pytest.mark.parametrize(
+        ("arrays", "names"),
+        [({"X": X}, "'X'"), ({"y": Y}, "'y'"), ({"a": X, "b": Y}, "'a', 'b'")],
+        ids=["X", "y", "neither"],
+    )
+    def test_missing_arrays(self, tmp_path, arrays, names):
+        path = saved(tmp_path, **arrays)
+        refused(path, rf"needs arrays X .* and y .*; it has .*{names}")
+
+
+class TestRefusedArrays:
+    @pytest.mark.parametrize(
+        ("x", "y", "shapes"),
+        [
+            (X[:, 0], Y, r"\(6,\), \(6,\)"),
+            (X[..., None], Y, r"\(6, 2, 1\), \(6,\)"),
+            (X, Y[:, None], r"\(6, 2\), \(6, 1\)"),
+            (X, Y[:-1], r"\(6, 2\), \(5,\)"),
+            (X, np.array(1.0), r"\(6, 2\), \(\)"),
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["regression", "classification"])
+    def test_shapes(self, tmp_path, x, y, shapes, kind):
+        refused(saved(tmp_path, X=x, y=y), rf"X must be samples × features .* got shapes {shapes}", kind)
+
+    @pytest.mark.parametrize("kind", ["regression", "classification"])
+    def test_words_as_features(self, tmp_path, kind):
+        refused(saved(tmp_path, X=X.astype(str), y=Y), "X must hold numbers, got <U", kind)
+
+    @pytest.mark.parametrize("kind", ["regression", "classification"])
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_features_not_finite(self, tmp_path, bad, kind):
+        x = X.copy()
+        x[4, 1] = x[5, 0] = bad
+        refused(saved(tmp_path, X=x, y=Y), "X holds a NaN or an infinity, first at row 4, column 1", kind)
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_regression_targets_not_finite(self, tmp_path, bad):
+        refused(saved(tmp_path, X=X, y=np.r_[Y[:-1], bad]), "y must hold finite numbers for regression", "regression")
+
+    def test_words_as_regression_targets(self, tmp_path):
+        path = saved(tmp_path, X=X, y=Y.astype(str))
+        refused(path, "y must hold finite numbers for regression, got <U", "regression")
+
+    def test_fractional_labels(self, tmp_path):
+        refused(saved(tmp_path, X=X, y=Y + 0.5), "y must hold class labels for classification, got fractional numbers")
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_labels_not_finite(self, tmp_path, bad):
+        refused(saved(tmp_path, X=X, y=np.r_[Y[:-1], bad]), "y (must hold class labels|holds a NaN)")
+
+    def test_one_class(self, tmp_path):
+        refused(saved(tmp_path, X=X, y=np.full(6, 3)), r"y holds one class only \(\[3\]\)")
+
+    def test_complex_features(self, tmp_path):
+        refused(saved(tmp_path, X=X + 1j, y=Y), "X must hold", "regression")
+
+    def test_complex_targets(self, tmp_path):
+        refused(saved(tmp_path, X=X, y=Y + 1j), "y must hold", "regression")
+
+
+class TestMade:
+    def test_shapes(self):
+        found = make_classification(60, 8, 3, 0.5, 0)
+        assert found.features.shape == (60, 8)
+        assert found.targets.shape == (60,)
+        assert np.unique(found.targets).tolist() == [0, 1, 2]
+        assert (found.name, found.classes) == ("synthetic", 3)
+
+    def test_seed(self):
+        one, same, other = (make_classification(40, 5, 2, 0.6, seed) for seed in (0, 0, 1))
+        assert np.array_equal(one.features, same.features)
+        assert np.array_equal(one.targets, same.targets)
+        assert not np.array_equal(one.features, other.features)
+
+    def test_signal_is_in_the_informative_share(self):
+        found = make_classification(4000, 10, 2, 0.3, 0)
+        means = np.stack([found.features[found.targets == c].mean(0) for c in (0, 1)])
+        scatter = np.stack([found.features[found.targets == c].std(0) for c in (0, 1)])
+        told_apart = (np.abs(means[0] - means[1]) > 0.15) | (np.abs(scatter[0] - scatter[1]) > 0.1)
+        assert 1 <= told_apart.sum() <= 3
+
+    def test_too_few_informative_features(self):
+        with pytest.raises(DataError, match="synthetic data: 2 informative features cannot tell 5 classes"):
+            make_classification(60, 4, 5, 0.5, 0)
+
+
+class TestSplit:
+    @pytest.mark.parametrize(
+        ("validation", "test", "sizes"),
+        [(5, 7, [18, 5, 7]), (0.2, 0.3, [15, 6, 9]), (0.1, 4, [23, 3, 4]), (1, 1, [28, 1, 1]), (14, 15, [1, 14, 15])],
+    )
+    def test_sizes(self, validation, test, sizes):
+        split = split_rows(table(), validation, test, seed=0)
+        assert [len(part.features) for part in split] == sizes
+        assert [len(part.targets) for part in split] == sizes
+
+    def test_parts_are_disjoint_and_cover_all_rows(self):
+        parts = rows_of(split_rows(table(), 0.25, 0.25, seed=3))
+        assert sorted(row for part in parts for row in part) == list(range(30))
+
+    def test_rows_stay_whole(self):
+        whole = table(classes=3)
+        for part, rows in zip(split := split_rows(whole, 6, 6, seed=1), rows_of(split), strict=True):
+            assert np.array_equal(part.features, whole.features[rows])
+            assert np.array_equal(part.targets, whole.targets[rows])
+            assert (part.name, part.classes) == ("made", 3)
+
+    def test_seed(self):
+        assert rows_of(split_rows(table(), 5, 5, 0)) == rows_of(split_rows(table(), 5, 5, 0))
+        assert rows_of(split_rows(table(), 5, 5, 0)) != rows_of(split_rows(table(), 5, 5, 1))
+
+    def test_rows_are_shuffled(self):
+        assert rows_of(split_rows(table(), 5, 5, 0))[0] != list(range(20))
+
+    def test_table_is_left_alone(self):
+        whole = table()
+        before = whole.features.copy()
+        standardize(split_rows(whole, 5, 5, 0))
+        assert np.array_equal(whole.features, before)
+
+    @pytest.mark.parametrize("sizes", [(0, 5), (5, 0), (0.01, 5), (15, 15), (0.5, 0.5), (40, 5), (-5, 5), (-0.2, 0.2)])
+    def test_empty_part(self, sizes):
+        with pytest.raises(DataError, match=r"made: 30 rows cannot be split .* every part needs at least one"):
+            split_rows(table(), *sizes, seed=0)
+
+    def test_training_rows_lack_a_class(self):
+        rare = Table("rare", np.zeros((20, 1)), np.r_[np.zeros(19, int), 1], 2)
+        outcomes = set()
+        for seed in range(10):
+            try:
+                outcomes.add(len(np.unique(split_rows(rare, 7, 7, seed).train.targets)))
+            except DataError as error:
+                assert str(error).startswith("rare: the training rows lack one of the 2 classes")  # noqa: PT017
+                outcomes.add("refused")
+        assert outcomes == {2, "refused"}
+
+
+class TestStandardize:
+    def test_training_rows(self):
+        scaled = standardize(split_rows(table(), 8, 8, 0))
+        np.testing.assert_allclose(scaled.train.features.mean(0), 0, atol=1e-14)
+        np.testing.assert_allclose(scaled.train.features.std(0), 1, rtol=1e-13)
+
+    def test_other_rows_by_the_training_statistics(self):
+        split = split_rows(table(), 8, 8, 0)
+        mean, deviation = split.train.features.mean(0), split.train.features.std(0)
+        scaled = standardize(split)
+        for part, before in zip(scaled[1:], split[1:], strict=True):
+            np.testing.assert_allclose(part.features, (before.features - mean) / deviation, rtol=1e-12, atol=1e-14)
+            assert np.array_equal(part.targets, before.targets)
+
+    def test_other_rows_do_not_count(self):
+        split = split_rows(table(), 8, 8, 0)
+        wild = split._replace(
+            validation=part_with(split.validation, 1e6 + split.validation.features),
+            test=part_with(split.test, -1e6 * split.test.features),
+        )
+        assert np.array_equal(standardize(wild).train.features, standardize(split).train.features)
+
+    @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 0.3, -1e-7, 12345.678])
+    def test_constant_column_becomes_zero(self, value):
+        features = np.c_[np.full(30, value), np.arange(30)]
+        scaled = standardize(split_rows(Table("constant", features, np.arange(30)), 5, 5, 0))
+        for part in scaled:
+            np.testing.assert_allclose(part.features[:, 0], 0, atol=1e-9)
+            assert np.ptp(part.features[:, 1]) > 0
+
+    def test_small_spread_is_no_constant(self):
+        rows = np.random.default_rng(0).permutation(30)
+        features = (5 + 1e-6 * rows)[:, None]
+        scaled = standardize(split_rows(Table("narrow", features, np.arange(30)), 5, 5, 0))
+        np.testing.assert_allclose(scaled.train.features.std(0), 1, rtol=1e-6)

@@ -1,0 +1,194 @@
+"""Hypergradients: closed form, differences of the whole solve, and unrolling agree; the error estimate is right."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+
+import bilevel as bl
+from bilevel.hypergrad import Implicit, Unrolled
+
+PRECISE = bl.inner.FISTA(rtol=1e-15, atol=0.0, max_steps=100_000)
+
+
+def estimate(problem, hparams, estimator=None, inner=PRECISE, dtype="float64", adjoint=None):
+    params = problems.start(dtype)
+    adjoint = jnp.zeros_like(params) if adjoint is None else adjoint
+    estimator = estimator or Implicit()
+
+    @jax.jit
+    def run(params, adjoint, hparams, data):
+        return estimator.estimate(problem, inner, params, adjoint, hparams, data)
+
+    return run(params, adjoint, hparams, problems.data(dtype))
+
+
+def outer_value(problem):
+    """hparams -> outer loss at the inner solution, compiled once."""
+
+    @jax.jit
+    def value(hparams):
+        data = problems.data()
+        return problem.outer_loss(PRECISE.solve(problem, problems.start(), hparams, data).params, hparams, data)
+
+    return value
+
+
+def differences(problem, hparams, step=1e-4):
+    flat, value = np.atleast_1d(np.asarray(hparams)), outer_value(problem)
+
+    def slope(h, i):
+        shift = np.zeros_like(flat)
+        shift[i] = h
+        ends = [value(jnp.asarray((flat + s * shift).reshape(np.shape(hparams)))) for s in (1, -1)]
+        return float(ends[0] - ends[1]) / (2 * h)
+
+    found = [(4 * slope(step, i) - slope(2 * step, i)) / 3 for i in range(flat.size)]
+    return np.asarray(found).reshape(np.shape(hparams))
+
+
+@pytest.mark.parametrize(
+    "linear",
+    [bl.linear.Auto(), bl.linear.Direct(), bl.linear.CG(rtol=1e-13), bl.linear.GMRES(rtol=1e-13)],
+    ids=lambda s: type(s).__name__,
+)
+def test_ridge_matches_the_closed_form(x64, linear):
+    theta = problems.hparams("ridge")
+    found = estimate(problems.ridge, theta, Implicit(linear=linear), inner=bl.inner.Quadratic())
+
+    def closed(theta):
+        return problems.validation_loss(problems.ridge_solution(theta), theta, problems.data())
+
+    np.testing.assert_allclose(found.grad, jax.grad(closed)(theta), rtol=1e-9)
+    assert int(found.status) == bl.Status.CONVERGED
+
+
+def test_ridge_in_single_precision():
+    theta = problems.hparams("ridge", "float32")
+    found = estimate(problems.ridge, theta, inner=bl.inner.Quadratic(), dtype="float32")
+    with jax.enable_x64(True):
+        exact = np.asarray(estimate(problems.ridge, problems.hparams("ridge"), inner=bl.inner.Quadratic()).grad)
+    assert found.grad.dtype == jnp.float32
+    assert np.linalg.norm(np.asarray(found.grad) - exact) <= 1e-4 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("name", problems.ALL)
+def test_implicit_matches_differences_and_unrolling(x64, name):
+    problem, theta = problems.ALL[name], problems.hparams(name)
+    implicit = estimate(problem, theta)
+    assert int(implicit.status) == bl.Status.CONVERGED
+    unrolled = estimate(problem, theta, Unrolled(steps=3000))
+    scale = np.linalg.norm(implicit.grad)
+    assert np.linalg.norm(implicit.grad - unrolled.grad) <= 1e-8 * scale
+    assert np.linalg.norm(implicit.grad - differences(problem, theta)) <= 1e-6 * scale
+
+
+def test_the_solutions_have_the_shapes_the_tests_are_about(x64):
+    """Some coordinates are free and some are not, so that the active systems are neither empty nor full."""
+    for name in ("lasso", "non_negative", "simplex"):
+        x = estimate(problems.ALL[name], problems.hparams(name)).params
+        assert 0 < np.sum(np.asarray(x) == 0) < x.size - 1, name
+
+
+@pytest.mark.parametrize("name", ["lasso", "non_negative", "simplex"])
+def test_the_active_system_gives_the_gradient_of_the_full_one(x64, name):
+    problem, theta = problems.ALL[name], problems.hparams(name)
+    full = dataclasses.replace(problem, polyhedral=False, separable=False)
+    active, general = estimate(problem, theta), estimate(full, theta)
+    np.testing.assert_allclose(active.grad, general.grad, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(active.adjoint, general.adjoint, rtol=1e-8, atol=1e-10)
+    cg = estimate(problem, theta, Implicit(linear=bl.linear.CG(rtol=1e-13)))
+    np.testing.assert_allclose(cg.grad, general.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_a_users_condition_gives_the_same(x64):
+    theta = problems.hparams("ridge")
+    custom = dataclasses.replace(problems.ridge, optimality=jax.grad(problems.ridge_loss))
+    np.testing.assert_allclose(estimate(custom, theta).grad, estimate(problems.ridge, theta).grad, rtol=1e-9)
+
+
+def test_hparams_in_the_outer_loss_and_in_the_projection(x64):
+    """∂₂outer counts, and so does a constraint set that moves with θ: here x* = clip(target, θ)."""
+    problem = bl.Problem(
+        inner_loss=lambda x, h, d: jnp.sum((x - d) ** 2),
+        outer_loss=lambda x, h, d: jnp.sum(x**3) + h["low"] ** 2,
+        projection=lambda x, h, d: jnp.clip(x, h["low"], h["high"]),
+        polyhedral=True,
+    )
+    target = jnp.array([-3.0, 0.2, 0.5, 4.0])
+    hparams = {"low": jnp.array(-1.0), "high": jnp.array(2.0), "unused": jnp.array(3)}
+    inner = bl.inner.FISTA(rtol=1e-14)
+    found = Implicit().estimate(problem, inner, jnp.zeros(4), jnp.zeros(4), hparams, target)
+    np.testing.assert_allclose(found.grad["low"], 3 * (-1.0) ** 2 + 2 * -1.0, rtol=1e-10)
+    np.testing.assert_allclose(found.grad["high"], 3 * 2.0**2, rtol=1e-10)
+    assert found.grad["unused"] is None
+
+
+def test_the_error_estimate_is_right_to_first_order(x64):
+    for name in ("ridge", "lasso", "simplex"):
+        problem, theta = problems.ALL[name], problems.hparams(name)
+        rough = estimate(problem, theta, inner=bl.inner.FISTA(rtol=1e-5))
+        truth = float(rough.outer_loss) - float(estimate(problem, theta).outer_loss)
+        assert abs(truth) > 1e-9, name
+        np.testing.assert_allclose(float(rough.outer_error), truth, rtol=0.05)
+
+
+def test_an_adjoint_that_fails_is_told(x64):
+    found = estimate(problems.ridge, problems.hparams("ridge"), Implicit(linear=bl.linear.CG(max_steps=1, rtol=1e-12)))
+    assert int(found.adjoint_status) == bl.Status.MAX_STEPS
+    assert int(found.status) == bl.Status.MAX_STEPS
+    assert float(found.adjoint_residual) > 1e-3
+
+
+def test_a_saddle_point_is_told(x64):
+    problem = bl.Problem(
+        inner_loss=lambda x, h, d: h * x[0] ** 2 - x[1] ** 2, outer_loss=lambda x, h, d: jnp.sum(x + d)
+    )
+    stay = bl.inner.FISTA(step_size=1e-3, max_steps=1, rtol=1.0)
+    found = Implicit(linear=bl.linear.CG()).estimate(
+        problem, stay, jnp.zeros(2), jnp.zeros(2), jnp.array(1.0), jnp.ones(2)
+    )
+    assert int(found.adjoint_status) == bl.Status.NEGATIVE_CURVATURE
+
+
+def test_a_warm_adjoint_takes_fewer_steps(x64):
+    theta, cg = problems.hparams("ridge"), Implicit(linear=bl.linear.CG(rtol=1e-10))
+    cold = estimate(problems.ridge, theta, cg, inner=bl.inner.Quadratic())
+    warm = estimate(problems.ridge, theta + 1e-7, cg, inner=bl.inner.Quadratic(), adjoint=cold.adjoint)
+    assert int(warm.hvps) < int(cold.hvps)
+    np.testing.assert_allclose(warm.grad, cold.grad, rtol=1e-5)
+
+
+def test_unrolled_is_the_derivative_of_the_steps(x64):
+    """Ten plain gradient steps from a fixed start, against differences of those very steps."""
+    inner = bl.inner.FISTA(step_size=0.01, acceleration=False)
+    theta = problems.hparams("ridge")
+
+    def loss(theta):
+        x = problems.start()
+        for _ in range(10):
+            x = x - 0.01 * jax.grad(problems.ridge_loss)(x, theta, problems.data())
+        return problems.validation_loss(x, theta, problems.data())
+
+    found = estimate(problems.ridge, theta, Unrolled(steps=10), inner=inner)
+    np.testing.assert_allclose(found.grad, jax.grad(loss)(theta), rtol=1e-10)
+    assert int(found.inner.status) == bl.Status.MAX_STEPS
+    assert np.isnan(found.adjoint_residual)
+
+
+@pytest.mark.parametrize("inner", [bl.inner.LBFGS(), bl.inner.Quadratic()], ids=lambda s: type(s).__name__)
+def test_every_solver_can_be_unrolled(x64, inner):
+    theta = problems.hparams("ridge")
+    steps = 1 if isinstance(inner, bl.inner.Quadratic) else 60
+    found = estimate(problems.ridge, theta, Unrolled(steps=steps), inner=inner)
+    np.testing.assert_allclose(found.grad, estimate(problems.ridge, theta).grad, rtol=1e-6)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match=r"hypergrad\.Unrolled: steps must be positive, got 0"):
+        Unrolled(steps=0)

@@ -1,0 +1,546 @@
+"""Linear solvers: one conformance suite for every solver that `bilevel.linear` exports."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from bilevel import Status, linear
+from bilevel.linear import CG, GMRES, Auto, Direct, LinearSolver, Operator, Wrapped, as_solver, differentiable_solve
+
+N = 12
+STRUCTURES = ["general", "symmetric", "positive_definite"]
+
+
+def dense(matvec, b):
+    flat, unravel = ravel_pytree(b)
+    columns = jax.vmap(lambda v: ravel_pytree(matvec(unravel(v)))[0], out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype))
+    return unravel(jnp.linalg.solve(columns, flat))
+
+
+def least_squares(matvec, b):
+    columns = jax.vmap(matvec, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
+    return jnp.linalg.pinv(columns) @ b
+
+
+SOLVERS = [Direct(), CG(), GMRES(), Auto(), Wrapped(function=dense, rtol=None)]
+MORE = [CG(rtol=1e-3), GMRES(rtol=1e-4, restart=2), Wrapped(function=least_squares)]
+
+
+def title(value):
+    if not isinstance(value, LinearSolver):
+        return str(value)
+    changed = {k: v for k, v in vars(value).items() if v != getattr(type(value), k, None) and k != "function"}
+    return "-".join([type(value).__name__, *(f"{k}={v}" for k, v in changed.items())])
+
+
+def looks_at_structure(solver):
+    return isinstance(solver, Direct | Auto)
+
+
+def settings(solvers):
+    return [(s, structure) for s in solvers for structure in (STRUCTURES if looks_at_structure(s) else ["general"])]
+
+
+each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=title)
+each_general_solver = pytest.mark.parametrize("solver", [s for s in SOLVERS if not isinstance(s, CG)], ids=title)
+
+
+def orthogonal():
+    return np.linalg.qr(np.random.default_rng(0).normal(size=(N, N)))[0]
+
+
+def with_spectrum(values):
+    q = orthogonal()
+    a = q @ np.diag(values) @ q.T
+    return (a + a.T) / 2
+
+
+def path_laplacian():
+    a = 2 * np.eye(N) - np.eye(N, k=1) - np.eye(N, k=-1)
+    a[0, 0] = a[-1, -1] = 1
+    return a
+
+
+noise = np.random.default_rng(1)
+RHS = noise.normal(size=N)
+SPD = with_spectrum(np.linspace(1, 10, N))
+INDEFINITE = with_spectrum(np.r_[-np.linspace(1, 3, N // 2), np.linspace(1, 5, N - N // 2)])
+NONSYMMETRIC = 6 * np.eye(N) + noise.normal(size=(N, N))
+SINGULAR = path_laplacian()
+BADLY_SCALED = np.diag(np.logspace(-3, 0, N)) @ with_spectrum(np.linspace(1, 2, N)) @ np.diag(np.logspace(-3, 0, N))
+PROBLEMS = {
+    "spd": (SPD, RHS),
+    "indefinite": (INDEFINITE, RHS),
+    "nonsymmetric": (NONSYMMETRIC, RHS),
+    "singular consistent": (SINGULAR, SINGULAR @ np.arange(1.0, N + 1) ** 2),
+    "singular inconsistent": (SINGULAR, np.ones(N) + RHS - RHS.mean()),
+    "badly scaled": (BADLY_SCALED, RHS),
+}
+
+
+def solve(solver, structure, a, b, init=None, scale=None):
+    init = jnp.zeros_like(b) if init is None else init
+    return solve_jitted(solver, structure if looks_at_structure(solver) else "general", a, b, init, scale)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def solve_jitted(solver, structure, a, b, init, scale):
+    return solver.solve(Operator(lambda v: a @ v, structure), b, init, scale)
+
+
+def solve_lanes(solver, structure, a, b):
+    return solve_lanes_jitted(solver, structure if looks_at_structure(solver) else "general", a, b)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def solve_lanes_jitted(solver, structure, a, b):
+    return jax.vmap(lambda a, b: solver.solve(Operator(lambda v: a @ v, structure), b))(a, b)
+
+
+def status_of(solution):
+    return Status(int(solution.status))
+
+
+def relative_error(x, expected):
+    return np.linalg.norm(np.asarray(x) - expected) / np.linalg.norm(expected)
+
+
+def allowed(solver, b):
+    rtol = np.finfo(b.dtype).eps ** (2 / 3) if solver.rtol is None else solver.rtol
+    return rtol * np.linalg.norm(b)
+
+
+def test_every_exported_solver_is_in_the_suite():
+    exported = {
+        value
+        for name in linear.__all__
+        if inspect.isclass(value := getattr(linear, name)) and issubclass(value, LinearSolver)
+    }
+    assert exported - {LinearSolver} == {type(solver) for solver in SOLVERS}
+
+
+@pytest.mark.usefixtures("x64")
+class TestAnswer:
+    @each_solver
+    def test_positive_definite(self, solver):
+        found = solve(solver, "positive_definite", SPD, RHS)
+        assert status_of(found) == Status.CONVERGED
+        assert relative_error(found.value, np.linalg.solve(SPD, RHS)) < 1e-8
+
+    @each_general_solver
+    @pytest.mark.parametrize(("matrix", "structure"), [("indefinite", "symmetric"), ("nonsymmetric", "general")])
+    def test_other_matrices(self, solver, matrix, structure):
+        a, b = PROBLEMS[matrix]
+        found = solve(solver, structure, a, b)
+        assert status_of(found) == Status.CONVERGED
+        assert relative_error(found.value, np.linalg.solve(a, b)) < 1e-8
+
+    @pytest.mark.parametrize(("solver", "structure"), settings(SOLVERS + MORE), ids=title)
+    @pytest.mark.parametrize("problem", PROBLEMS)
+    def test_converged_is_never_a_lie(self, solver, structure, problem):
+        a, b = PROBLEMS[problem]
+        found = solve(solver, structure, a, b)
+        x = np.asarray(found.value)
+        residual = np.linalg.norm(a @ x - b)
+        rounding = 1e-14 * np.linalg.norm(a) * np.linalg.norm(x)
+        converged = status_of(found) == Status.CONVERGED
+        assert bool(found.converged) == converged
+        assert not converged or residual <= allowed(solver, b) + rounding
+        if problem == "singular inconsistent":
+            assert not converged
+
+    def test_cg_names_negative_curvature(self):
+        assert status_of(solve(CG(), "symmetric", INDEFINITE, RHS)) == Status.NEGATIVE_CURVATURE
+        assert status_of(solve(CG(), "positive_definite", -SPD, RHS)) == Status.NEGATIVE_CURVATURE
+
+    @pytest.mark.parametrize("solver", [Direct(), Auto()], ids=title)
+    def test_failed_cholesky_names_negative_curvature(self, solver):
+        found = solve(solver, "positive_definite", INDEFINITE, RHS)
+        assert status_of(found) == Status.NEGATIVE_CURVATURE
+        assert np.isfinite(found.value).all()
+
+    def test_cg_solves_a_rank_deficient_consistent_system(self):
+        a, b = PROBLEMS["singular consistent"]
+        found = solve(CG(), "positive_definite", a, b)
+        assert status_of(found) == Status.CONVERGED
+        assert np.linalg.norm(a @ np.asarray(found.value) - b) <= allowed(CG(), b)
+
+    def test_wrong_answer_of_a_function_is_found_out(self):
+        found = solve(Wrapped(function=lambda matvec, b: b / 2), "general", NONSYMMETRIC, RHS)
+        assert status_of(found) == Status.STAGNATED
+
+    @pytest.mark.parametrize(
+        ("solver", "problem"),
+        [
+            (CG(rtol=1e-3), "spd"),
+            (CG(max_steps=1), "spd"),
+            (GMRES(rtol=1e-4, restart=2), "nonsymmetric"),
+            (Direct(), "nonsymmetric"),
+            (Auto(), "nonsymmetric"),
+            (Wrapped(function=lambda matvec, b: b / 2), "spd"),
+        ],
+        ids=title,
+    )
+    def test_reported_residual_is_the_true_one(self, solver, problem):
+        matrix, b = PROBLEMS[problem]
+        found = solve(solver, "positive_definite", matrix, b)
+        residual = np.linalg.norm(matrix @ np.asarray(found.value) - b)
+        assert residual > 1e-8
+        np.testing.assert_allclose(found.residual, residual, rtol=1e-6)
+
+    @pytest.mark.parametrize("solver", [Direct(), CG(), GMRES()], ids=title)
+    def test_zero_tolerance_gives_the_best_answer_at_hand(self, solver):
+        exacting = type(solver)(**{**vars(solver), "rtol": 0.0})
+        found = solve(exacting, "positive_definite", SPD, RHS)
+        assert relative_error(found.value, np.linalg.solve(SPD, RHS)) < 1e-8
+
+    @pytest.mark.parametrize("solver", [CG(), GMRES()], ids=title)
+    def test_size_of_the_matrix_does_not_change_the_cost(self, solver):
+        usual = solve(solver, "positive_definite", SPD, RHS)
+        for factor in (1e-8, 1e8):
+            found = solve(solver, "positive_definite", factor * SPD, RHS)
+            assert status_of(found) == Status.CONVERGED
+            assert int(found.matvecs) <= 2 * int(usual.matvecs)
+
+    @pytest.mark.parametrize("solver", [CG(), GMRES(restart=2)], ids=title)
+    def test_products_are_counted(self, solver):
+        calls = []
+
+        def matvec(v):
+            jax.debug.callback(lambda: calls.append(1))
+            return SPD @ v
+
+        found = jax.jit(lambda b: solver.solve(Operator(matvec, "positive_definite"), b))(RHS)
+        jax.effects_barrier()
+        assert len(calls) == int(found.matvecs)
+
+
+@pytest.mark.usefixtures("x64")
+class TestStart:
+    @pytest.mark.parametrize(("solver", "structure"), settings(SOLVERS), ids=title)
+    def test_zero_right_hand_side(self, solver, structure):
+        for init in (None, jnp.ones(N)):
+            found = solve(solver, structure, SPD, jnp.zeros(N), init)
+            assert status_of(found) == Status.CONVERGED
+            assert np.array_equal(found.value, np.zeros(N))
+            assert float(found.residual) == 0
+
+    def test_exact_start_takes_no_steps(self):
+        b = SPD @ np.ones(N)
+        found = solve(CG(), "positive_definite", SPD, b, np.ones(N))
+        assert int(found.steps) == 0
+        assert status_of(found) == Status.CONVERGED
+        assert np.array_equal(found.value, np.ones(N))
+
+    @pytest.mark.parametrize("solver", [CG(), GMRES(rtol=1e-4, restart=2)], ids=title)
+    def test_warm_start_saves_steps(self, solver):
+        x = np.linalg.solve(SPD, RHS)
+        cold = solve(solver, "positive_definite", SPD, RHS, np.zeros(N))
+        warm = solve(solver, "positive_definite", SPD, RHS, x + 1e-8 * np.ones(N))
+        assert status_of(cold) == status_of(warm) == Status.CONVERGED
+        assert int(warm.steps) < int(cold.steps)
+
+    @each_solver
+    def test_any_start_leads_to_the_answer(self, solver):
+        found = solve(solver, "positive_definite", SPD, RHS, 100 * np.ones(N))
+        assert status_of(found) == Status.CONVERGED
+        assert relative_error(found.value, np.linalg.solve(SPD, RHS)) < 1e-8
+
+    @each_solver
+    def test_start_of_another_shape_is_refused(self, solver):
+        with pytest.raises(ValueError, match=r"init|y0"):
+            solver.solve(Operator(lambda v: SPD @ v), jnp.ones(N), jnp.ones((N, N)))
+
+
+@pytest.mark.usefixtures("x64")
+class TestTolerance:
+    @each_solver
+    @pytest.mark.parametrize("name", ["rtol", "atol"])
+    def test_negative_is_refused(self, solver, name):
+        with pytest.raises(ValueError, match=f"{type(solver).__name__}: rtol and atol must not be negative"):
+            type(solver)(**{**vars(solver), name: -1e-3})
+
+    @pytest.mark.parametrize("solver", [CG(rtol=1e-4), GMRES(rtol=1e-4, restart=2)], ids=title)
+    def test_rtol_refers_to_scale(self, solver):
+        norm = np.linalg.norm(RHS)
+        strict = solve(solver, "positive_definite", SPD, RHS, None, norm)
+        loose = solve(solver, "positive_definite", SPD, RHS, None, 1e3 * norm)
+        assert status_of(strict) == status_of(loose) == Status.CONVERGED
+        assert float(strict.residual) <= 1e-4 * norm < float(loose.residual) <= 1e-1 * norm
+        assert int(loose.steps) < int(strict.steps)
+
+    @pytest.mark.parametrize("solver", [Direct(), CG(), GMRES()], ids=title)
+    @pytest.mark.parametrize("scale", [0.0, 5.0])
+    def test_zero_remainder_of_a_larger_vector(self, solver, scale):
+        found = solve(solver, "positive_definite", SPD, jnp.zeros(N), None, scale)
+        assert status_of(found) == Status.CONVERGED
+        assert np.array_equal(found.value, np.zeros(N))
+
+    def test_atol_is_a_floor(self):
+        found = solve(CG(rtol=0.0, atol=0.1), "positive_definite", SPD, RHS)
+        assert status_of(found) == Status.CONVERGED
+        assert 1e-6 < float(found.residual) <= 0.1
+
+    def test_step_limit(self):
+        found = solve(CG(max_steps=1), "positive_definite", SPD, RHS)
+        assert status_of(found) == Status.MAX_STEPS
+        assert int(found.steps) == 1
+
+    def test_one_full_cycle_of_gmres_is_a_solve(self):
+        found = solve(GMRES(max_steps=1), "general", NONSYMMETRIC, RHS)
+        assert relative_error(found.value, np.linalg.solve(NONSYMMETRIC, RHS)) < 1e-8
+
+    def test_direct_refuses_a_large_system(self):
+        with pytest.raises(ValueError, match=r"12 × 12 matrix, more than max_size=11"):
+            Direct(max_size=N - 1).solve(Operator(lambda v: v), jnp.ones(N))
+        assert status_of(Direct(max_size=N).solve(Operator(lambda v: v), jnp.ones(N))) == Status.CONVERGED
+
+
+@pytest.mark.usefixtures("x64")
+class TestTransformations:
+    @each_solver
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_non_finite_right_hand_side(self, solver, bad):
+        found = solve(solver, "positive_definite", SPD, np.r_[RHS[:-1], bad])
+        assert status_of(found) == Status.NON_FINITE
+
+    @each_solver
+    def test_one_bad_lane_leaves_the_others_alone(self, solver):
+        b = np.stack([RHS, np.r_[RHS[:-1], np.nan], RHS[::-1]])
+        found = solve_lanes(solver, "positive_definite", np.stack([SPD, SPD, 2 * SPD]), b)
+        assert found.status.tolist() == [Status.CONVERGED, Status.NON_FINITE, Status.CONVERGED]
+        assert relative_error(found.value[0], np.linalg.solve(SPD, b[0])) < 1e-8
+        assert relative_error(found.value[2], np.linalg.solve(2 * SPD, b[2])) < 1e-8
+
+    @pytest.mark.parametrize("solver", [CG(), Direct(), Auto(), Auto(direct_below=0)], ids=title)
+    def test_one_indefinite_lane(self, solver):
+        found = solve_lanes(solver, "positive_definite", np.stack([SPD, INDEFINITE, 3 * SPD]), np.stack([RHS] * 3))
+        assert found.status.tolist() == [Status.CONVERGED, Status.NEGATIVE_CURVATURE, Status.CONVERGED]
+        assert relative_error(found.value[0], np.linalg.solve(SPD, RHS)) < 1e-8
+        assert relative_error(found.value[2], np.linalg.solve(3 * SPD, RHS)) < 1e-8
+        true = np.linalg.norm(INDEFINITE @ np.asarray(found.value[1]) - RHS)
+        np.testing.assert_allclose(found.residual[1], true, rtol=1e-9)
+
+    @each_general_solver
+    def test_one_singular_lane(self, solver):
+        b = np.stack([RHS, PROBLEMS["singular inconsistent"][1], RHS])
+        found = solve_lanes(solver, "general", np.stack([NONSYMMETRIC, SINGULAR, INDEFINITE]), b)
+        assert found.status[0] == Status.CONVERGED
+        assert found.status[1] != Status.CONVERGED
+        assert found.status[2] == Status.CONVERGED
+        assert relative_error(found.value[0], np.linalg.solve(NONSYMMETRIC, RHS)) < 1e-8
+        assert relative_error(found.value[2], np.linalg.solve(INDEFINITE, RHS)) < 1e-8
+
+    @pytest.mark.parametrize("solver", [Direct(), CG()], ids=title)
+    def test_jit_changes_nothing(self, solver):
+        eager = solver.solve(Operator(lambda v: jnp.asarray(SPD) @ v, "positive_definite"), jnp.asarray(RHS))
+        jitted = solve(solver, "positive_definite", SPD, RHS)
+        assert int(eager.status) == int(jitted.status) == Status.CONVERGED
+        assert (int(eager.steps), int(eager.matvecs)) == (int(jitted.steps), int(jitted.matvecs))
+        np.testing.assert_allclose(eager.value, jitted.value, rtol=1e-9)
+
+
+@each_solver
+def test_precision_is_kept(solver, dtype):
+    found = solve(solver, "positive_definite", jnp.asarray(SPD, dtype), jnp.asarray(RHS, dtype))
+    assert found.value.dtype == found.residual.dtype == dtype
+    assert found.status.dtype == found.steps.dtype == found.matvecs.dtype == jnp.int32
+    assert status_of(found) == Status.CONVERGED
+    assert relative_error(found.value, np.linalg.solve(SPD, RHS)) < {"float32": 1e-4, "float64": 1e-9}[dtype]
+
+
+@each_solver
+@pytest.mark.parametrize("power", [-0.6, 0.6])
+def test_size_of_b_does_not_matter(solver, dtype, power):
+    factor = float(jnp.finfo(dtype).max) ** power
+    found = solve(solver, "positive_definite", jnp.asarray(SPD, dtype), jnp.asarray(RHS * factor, dtype))
+    assert status_of(found) == Status.CONVERGED
+    assert relative_error(np.asarray(found.value, "float64") / factor, np.linalg.solve(SPD, RHS)) < 1e-3
+
+
+@pytest.mark.parametrize("solver", [Direct(), CG()], ids=title)
+def test_nothing_promotes(solver, strict):
+    found = solve(solver, "positive_definite", jnp.asarray(SPD, "float32"), jnp.asarray(RHS, "float32"))
+    assert found.value.dtype == "float32"
+    assert status_of(found) == Status.CONVERGED
+
+
+@pytest.mark.usefixtures("x64")
+class TestTrees:
+    tree = {"w": {"matrix": np.ones((3, 2)), "bias": np.array(2.0)}, "v": [np.ones(4), np.ones((1, 1))]}  # noqa: RUF012
+
+    def operator(self, matrix, structure):
+        unravel = ravel_pytree(self.tree)[1]
+        return Operator(lambda v: unravel(matrix @ ravel_pytree(v)[0]), structure)
+
+    @pytest.mark.parametrize(
+        ("solver", "structure"),
+        [
+            (CG(), "positive_definite"),
+            (Direct(), "positive_definite"),
+            (Auto(), "symmetric"),
+            *((solver, "general") for solver in SOLVERS if not isinstance(solver, CG)),
+        ],
+        ids=title,
+    )
+    def test_coupled_leaves(self, solver, structure):
+        matrix = {"general": NONSYMMETRIC, "symmetric": INDEFINITE, "positive_definite": SPD}[structure]
+        unravel = ravel_pytree(self.tree)[1]
+        b = unravel(jnp.asarray(RHS))
+        found = jax.jit(lambda b, init: solver.solve(self.operator(matrix, structure), b, init))(b, self.tree)
+        assert status_of(found) == Status.CONVERGED
+        assert jax.tree.structure(found.value) == jax.tree.structure(b)
+        assert jax.tree.map(jnp.shape, found.value) == jax.tree.map(jnp.shape, b)
+        assert relative_error(ravel_pytree(found.value)[0], np.linalg.solve(matrix, RHS)) < 1e-8
+
+    @each_solver
+    def test_scalar_unknown(self, solver):
+        found = jax.jit(lambda b: solver.solve(Operator(lambda v: 4.0 * v, "positive_definite"), b))(2.0)
+        assert found.value.shape == ()
+        assert float(found.value) == pytest.approx(0.5, rel=1e-12)
+        assert status_of(found) == Status.CONVERGED
+
+    @each_solver
+    def test_leaves_of_two_precisions(self, solver):
+        b = {"low": jnp.ones(3, "float32"), "high": jnp.ones(2, "float64")}
+        operator = Operator(lambda v: {"low": 2 * v["low"], "high": 4 * v["high"]}, "positive_definite")
+        found = jax.jit(lambda b: solver.solve(operator, b))(b)
+        assert status_of(found) == Status.CONVERGED
+        assert (found.value["low"].dtype, found.value["high"].dtype) == ("float32", "float64")
+        np.testing.assert_allclose(found.value["low"], 0.5, rtol=1e-4)
+        np.testing.assert_allclose(found.value["high"], 0.25, rtol=1e-4)
+
+
+class TestChoice:
+    def test_auto_goes_by_size_and_structure(self):
+        auto = Auto(direct_below=10, rtol=1e-4, atol=1e-9)
+        for structure in STRUCTURES:
+            assert auto.choose(structure, 9) == Direct(rtol=1e-4, atol=1e-9)
+        assert auto.choose("positive_definite", 10) == CG(rtol=1e-4, atol=1e-9)
+        assert auto.choose("symmetric", 10) == GMRES(rtol=1e-4, atol=1e-9)
+        assert auto.choose("general", 10) == GMRES(rtol=1e-4, atol=1e-9)
+
+    def test_auto_hands_over(self):
+        b = jnp.asarray(RHS, "float32")
+        matrix = jnp.asarray(SPD, "float32")
+        for below, expected in [(N + 1, Direct()), (N, CG())]:
+            chosen = solve(Auto(direct_below=below), "positive_definite", matrix, b)
+            assert int(chosen.matvecs) == int(solve(expected, "positive_definite", matrix, b).matvecs)
+
+    def test_as_solver(self):
+        default = CG(rtol=1e-3)
+        assert as_solver(None, default) is default
+        given = Direct()
+        assert as_solver(given, default) is given
+        assert as_solver(dense, default) == Wrapped(function=dense)
+
+    @pytest.mark.parametrize("garbage", ["cg", 3, {"rtol": 1e-3}])
+    def test_garbage_is_not_a_solver(self, garbage):
+        with pytest.raises(TypeError, match=r"solve must be a solver of bilevel\.linear"):
+            as_solver(garbage, CG())
+
+    @pytest.mark.parametrize("answer", [jnp.ones(N - 1), jnp.ones((N, 1)), jnp.asarray(1.0), (jnp.ones(N),), None])
+    def test_answer_of_another_shape_is_refused(self, answer):
+        solver = Wrapped(function=lambda matvec, b: answer)
+        with pytest.raises(ValueError, match=r"answer of solve\(matvec, b\) must have the structure and shapes of b"):
+            solver.solve(Operator(lambda v: v), jnp.ones(N))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def differentiable(solver, structure, a, b, init=None):
+    return differentiable_solve(solver, Operator(lambda v: a @ v, structure), b, init).value
+
+
+@pytest.mark.usefixtures("x64")
+class TestDerivatives:
+    @pytest.mark.parametrize("jacobian", [jax.jacfwd, jax.jacrev])
+    @each_solver
+    def test_matrix_and_right_hand_side(self, solver, jacobian):
+        a, structure = (SPD, "positive_definite") if isinstance(solver, CG) else (NONSYMMETRIC, "general")
+        wrt_a, wrt_b = jax.jit(jacobian(lambda a, b: differentiable(solver, structure, a, b), argnums=(0, 1)))(a, RHS)
+        inverse = np.linalg.inv(a)
+        np.testing.assert_allclose(wrt_b, inverse, atol=1e-8)
+        np.testing.assert_allclose(wrt_a, -np.einsum("ki,j->kij", inverse, inverse @ RHS), atol=1e-8)
+
+    @pytest.mark.parametrize(
+        ("solver", "structure", "matrix", "jacobian"),
+        [(CG(), "positive_definite", SPD, jax.jacfwd), (Direct(), "general", NONSYMMETRIC, jax.jacrev)],
+        ids=["CG-jacfwd", "Direct-jacrev"],
+    )
+    def test_second_derivative(self, solver, structure, matrix, jacobian):
+        def along(t):
+            return differentiable(solver, structure, matrix + t * jnp.eye(N), RHS) @ jnp.ones(N)
+
+        inverse = np.linalg.inv(matrix)
+        expected = 2 * np.ones(N) @ inverse @ inverse @ inverse @ RHS
+        assert float(jax.jit(jacobian(jax.grad(along)))(0.0)) == pytest.approx(expected, rel=1e-7)
+
+    @pytest.mark.parametrize("jacobian", [jax.jacfwd, jax.jacrev])
+    def test_start_has_no_derivative(self, jacobian):
+        def answer(b, init):
+            return differentiable(CG(), "positive_definite", SPD, b, init)
+
+        wrt_b, wrt_init = jax.jit(jacobian(answer, argnums=(0, 1)))(RHS, np.ones(N))
+        assert np.array_equal(wrt_init, np.zeros((N, N)))
+        np.testing.assert_allclose(wrt_b, np.linalg.inv(SPD), atol=1e-8)
+
+    def test_lanes(self):
+        def one(t, b):
+            return jax.jacrev(lambda t: differentiable(Direct(), "general", t * jnp.asarray(NONSYMMETRIC), b))(t)
+
+        scales = np.array([1.0, 2.0])
+        found = jax.vmap(one)(scales, np.stack([RHS, RHS[::-1]]))
+        for i, b in enumerate([RHS, RHS[::-1]]):
+            assert relative_error(found[i], -np.linalg.solve(NONSYMMETRIC, b) / scales[i] ** 2) < 1e-8
+
+    def test_record_of_the_solve(self):
+        operator = Operator(lambda v: SPD @ v, "positive_definite")
+        found = jax.jit(lambda b: differentiable_solve(CG(max_steps=1), operator, b))(RHS)
+        assert status_of(found) == Status.MAX_STEPS
+        np.testing.assert_allclose(found.residual, np.linalg.norm(SPD @ np.asarray(found.value) - RHS), rtol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+class TestNanOnFailure:
+    """One step of CG is enough for an eigenvector and for nothing else."""
+
+    easy = orthogonal()[:, 0]
+    hard = RHS
+
+    @staticmethod
+    @functools.partial(jax.jit, static_argnums=1)
+    def value(b, nan=True):
+        operator = Operator(lambda v: SPD @ v, "positive_definite")
+        return differentiable_solve(CG(max_steps=1), operator, b, nan_on_failure=nan).value
+
+    def test_value(self):
+        assert np.isfinite(self.value(self.easy)).all()
+        assert np.isnan(self.value(self.hard)).all()
+        assert np.isfinite(self.value(self.hard, False)).all()
+
+    def test_forward_derivative(self):
+        def slope(way, nan):
+            value, slope = jax.jvp(lambda b: self.value(b, nan), (self.easy,), (way,))
+            assert np.isfinite(value).all()
+            return slope
+
+        assert np.isnan(slope(self.hard, True)).all()
+        assert np.isfinite(slope(self.easy, True)).all()
+        assert np.isfinite(slope(self.hard, False)).all()
+
+    def test_reverse_derivative(self):
+        def slope(way, nan):
+            value, pullback = jax.vjp(lambda b: self.value(b, nan), self.easy)
+            assert np.isfinite(value).all()
+            return pullback(jnp.asarray(way))[0]
+
+        assert np.isnan(slope(self.hard, True)).all()
+        assert np.isfinite(slope(self.easy, True)).all()
+        assert np.isfinite(slope(self.hard, False)).all()

@@ -1,0 +1,376 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from hydra.errors import HydraException
+
+import bilevel
+from bilevel import _explain, config
+from bilevel.datasets import DataError
+
+ROW_KEYS = {
+    "step",
+    "outer_loss",
+    "grad_norm",
+    "inner_residual",
+    "adjoint_residual",
+    "status",
+    "grad_evals",
+    "hvps",
+    "seconds",
+}
+RESULT_KEYS = {
+    "task",
+    "outer_loss",
+    "hparams",
+    "metrics",
+    "status",
+    "steps",
+    "best_step",
+    "failures",
+    "seconds",
+    "versions",
+    "seed",
+}
+HINT = "(HYDRA_FULL_ERROR=1 shows the traceback)"
+DROPPED = ("HYDRA_FULL_ERROR", "NETRC", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "PYTHONPATH")
+RIDGE = ("task=ridge", "steps=5", "precision=float64", "hydra.run.dir=out")
+
+
+def command(*arguments, cwd, flags=(), **environment):
+    kept = {key: value for key, value in os.environ.items() if key not in DROPPED and not key.startswith("WANDB_")}
+    return subprocess.run(
+        [sys.executable, *flags, "-m", "bilevel.run", *arguments],
+        cwd=cwd,
+        env=kept | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def error_of(done, code=2):
+    """The sentence that a refused command ends with."""
+    assert done.returncode == code, done.stderr
+    sentence, hint = done.stderr.splitlines()
+    assert hint == HINT
+    assert sentence.startswith("error: ")
+    return sentence.removeprefix("error: ")
+
+
+def modules_loaded(stderr):
+    return {line.rpartition("|")[2].strip() for line in stderr.splitlines() if line.startswith("import time:")}
+
+
+@pytest.fixture(scope="module")
+def ridge(tmp_path_factory):
+    """A finished run: what the command printed, and its folder."""
+    cwd = tmp_path_factory.mktemp("ridge")
+    done = command(*RIDGE, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done, cwd / "out"
+
+
+# A run that ends well
+
+
+def test_a_run_leaves_exactly_these_files(ridge):
+    _, folder = ridge
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "result.json",
+        "solution.npz",
+        "log.txt",
+    }
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+
+
+def test_metrics_rows(ridge):
+    found = rows(ridge[1])
+    assert [set(row) for row in found] == [ROW_KEYS] * 5
+    assert [row["step"] for row in found] == [0, 1, 2, 3, 4]
+    assert {row["status"] for row in found} == {"converged"}
+    seconds = [row["seconds"] for row in found]
+    assert seconds == sorted(seconds)
+    assert found[-1]["outer_loss"] < found[0]["outer_loss"]
+
+
+def test_result(ridge):
+    found, history = result(ridge[1]), rows(ridge[1])
+    assert set(found) == RESULT_KEYS
+    assert (found["task"], found["status"], found["steps"], found["failures"]) == ("ridge", "completed", 5, 0)
+    assert found["seed"] == 0
+    assert found["outer_loss"] == history[found["best_step"]]["outer_loss"]
+    assert found["outer_loss"] == min(row["outer_loss"] for row in history)
+    assert found["seconds"] == history[-1]["seconds"]
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["versions"]["bilevel"] == bilevel.__version__
+    assert len(found["hparams"]["penalty"]) == 10
+
+
+def test_what_is_printed(ridge):
+    done, folder = ridge
+    assert done.stderr == ""
+    title, sizes, parts, device, *rest = done.stdout.splitlines()
+    assert title == f"bilevel {bilevel.__version__} · ridge regression on diabetes, one penalty per feature"
+    assert "266 training rows" in sizes
+    assert "10 features" in sizes
+    assert parts.split(" · ")[-1] == "5 steps"
+    assert "inner quadratic" in parts
+    assert "implicit (auto)" in parts
+    assert "cpu" in device
+    assert "float64" in device
+    assert "seed 0" in device
+    assert rest[-1] == f"run folder: {folder}"
+    assert not any(mark in done.stdout for mark in ("\x1b", "\r", "━"))
+
+
+def test_the_log_holds_what_was_printed(ridge):
+    done, folder = ridge
+    log = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.partition(" INFO ")[2] for line in log] == done.stdout.splitlines()
+
+
+def test_load_gives_back_the_solution(ridge, x64):
+    run = bilevel.load(ridge[1])
+    assert run.folder == ridge[1]
+    assert run.metrics == rows(ridge[1])
+    assert run.result == result(ridge[1])
+    assert (run.config["steps"], run.config["precision"]) == (5, "float64")
+    assert run.config["hypergrad"]["linear"] == run.config["linear"]
+    assert isinstance(run.hparams, np.ndarray)
+    assert isinstance(run.params, np.ndarray)
+    assert (run.hparams.dtype, run.params.dtype) == (np.float64, np.float64)
+
+    from bilevel.tasks import Ridge
+
+    setup = Ridge().setup(0, "float64")
+    again = setup.problem.outer_loss(run.params, run.hparams, setup.data)
+    assert float(again) == pytest.approx(run.result["outer_loss"], abs=1e-10)
+    np.testing.assert_allclose(np.exp(run.hparams), run.result["hparams"]["penalty"], rtol=1e-12)
+    assert setup.metrics(run.hparams, run.params) == pytest.approx(run.result["metrics"], rel=1e-10)
+    gradient = jax.grad(setup.problem.inner_loss)(run.params, run.hparams, setup.data)
+    assert np.linalg.norm(gradient) < 1e-8
+
+
+def test_the_same_command_gives_the_same_numbers(ridge, tmp_path):
+    done = command(*RIDGE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = ridge[1], tmp_path / "out"
+
+    def timeless(values):
+        return {key: value for key, value in values.items() if key != "seconds"}
+
+    assert [timeless(row) for row in rows(second)] == [timeless(row) for row in rows(first)]
+    assert timeless(result(second)) == timeless(result(first))
+    assert (second / "config.yaml").read_text() == (first / "config.yaml").read_text()
+    a, b = bilevel.load(first), bilevel.load(second)
+    np.testing.assert_array_equal(a.hparams, b.hparams)
+    np.testing.assert_array_equal(a.params, b.params)
+
+
+def test_a_support_vector_machine_in_the_default_folder(tmp_path):
+    done = command("task=svm", "task.data=iris", "steps=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs" / "svm").iterdir()
+    found = result(folder)
+    assert set(found) == RESULT_KEYS
+    assert (found["task"], found["steps"]) == ("svm", 3)
+    assert set(found["hparams"]) == {"theta", "C"}
+    assert found["hparams"]["theta"] * found["hparams"]["C"] == pytest.approx(1)
+    params = bilevel.load(folder).params
+    assert params.shape == (90, 3)
+    np.testing.assert_allclose(params.sum(1), 1, atol=1e-5)
+    assert f"run folder: {folder}" in done.stdout
+    assert "inner fista" in done.stdout
+
+
+def test_wandb_is_offline_and_never_asks(tmp_path):
+    done = command("tracker=wandb", "steps=2", "hydra.run.dir=out", cwd=tmp_path, HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "out" / "wandb").glob("offline-run-*")
+    assert list(folder.glob("*.wandb"))
+    assert result(tmp_path / "out")["steps"] == 2
+    printed = (done.stdout + done.stderr).lower()
+    assert not any(word in printed for word in ("enter your choice", "api key", "wandb login"))
+
+
+def test_a_sweep_writes_one_folder_per_job(tmp_path):
+    done = command("-m", "task=ridge", "seed=0,1", "steps=2", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = [result(tmp_path / "sweep" / name) for name in ("0", "1")]
+    assert [each["seed"] for each in found] == [0, 1]
+    assert found[0]["outer_loss"] != found[1]["outer_loss"]
+    assert [len(rows(tmp_path / "sweep" / name)) for name in ("0", "1")] == [2, 2]
+
+
+# A run that is refused, or fails
+
+
+def test_a_folder_that_holds_a_run_is_refused(ridge):
+    _, folder = ridge
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    message = error_of(command(*RIDGE, cwd=folder.parent))
+    assert str(folder) in message
+    assert "already holds a run" in message
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("task=svn", ["task=svn", "did you mean svm?"]),
+        ("inner=fist", ["inner=fist", "did you mean fista?"]),
+        ("innr=fista", ["innr", "did you mean inner"]),
+        ("stps=3", ["stps", "did you mean steps?"]),
+        ("steps=abc", ["steps", "'abc'", "a whole number"]),
+        ("precision=flot32", ["precision", "'flot32'", "did you mean float32"]),
+        ("inner.rtoll=1", ["inner.rtoll", "did you mean rtol"]),
+        ("inner.rtol=abc", ["inner.rtol", "'abc'", "a number"]),
+        ("task.dta=x", ["task.dta", "did you mean data?"]),
+        ("optimizer.learning_rte=1", ["optimizer.learning_rte", "did you mean learning_rate?"]),
+        ("optimizer.learning_rate=abc", ["optimizer.learning_rate", "'abc'", "a number"]),
+        ("task.data=digit", ["task.data", "'digit'", "diabetes"]),
+        ("steps=0", ["steps", "at least 1", "got 0"]),
+        ("+foo=1", ["foo", "known: ", "steps"]),
+        ("foo", ["foo", "known: ", "steps"]),
+    ],
+)
+def test_a_typo_is_told_in_a_sentence(override, words, tmp_path):
+    done = command(override, cwd=tmp_path)
+    message = error_of(done)
+    for word in words:
+        assert word in message
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_typo_is_told_before_jax_is_loaded(tmp_path):
+    done = command("inner.rtol=abc", cwd=tmp_path, flags=("-X", "importtime"))
+    assert done.returncode == 2
+    loaded = modules_loaded(done.stderr)
+    assert "bilevel._explain" in loaded
+    assert not [name for name in loaded if "jax" in name]
+    assert not [line for line in done.stderr.splitlines() if "jax" in line]
+
+
+def test_help_lists_the_groups_without_jax(tmp_path):
+    done = command("--help", cwd=tmp_path, flags=("-X", "importtime"))
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    for group, choices in config.groups().items():
+        assert f"{group}: {', '.join(choices)}" in lines
+    assert "steps: 100" in lines
+    assert "bilevel.config" in modules_loaded(done.stderr)
+    assert not [line for line in done.stderr.splitlines() if "jax" in line]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_traceback_is_shown_on_demand(tmp_path):
+    done = command("stps=3", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback (most recent call last)")
+    assert HINT not in done.stderr
+
+
+def test_a_refused_run_removes_no_folder_that_was_there(tmp_path):
+    here = tmp_path / "mine" / "empty"
+    here.mkdir(parents=True)
+    assert "steps" in error_of(command("steps=0", "hydra.run.dir=out", cwd=here))
+    assert here.is_dir()
+    assert list(here.iterdir()) == []
+
+
+def test_a_solve_that_fails_ends_a_strict_run(tmp_path):
+    overrides = ("task=svm", "task.data=iris", "inner.max_steps=1", "steps=2", "on_failure=raise")
+    done = command(*overrides, "hydra.run.dir=out", cwd=tmp_path)
+    message = error_of(done, code=1)
+    assert "outer step 0: the inner solve did not converge" in message
+    assert "raise max_steps" in message
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.yaml", "metrics.jsonl", "log.txt"}
+    assert "multiclass SVM on iris" in (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
+    run = bilevel.load(tmp_path / "out")
+    assert (run.result, run.hparams, run.params, run.metrics) == (None, None, None, [])
+
+
+def test_a_solver_that_does_not_fit_the_task_is_refused(tmp_path):
+    done = command("task=svm", "inner=lbfgs", cwd=tmp_path)
+    message = error_of(done)
+    assert "LBFGS" in message
+    assert "projection" in message
+    assert "FISTA" in message
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+# Errors in a sentence, without a process
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "code"),
+    [
+        (config.ConfigError("steps: wrong"), "steps: wrong", 2),
+        (FileExistsError("out already holds a run"), "out already holds a run", 2),
+        (DataError("table.npz: no such file"), "table.npz: no such file", 2),
+        (ValueError("\n  first line\nsecond line"), "first line", 2),
+        (TypeError("bad type"), "bad type", 2),
+        (OSError("disk full"), "disk full", 2),
+        (ValueError(), "ValueError", 2),
+        (RuntimeError("first\nsecond"), "RuntimeError: first", 1),
+        (bilevel.outer.SolveError("outer step 0"), "SolveError: outer step 0", 1),
+    ],
+)
+def test_explain_other_errors(error, message, code):
+    assert _explain.explain(error, ["stps=3"]) == (message, code)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["task=svm", "task.fetures=3"], ["task.fetures: ", "did you mean features?"]),
+        (["task=ridge", "task.features=3"], ["task.features: ", "known: ", "penalty"]),
+        (["steps=3", "inner.linear.rtl=1"], ["inner.linear.rtl: "]),
+        (["steps.more=3"], ["steps.more: "]),
+        (["-m", "stps=1,2"], ["stps: ", "did you mean steps?"]),
+        (["-m", "task=svm,ridg"], ["task=ridg: ", "did you mean ridge?"]),
+        (["tracker=[wandbb]"], ["tracker=wandbb: ", "did you mean wandb?"]),
+        (["task"], ["task", "known: ridge, svm"]),
+        (["steps"], ["steps: ", "write steps="]),
+        (["steps = 3"], ["'steps = 3'", "key=value"]),
+        (["inner=null"], ["inner"]),
+    ],
+)
+def test_explain_overrides(arguments, words):
+    message, code = _explain.explain(HydraException("what Hydra says"), arguments)
+    assert code == 2
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("argument", ["hypergrad.linear.rtol=1", "outer.foo.bar=1", "inner.linear.rtol=1"])
+def test_explain_never_ends_in_an_empty_list(argument):
+    message, _ = _explain.explain(HydraException("what Hydra says"), [argument])
+    assert not message.rstrip().endswith("known:")
+
+
+def test_explain_falls_back_on_what_hydra_says():
+    assert _explain.explain(HydraException("one\ntwo"), ["hydra.run.dirr=x", "+foo=1"]) == ("one", 2)
