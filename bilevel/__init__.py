@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bilevel import hypergrad, implicit, inner, linear, operators, optimality, outer
+    from bilevel import hypergrad, implicit, inner, io, linear, operators, optimality, outer
     from bilevel._status import Status
     from bilevel.implicit import custom_fixed_point, custom_root, root_jvp, root_vjp
     from bilevel.io import load
@@ -25,7 +25,7 @@ _HOMES = {
     "root_jvp": "bilevel.implicit",
     "root_vjp": "bilevel.implicit",
 }
-_ROOMS = ("hypergrad", "implicit", "inner", "linear", "operators", "optimality", "outer")
+_ROOMS = ("hypergrad", "implicit", "inner", "io", "linear", "operators", "optimality", "outer")
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "hypergrad",
     "implicit",
     "inner",
+    "io",
     "linear",
     "load",
     "minimize",

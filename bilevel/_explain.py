@@ -76,4 +76,4 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
         plain = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=False)
-    return plain if isinstance(plain, dict) else {}
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}

@@ -82,7 +82,7 @@ def _own_values(node: Any) -> Any:
     return {
         str(key): _own_values(node[key])
         for key in node
-        if not (OmegaConf.is_interpolation(node, key) and isinstance(node[key], DictConfig))
+        if not (OmegaConf.is_interpolation(node, str(key)) and isinstance(node[key], DictConfig))
     }
 
 

@@ -69,7 +69,7 @@ def make_classification(samples: int, features: int, classes: int, informative: 
     """
     from sklearn.datasets import make_classification as make
 
-    signal = max(int(round(informative * features)), 1)
+    signal = max(round(informative * features), 1)
     if 2**signal < classes * 2:
         raise DataError(
             f"synthetic data: {signal} informative features cannot tell {classes} classes of 2 clusters apart: "

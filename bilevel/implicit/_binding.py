@@ -58,11 +58,11 @@ def bind(
         if name not in condition.accepted:
             twin = condition.positional[position] if position < len(condition.positional) else None
             if twin is None or twin in solver_names:
-                _refuse(name, condition, *names)
+                raise _unknown(name, condition, *names)
             chosen[twin] = value
     for name, value in call.by_keyword.items():
         if name not in condition.accepted and not condition.var_keyword:
-            _refuse(name, condition, *names)
+            raise _unknown(name, condition, *names)
         chosen[name] = value
 
     extra = list(call.extra)
@@ -82,9 +82,9 @@ def bind(
     return _as_call(sig, chosen, extra)
 
 
-def _refuse(name: str, condition: _Condition, solver: str, optimality_fun: str):
+def _unknown(name: str, condition: _Condition, solver: str, optimality_fun: str) -> TypeError:
     known = ", ".join(condition.accepted) or "none besides the solution"
-    raise TypeError(
+    return TypeError(
         f"argument {name!r} of the solver {solver} is not a parameter of its optimality condition {optimality_fun} "
         f"(parameters: {known}): add it there, or bind it to the solver with functools.partial"
     )
@@ -137,7 +137,7 @@ def _read_call(solver: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     if not start_is_bound:
         if args:
             by_position, extra = (by_position[1:], extra) if positional else (by_position, extra[1:])
-        elif parameters and parameters[0].kind in _POSITIONAL + (inspect.Parameter.KEYWORD_ONLY,):
+        elif parameters and parameters[0].kind in (*_POSITIONAL, inspect.Parameter.KEYWORD_ONLY):
             by_keyword.pop(parameters[0].name, None)
             defaults.pop(parameters[0].name, None)
     return _Call(by_position, by_keyword, extra, defaults)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from bilevel import _tree, linear
@@ -232,7 +233,8 @@ def _run_undifferentiated(solver, args, kwargs):
 def _split_aux(solver, found):
     if not isinstance(found, tuple) or len(found) != 2:
         raise TypeError(
-            f"has_aux=True: the solver {getattr(solver, '__name__', solver)!r} must return (solution, aux), got {type(found).__name__}"
+            f"has_aux=True: the solver {getattr(solver, '__name__', solver)!r} must return (solution, aux), "
+            f"got {type(found).__name__}"
         )
     return found
 
@@ -262,7 +264,7 @@ def _without_derivative(aux, *sources):
 
     @poison.defjvp
     def _(primals, tangents):
-        total = sum(jnp.sum(t) for t in tangents[1:])
+        total = jnp.stack([jnp.sum(t).astype(float) for t in tangents[1:]]).sum()
         value = primals[0]
         return value, (jnp.nan * total).astype(value.dtype) * jnp.ones_like(value)
 

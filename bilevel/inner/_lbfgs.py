@@ -38,7 +38,7 @@ class _Trial(NamedTuple):
     value: jax.Array
     gradient: jax.Array
     accepted: jax.Array
-    count: jax.Array
+    trials: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class LBFGS(InnerSolver):
                 state.progress,
                 params,
                 jnp.linalg.norm(gradient) / lipschitz,
-                grad_evals=trial.count,
+                grad_evals=trial.trials,
                 failed=~trial.accepted,
                 failure=Status.STAGNATED,
             ),
@@ -175,7 +175,7 @@ def _line_search(evaluate, x, value, direction, slope) -> _Trial:
 
     zero, infinity = jnp.zeros((), x.dtype), jnp.array(jnp.inf, x.dtype)
     return jax.lax.while_loop(
-        lambda t: ~t.accepted & (t.count < _MAX_TRIALS),
-        lambda t: look(t.step, t.low, t.high, t.count),
+        lambda t: ~t.accepted & (t.trials < _MAX_TRIALS),
+        lambda t: look(t.step, t.low, t.high, t.trials),
         look(jnp.ones((), x.dtype), zero, infinity, jnp.int32(0)),
     )

@@ -44,7 +44,8 @@ class RunFolder:
         """Write `solution.npz` and `result.json`, in this order: a folder with a result is complete."""
         temporary = self.path / f"{SOLUTION}.tmp"
         with temporary.open("wb") as file:
-            np.savez(file, **_flatten("hparams", hparams), **_flatten("params", params))
+            arrays: dict[str, Any] = {**_flatten("hparams", hparams), **_flatten("params", params)}
+            np.savez(file, **arrays)
         os.replace(temporary, self.path / SOLUTION)
         _replace(self.path / RESULT, (json.dumps(plain(result), indent=2) + "\n").encode())
 

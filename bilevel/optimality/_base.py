@@ -50,6 +50,7 @@ class Condition(abc.ABC):
 
     def check(self, problem: Problem) -> None:
         """Raise ValueError, before anything is traced, if the problem lacks what the condition needs."""
+        del problem  # by default a condition needs nothing
 
     def adjoint_system(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> AdjointSystem:
         """The system (∂₁F)ᵀ u = w at params."""

@@ -21,7 +21,7 @@ from bilevel.problem import Problem
 OnFailure = Literal["raise", "skip", "warn"]
 Row = dict[str, Any]
 _log = logging.getLogger("bilevel")
-_UNREPORTED = ("inner_status", "adjoint_status", "outer_error")
+_REPORTED = ("outer_loss", "grad_norm", "inner_residual", "adjoint_residual", "status", "grad_evals", "hvps")
 
 
 class SolveError(RuntimeError):
@@ -220,8 +220,8 @@ def _row(number: int, metrics: Row, seconds: float) -> Row:
         status = f"inner {inner.word}"
     elif adjoint != Status.CONVERGED:
         status = f"adjoint {adjoint.word}"
-    kept = {name: value for name, value in metrics.items() if name not in _UNREPORTED}
-    return {"step": number, **kept, "status": status, "seconds": seconds}
+    metrics = {**metrics, "status": status}
+    return {"step": number, **{name: metrics[name] for name in _REPORTED}, "seconds": seconds}
 
 
 def _on_failure(row: Row, metrics: Row, policy: OnFailure, first: bool) -> None:

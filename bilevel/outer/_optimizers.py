@@ -32,6 +32,7 @@ def from_optax(name: str, learning_rate: float | None = 0.1, options: Mapping[st
     if unknown:
         raise ValueError(f"options.{unknown[0]}: optax.{name} takes {', '.join(takes)}")
     rate = {} if learning_rate is None else {"learning_rate": learning_rate}
+    assert make is not None
     return make(**rate, **(options or {}))
 
 

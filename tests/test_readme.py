@@ -1,0 +1,62 @@
+"""The README's Python runs as it stands, top to bottom, and says what it should."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import bilevel as bl
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def blocks(name, language="python"):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_readme_python(capsys):
+    namespace = {}
+    for block in blocks("README.md"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    features, y = namespace["features"], namespace["y"]
+    gram = features.T @ features + 10.0 * np.eye(10)
+    expected = -np.linalg.solve(gram, np.linalg.solve(gram, features.T @ y))
+    jacobian = jax.jacobian(namespace["ridge_solver"], argnums=1)(None, 10.0, features, y)
+    np.testing.assert_allclose(jacobian, expected, rtol=1e-4)
+    assert len(capsys.readouterr().out.split()) >= 10
+    result = namespace["result"]
+    assert result.failures == 0
+    assert result.outer_loss < result.history[0]["outer_loss"]
+    assert int(namespace["state"].step) == 10
+
+
+def test_jaxopt_page_names_what_exists():
+    page = (ROOT / "docs" / "from-jaxopt.md").read_text(encoding="utf-8")
+    exec(blocks("docs/from-jaxopt.md")[0], {})
+    names = {name for name in re.findall(r"`bl\.([\w.]+)", page) if "…" not in name}
+    assert len(names) > 10
+    for name in names:
+        value = bl
+        for part in filter(None, name.split(".")):
+            value = getattr(value, part)
+
+
+def test_every_path_and_choice_in_the_readme_exists():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", text):
+        assert (ROOT / link).exists(), link
+    for path in re.findall(r"`((?:bilevel|configs|experiments|benchmarks|scripts)/[\w/.]*)`", text):
+        if "mine" not in path:
+            assert (ROOT / path).exists(), path
+    for group, choice in re.findall(r"\b(task|linear|optimizer|tracker)=(\w+)", text):
+        if choice != "mine":
+            assert (ROOT / "configs" / group / f"{choice}.yaml").exists(), f"{group}={choice}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "benchmarks/README.md", "experiments/README.md"])
+def test_pages_are_finished(name):
+    assert "PLACEHOLDER" not in (ROOT / name).read_text(encoding="utf-8")
