@@ -157,7 +157,7 @@ def compare(features, lam_shift, repeats):
     begun = time.perf_counter()
     jax.block_until_ready(svm.make_data(*arrays, jnp.float32))
     once = 1e3 * (time.perf_counter() - begun)
-    print(f"\np = {features}: our Gram matrix and its largest eigenvalue, once per run: {once:.0f} ms")
+    print(f"\np = {features}: our preparation (Gram matrix if used, largest eigenvalue), once per run: {once:.0f} ms")
     print(f"p = {features}, θ = {np.exp(lam):.4g}: outer loss {reference[0]:.6g}, hypergradient {reference[1]:.6g}")
     print(f"  {'':28}{'ms':>9}{'ratio [10 %, 90 %]':>22}{'loss err':>10}{'grad err':>10}{'inner gap':>11}")
     for name, result in results.items():

@@ -6,15 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
 from bilevel import config
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
     """The message and the exit code for an exception that ended the command."""
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    if type(error).__module__.split(".")[0] in ("hydra", "omegaconf"):
         return _from_overrides(arguments) or _first_line(error), 2
     if isinstance(error, config.ConfigError | FileExistsError) or type(error).__name__ == "DataError":
         return str(error), 2
@@ -57,7 +54,7 @@ def _wrong_choice(group: str, value: str | None, choices: Sequence[str]) -> str 
 
 
 def _wrong_key(key: str, value: str | None, chosen: Sequence[str], groups: dict[str, Any]) -> str | None:
-    node: Any = _compose([c for c in chosen if "," not in c])
+    node: Any = config.compose([c for c in chosen if "," not in c])
     path = ""
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
@@ -66,14 +63,3 @@ def _wrong_key(key: str, value: str | None, chosen: Sequence[str], groups: dict[
             return f"{path}{part}: there is no such key{config.close(part, [k for k in known if k != 'hydra'])}"
         node, path = node[part], f"{path}{part}."
     return f"{key}: no value given, write {key}=value" if value is None else None
-
-
-def _compose(overrides: Sequence[str]) -> dict[str, Any]:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
-        plain = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=False)
-    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}

@@ -53,6 +53,17 @@ def groups() -> dict[str, list[str]]:
     return found
 
 
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration that these overrides give, as plain values, interpolations unresolved."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        plain = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=False)
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
 def check(cfg: DictConfig) -> None:
     """Check every value of a composed configuration against the class or function that it builds, importing none.
 

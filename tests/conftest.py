@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,22 +14,33 @@ import pytest
 jax.config.update("jax_disable_most_optimizations", True)  # compile faster; the command-line tests run optimized
 
 
+@contextlib.contextmanager
+def precision(name):
+    """Set for the whole process: callbacks run in threads of their own, which a thread's own setting does not reach."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", name == "float64")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
 @pytest.fixture
 def x64():
     """Double precision for one test."""
-    with jax.enable_x64(True):
+    with precision("float64"):
         yield
 
 
 @pytest.fixture
 def strict():
     """Double precision, and no implicit dtype promotion: for tests of our own rooms."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+    with precision("float64"), jax.numpy_dtype_promotion("strict"):
         yield
 
 
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
-    """Both precisions, the other tests' default left alone."""
-    with jax.enable_x64(request.param == "float64"):
+    """Both precisions."""
+    with precision(request.param):
         yield request.param

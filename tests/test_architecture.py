@@ -44,8 +44,8 @@ MAY_IMPORT = {
     "__init__": HYPERGRAD | {"outer", "io"},
 }
 HOME = {
-    "hydra": ("run.py", "config.py", "_explain.py"),
-    "omegaconf": ("run.py", "config.py", "_explain.py"),
+    "hydra": ("run.py", "config.py"),
+    "omegaconf": ("run.py", "config.py"),
     "wandb": ("io/trackers.py",),
     "jaxopt": (),
 }

@@ -35,7 +35,6 @@ RESULT_KEYS = {
     "status",
     "steps",
     "best_step",
-    "failures",
     "seconds",
     "versions",
     "seed",
@@ -117,7 +116,7 @@ def test_metrics_rows(ridge):
 def test_result(ridge):
     found, history = result(ridge[1]), rows(ridge[1])
     assert set(found) == RESULT_KEYS
-    assert (found["task"], found["status"], found["steps"], found["failures"]) == ("ridge", "completed", 5, 0)
+    assert (found["task"], found["status"], found["steps"]) == ("ridge", "completed", 5)
     assert found["seed"] == 0
     assert found["outer_loss"] == history[found["best_step"]]["outer_loss"]
     assert found["outer_loss"] == min(row["outer_loss"] for row in history)
@@ -293,10 +292,13 @@ def test_a_traceback_is_shown_on_demand(tmp_path):
 
 
 def test_a_refused_run_removes_no_folder_that_was_there(tmp_path):
-    here = tmp_path / "mine" / "empty"
-    here.mkdir(parents=True)
-    assert "steps" in error_of(command("steps=0", "hydra.run.dir=out", cwd=here))
-    assert here.is_dir()
+    out = tmp_path / "mine" / "empty"
+    out.mkdir(parents=True)
+    assert "steps" in error_of(command("steps=0", f"hydra.run.dir={out}", cwd=out.parent))
+    assert out.is_dir()
+    here = tmp_path / "runs"
+    here.mkdir()
+    assert "steps" in error_of(command("steps=0", cwd=here))
     assert list(here.iterdir()) == []
 
 
@@ -309,7 +311,8 @@ def test_a_solve_that_fails_ends_a_strict_run(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.yaml", "metrics.jsonl", "log.txt"}
     assert "multiclass SVM on iris" in (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
     run = bilevel.load(tmp_path / "out")
-    assert (run.result, run.hparams, run.params, run.metrics) == (None, None, None, [])
+    assert (run.result, run.hparams, run.params) == (None, None, None)
+    assert [row["status"] for row in run.metrics] == ["inner max_steps"]
 
 
 def test_a_solver_that_does_not_fit_the_task_is_refused(tmp_path):

@@ -96,15 +96,19 @@ def minimize(
       Result.
 
     Example:
-      >>> import jax.numpy as jnp, bilevel as bl
+      >>> import jax.numpy as jnp, optax, bilevel as bl
       >>> def inner_loss(params, hparams, data):
       ...     return jnp.sum((params - data) ** 2) + jnp.exp(hparams) * jnp.sum(params**2)
       >>> def outer_loss(params, hparams, data):
       ...     return jnp.sum((params - 1.0) ** 2)
-      >>> problem = bl.Problem(inner_loss, outer_loss)
-      >>> result = bl.minimize(problem, jnp.array(0.0), jnp.zeros(2), jnp.array([2.0, 3.0]))
-      >>> bool(abs(result.hparams - jnp.log(8 / 5)) < 0.01), result.status
-      (True, 'completed')
+      >>> problem = bl.Problem(inner_loss=inner_loss, outer_loss=outer_loss)
+      >>> hparams, params, data = jnp.array(0.0), jnp.zeros(2), jnp.array([2.0, 3.0])
+      >>> result = bl.minimize(problem, hparams, params, data, inner=bl.inner.LBFGS(rtol=1e-6),
+      ...                      hypergrad=bl.hypergrad.Implicit(linear=bl.linear.CG()), optimizer=optax.adam(0.1), steps=100)
+      >>> bool(abs(result.hparams - jnp.log(8 / 5)) < 0.01), result.params.shape, result.status, len(result.history)
+      (True, (2,), 'completed', 100)
+      >>> bool(abs(bl.minimize(problem, hparams, params, data).hparams - result.hparams) < 1e-3)
+      True
     """
     if inner is None:
         inner = inners.LBFGS() if problem.smooth else inners.FISTA()
@@ -147,41 +151,34 @@ def run_loop(
         raise ValueError(f"steps must be at least 1, got {steps}")
     step = jax.jit(algorithm.step)
     begun, history = time.perf_counter(), []
-    best, failures, status = _Best(state.hparams, state.params), 0, "completed"
-    warned_of_error = False
-    for number in range(steps):
+    best, failures, uncertain, status = _Best(state.hparams, state.params), 0, False, None
+    while status is None:
         following, metrics = step(state, data)
         metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        row = _row(number, metrics, time.perf_counter() - begun)
+        row = _row(len(history), metrics, time.perf_counter() - begun)
         history.append(row)
-        finite = math.isfinite(row["outer_loss"]) and math.isfinite(row["grad_norm"])
-        failed = row["status"] != Status.CONVERGED.word or not finite
-        if failed:
+        trouble = _trouble(row, metrics)
+        if trouble:
             failures += 1
-            _on_failure(row, metrics, on_failure, first=failures == 1)
+            if failures == 1 and on_failure != "raise":
+                use = "skipped" if on_failure == "skip" else "used as it stands"
+                _log.warning("%s Its hypergradient is %s. Further failures are counted, not logged.", trouble, use)
             if on_failure == "skip":
                 following = dataclasses.replace(following, hparams=state.hparams, optimizer=state.optimizer)
-        elif not warned_of_error and abs(metrics["outer_error"]) > 0.01 * abs(row["outer_loss"]):
-            warned_of_error = True
+        elif not uncertain and abs(metrics["outer_error"]) > 0.01 * abs(row["outer_loss"]):
+            uncertain = True
             _log.warning(
                 "outer step %d: the inner solution met its tolerance, yet the outer loss is off by an estimated %.1g of %.3g, "
                 "and the hypergradient may be worse: lower inner.rtol, or use float64",
-                *(number, metrics["outer_error"], row["outer_loss"]),
+                *(row["step"], metrics["outer_error"], row["outer_loss"]),
             )
-        best = best.updated(row, state.hparams, following.params, failed)
+        best = best.updated(row, state.hparams, following.params, failed=bool(trouble))
         state = following
         if callback is not None and callback(row, state):
             status = "callback"
-        elif not finite:
-            status = "non_finite"
-        elif row["grad_norm"] <= gtol and not failed:
-            status = "converged"
-        elif patience is not None and number - best.step >= patience:
-            status = "patience"
-        elif time_limit is not None and row["seconds"] >= time_limit:
-            status = "time_limit"
-        if status != "completed":
-            break
+        if trouble and on_failure == "raise":
+            raise SolveError(trouble)
+        status = status or _stop_reason(row, best.step, steps, gtol, patience, time_limit)
     return Result(
         hparams=best.hparams,
         params=best.params,
@@ -224,18 +221,34 @@ def _row(number: int, metrics: Row, seconds: float) -> Row:
     return {"step": number, **{name: metrics[name] for name in _REPORTED}, "seconds": seconds}
 
 
-def _on_failure(row: Row, metrics: Row, policy: OnFailure, first: bool) -> None:
-    which = "inner" if metrics["inner_status"] != Status.CONVERGED else "adjoint"
-    code = metrics[f"{which}_status"]
-    if code == Status.CONVERGED:
-        message = f"outer step {row['step']}: the hypergradient is not finite though both solves converged"
-    else:
-        residual = metrics[f"{which}_residual"]
-        message = (
-            f"outer step {row['step']}: the {which} solve did not converge (residual {residual:.2g}). {describe(code)}"
-        )
-    if policy == "raise":
-        raise SolveError(message)
-    if first:
-        done = "its hypergradient is skipped" if policy == "skip" else "its hypergradient is used as it stands"
-        _log.warning("%s; %s. Further failures are counted, not logged.", message, done)
+def _stop_reason(
+    row: Row, best_step: int, steps: int, gtol: float, patience: int | None, time_limit: float | None
+) -> str | None:
+    if not _finite(row):
+        return "non_finite"
+    if row["grad_norm"] <= gtol and row["status"] == Status.CONVERGED.word:
+        return "converged"
+    if patience is not None and row["step"] - best_step >= patience:
+        return "patience"
+    if time_limit is not None and row["seconds"] >= time_limit:
+        return "time_limit"
+    return "completed" if row["step"] + 1 >= steps else None
+
+
+def _finite(row: Row) -> bool:
+    return math.isfinite(row["outer_loss"]) and math.isfinite(row["grad_norm"])
+
+
+def _trouble(row: Row, metrics: Row) -> str | None:
+    """A sentence or two on what failed in a step, or None."""
+    for which in ("inner", "adjoint"):
+        code = metrics[f"{which}_status"]
+        if code != Status.CONVERGED:
+            residual = metrics[f"{which}_residual"]
+            return (
+                f"outer step {row['step']}: the {which} solve did not converge (residual {residual:.2g}). "
+                f"{describe(code)}."
+            )
+    if not _finite(row):
+        return f"outer step {row['step']}: the hypergradient is not finite though both solves converged."
+    return None
