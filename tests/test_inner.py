@@ -220,3 +220,9 @@ def test_settings_are_checked():
         inner.LBFGS(memory=0)
     with pytest.raises(ValueError, match="rtol and atol must not be negative"):
         inner.Quadratic(rtol=-1.0)
+
+
+def test_the_closed_form_hands_its_tolerance_to_the_linear_solver(x64):
+    found = solve(inner.Quadratic(rtol=1e-13, linear=bl.linear.CG()), "ridge")
+    assert Status(int(found.status)) is Status.CONVERGED
+    assert float(found.residual) <= 1e-13

@@ -28,7 +28,8 @@ class Quadratic(InnerSolver):
 
     Args:
       rtol: bound on that residual.
-      linear: solver of the system; `linear.Auto()` factors a small one and runs CG on a large one.
+      linear: solver of the system; `linear.Auto()` factors a small one and runs CG on a large one. Without an rtol of its
+        own it is given half of this one's.
     """
 
     max_steps: int = 1
@@ -50,11 +51,13 @@ class Quadratic(InnerSolver):
 
         at_zero, hvp = jax.linearize(gradient, _tree.zeros_like(state.params))
         operator = linear.Operator(hvp, "positive_definite")
-        found = linear.differentiable_solve(self.linear, operator, _tree.scale(-1, at_zero), state.params)
+        rtol = max(self.rtol, 4 * _tree.eps(state.params))
+        solver = self.linear if self.linear.rtol is not None else dataclasses.replace(self.linear, rtol=rtol / 2)
+        found = linear.differentiable_solve(solver, operator, _tree.scale(-1, at_zero), state.params)
         scale = _tree.norm(at_zero)
         residual = _tree.norm(gradient(found.value)) / jnp.where(scale > 0, scale, 1)
         progress = state.progress
-        status = jnp.where(residual <= max(self.rtol, 4 * _tree.eps(state.params)), Status.CONVERGED, Status.STAGNATED)
+        status = jnp.where(residual <= rtol, Status.CONVERGED, Status.STAGNATED)
         status = jnp.where(found.status == Status.NEGATIVE_CURVATURE, Status.NEGATIVE_CURVATURE, status)
         status = jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
         progress = Progress(
