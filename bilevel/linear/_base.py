@@ -88,7 +88,7 @@ class LinearSolver(abc.ABC):
 
     def solve(
         self,
-        operator: Operator,
+        operator: Operator | Callable[[PyTree], PyTree],
         b: PyTree,
         init: PyTree | None = None,
         scale: jax.Array | None = None,
@@ -96,14 +96,22 @@ class LinearSolver(abc.ABC):
         """Solve A x = b.
 
         Args:
-          operator: A.
+          operator: A; a bare function v ↦ A v stands for an operator of general structure.
           b: right-hand side, any pytree of floating-point arrays.
           init: start, for example the last solution; zeros if None.
           scale: the norm that `rtol` refers to; ‖b‖ if None. Larger where b is the small remainder of a larger vector.
 
         Returns:
           LinearSolution. Never raises on a numerical failure: look at `status`.
+
+        Example:
+          >>> import jax.numpy as jnp, bilevel as bl
+          >>> found = bl.linear.CG().solve(lambda v: jnp.array([2.0, 4.0]) * v, jnp.array([2.0, 2.0]))
+          >>> print(found.value.round(3), bl.Status(int(found.status)).word)
+          [1.  0.5] converged
         """
+        if not isinstance(operator, Operator):
+            operator = Operator(operator)
         b_norm = _tree.norm(b)
         rtol = _tree.eps(b) ** (2 / 3) if self.rtol is None else self.rtol
         tolerance = jnp.maximum(rtol * (b_norm if scale is None else scale), self.atol)
