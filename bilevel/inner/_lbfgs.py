@@ -32,7 +32,8 @@ class _State:
 
 
 class _Trial(NamedTuple):
-    step: jax.Array
+    step: jax.Array  # the last one tried, to which value and gradient belong
+    following: jax.Array
     low: jax.Array
     high: jax.Array
     value: jax.Array
@@ -102,7 +103,7 @@ class LBFGS(InnerSolver):
             *jax.lax.stop_gradient((flat, state.value, direction, slope)),
         )
         x = flat + trial.step * direction
-        value, gradient = evaluate(x, hparams)  # once more, since the search is not differentiated
+        value, gradient = _already_evaluated(evaluate)(x, hparams, trial.value, trial.gradient)
         move, change = x - flat, gradient - state.gradient
         product, squared = move @ change, change @ change
         eps = jnp.finfo(flat.dtype).eps
@@ -154,6 +155,21 @@ def _two_loop(state: _State) -> jax.Array:
     return r
 
 
+def _already_evaluated(evaluate):
+    """`evaluate(x, hparams)` where its value is known: only its derivative, if asked for, is computed."""
+
+    @jax.custom_jvp
+    def known(x, hparams, value, gradient):
+        return value, gradient
+
+    @known.defjvp
+    def _(primals, tangents):
+        _, derivative = jax.jvp(evaluate, primals[:2], tangents[:2])
+        return primals[2:], derivative
+
+    return known
+
+
 def _line_search(evaluate, x, value, direction, slope) -> _Trial:
     """Bracket and bisect for the weak Wolfe conditions from a unit step."""
     rounding = 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
@@ -170,12 +186,11 @@ def _line_search(evaluate, x, value, direction, slope) -> _Trial:
         high = jnp.where(low_enough, high, step)
         low = jnp.where(low_enough & steep, step, low)
         following = jnp.where(jnp.isinf(high), 2 * low, (low + high) / 2)
-        step = jnp.where(accepted, step, following)
-        return _Trial(step, low, high, new_value, gradient, accepted, count + 1)
+        return _Trial(step, following, low, high, new_value, gradient, accepted, count + 1)
 
     zero, infinity = jnp.zeros((), x.dtype), jnp.array(jnp.inf, x.dtype)
     return jax.lax.while_loop(
         lambda t: ~t.accepted & (t.trials < _MAX_TRIALS),
-        lambda t: look(t.step, t.low, t.high, t.trials),
+        lambda t: look(t.following, t.low, t.high, t.trials),
         look(jnp.ones((), x.dtype), zero, infinity, jnp.int32(0)),
     )
