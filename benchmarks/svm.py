@@ -4,7 +4,7 @@ An outer step is an inner solve from the uniform start and a hypergradient, on t
 m_val = 200, k = 5, 10 % informative features) and objective. Contenders:
 
 - ours: FISTA with restart (on the Gram matrix when p > m/2), adjoint by CG on the active face, default tolerances;
-- ours, loose: the same with rtol 1e-4 for both solves, still more accurate than the contenders below;
+- ours, loose: the same with rtol 1e-4 for both solves, about as accurate as the contenders below;
 - paper: jaxopt's ProjectedGradient as the paper sets it, ≤ 2500 iterations, tol 1e-5, a fixed step 5e-4, and its implicit
   differentiation (the projected-gradient map, CG on the normal equations, ≤ 2500 iterations);
 - best: jaxopt's best case, its own step search (stepsize=0) or 1/L, whichever is faster, with the loosest tolerance of a
