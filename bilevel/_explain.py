@@ -13,9 +13,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
     """The message and the exit code for an exception that ended the command."""
     if type(error).__module__.split(".")[0] in ("hydra", "omegaconf"):
         return _from_overrides(arguments) or _first_line(error), 2
-    if isinstance(error, config.ConfigError | FileExistsError) or type(error).__name__ == "DataError":
-        return str(error), 2
-    if isinstance(error, ValueError | TypeError | OSError):
+    if isinstance(error, config.ConfigError | ValueError | TypeError | OSError):  # DataError is a ValueError
         return _first_line(error), 2
     return f"{type(error).__name__}: {_first_line(error)}", 1
 
@@ -42,8 +40,8 @@ def _from_overrides(arguments: Sequence[str]) -> str | None:
                 return wrong
             chosen.append(argument)
         elif not key.startswith("hydra") and not found["mark"]:
-            settings.append((argument, key, value))
-    return next(filter(None, (_wrong_key(key, value, chosen, groups) for _, key, value in settings)), None)
+            settings.append((key, value))
+    return next(filter(None, (_wrong_key(key, value, chosen, groups) for key, value in settings)), None)
 
 
 def _wrong_choice(group: str, value: str | None, choices: Sequence[str]) -> str | None:

@@ -70,17 +70,17 @@ def check(cfg: DictConfig) -> None:
     Raises:
       ConfigError: naming the key, what is wrong, and close matches.
     """
-    plain = _own_values(cfg)
-    top = {str(k): v for k, v in plain.items() if k not in {*groups(), "hydra"}}
+    plain, all_groups = _own_values(cfg), groups()
+    top = {key: value for key, value in plain.items() if key not in all_groups and key != "hydra"}
     known = _schema.fields("bilevel.config.RunConfig")
     assert known is not None
-    _check_fields("", top, known, "the top level", alternatives=[*known, *groups()])
+    _check_fields("", top, known, "the top level", alternatives=[*known, *all_groups])
     for name, least in (("steps", 1), ("patience", 1), ("gtol", 0), ("seed", 0)):
         if top[name] is not None and top[name] < least:
             raise ConfigError(f"{name}: must be at least {least}, got {top[name]}")
     if top["time_limit"] is not None and not top["time_limit"] > 0:
         raise ConfigError(f"time_limit: must be positive, in seconds, got {top['time_limit']}")
-    for group in groups():
+    for group in all_groups:
         _check_targets(group, plain.get(group))
 
 
@@ -97,14 +97,14 @@ def _own_values(node: Any) -> Any:
     }
 
 
-def build(node: Any, **extra: Any) -> Any:
+def build(node: Any) -> Any:
     """Instantiate a checked node. The one place that does, so that the allowed packages are all that can be called."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
     _check_targets("config", OmegaConf.to_container(node, resolve=True))
     try:
-        return instantiate(node, **extra)
+        return instantiate(node)
     except InstantiationException as error:
         raise ConfigError(f"{node._target_}: {error.__cause__ or error}") from error
 

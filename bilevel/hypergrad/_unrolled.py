@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from bilevel import _checks, _tree
 from bilevel._status import Status
 from bilevel.hypergrad._base import Estimator, Hypergradient
-from bilevel.inner import Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,6 @@ class Unrolled(Estimator):
             )
 
         (value, (params, progress)), grad = jax.value_and_grad(run, has_aux=True)(moving)
-        assert isinstance(progress, Progress)
         return Hypergradient(
             grad=grad,
             outer_loss=value,
