@@ -7,8 +7,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bilevel import hypergrad, implicit, inner, io, linear, operators, optimality, outer
+    from bilevel import diagnostics, hypergrad, implicit, inner, io, linear, operators, optimality, outer
     from bilevel._status import Status
+    from bilevel.diagnostics import check_derivative, check_hypergradient, check_optimality
     from bilevel.implicit import custom_fixed_point, custom_root, root_jvp, root_vjp
     from bilevel.io import load
     from bilevel.outer import Result, minimize
@@ -18,6 +19,9 @@ _HOMES = {
     "Problem": "bilevel.problem",
     "Result": "bilevel.outer",
     "Status": "bilevel._status",
+    "check_derivative": "bilevel.diagnostics",
+    "check_hypergradient": "bilevel.diagnostics",
+    "check_optimality": "bilevel.diagnostics",
     "custom_fixed_point": "bilevel.implicit",
     "custom_root": "bilevel.implicit",
     "load": "bilevel.io",
@@ -25,15 +29,19 @@ _HOMES = {
     "root_jvp": "bilevel.implicit",
     "root_vjp": "bilevel.implicit",
 }
-_ROOMS = ("hypergrad", "implicit", "inner", "io", "linear", "operators", "optimality", "outer")
+_ROOMS = ("diagnostics", "hypergrad", "implicit", "inner", "io", "linear", "operators", "optimality", "outer")
 
 __version__ = "0.1.0"
 __all__ = [
     "Problem",
     "Result",
     "Status",
+    "check_derivative",
+    "check_hypergradient",
+    "check_optimality",
     "custom_fixed_point",
     "custom_root",
+    "diagnostics",
     "hypergrad",
     "implicit",
     "inner",

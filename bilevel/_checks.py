@@ -18,9 +18,11 @@ def require_parts(who: str, problem: Problem, *parts: str) -> None:
 
 
 def require_smooth(who: str, problem: Problem, alternatives: str) -> None:
-    """Raise ValueError if the problem has a prox or a projection."""
+    """Raise ValueError if the problem has a prox, a projection or constraints, or no inner loss."""
+    require_parts(who, problem, "inner_loss")
     if not problem.smooth:
-        part = "prox" if problem.prox is not None else "projection"
+        parts = ("prox", "projection", "equality", "inequality", "cone_program")
+        part = next(name for name in parts if getattr(problem, name) is not None)
         raise ValueError(
             f"{who} needs a smooth unconstrained inner problem, and this one has a {part}: use {alternatives}"
         )
@@ -31,3 +33,20 @@ def require_positive(who: str, **values: Any) -> None:
     for name, value in values.items():
         if value is not None and not value > 0:
             raise ValueError(f"{who}: {name} must be positive, got {value}")
+
+
+def require_unconstrained(who: str, problem: Problem) -> None:
+    """Raise ValueError unless the problem states a loss, and its set, if any, by a projection or a prox."""
+    require_parts(who, problem, "inner_loss")
+    if problem.constrained:
+        raise ValueError(
+            f"{who} takes no constraint functions, and this problem has Problem.equality or Problem.inequality: state the "
+            "set by Problem.projection, or use a solver for constrained problems"
+        )
+
+
+def require_callable(who: str, **values: Any) -> None:
+    """Raise TypeError unless every given value is a function (None passes)."""
+    for name, value in values.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{who}: {name} must be a function, got {value!r}")

@@ -4,35 +4,84 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 if TYPE_CHECKING:
+    from bilevel.operators.cones import Cones
     from bilevel.optimality import Condition
 
 Loss = Callable[[Any, Any, Any], Any]
+Part = Any  # a Loss, or None where the problem lacks it: whoever calls one has required it first
+
+
+class QP(NamedTuple):
+    """minimize ½zᵀQz + cᵀz subject to Ez = d, Mz ≤ h.
+
+    Attributes:
+      Q: symmetric, shape (n, n); or a `jax.tree_util.Partial` that maps z ↦ Qz, as may E and M be.
+      c: shape (n,).
+      E, d: equalities, shapes (q, n) and (q,); None for none.
+      M, h: inequalities, shapes (r, n) and (r,); None for none.
+    """
+
+    Q: Any
+    c: Any
+    E: Any = None
+    d: Any = None
+    M: Any = None
+    h: Any = None
+
+
+class ConeProgram(NamedTuple):
+    """minimize cᵀz subject to Ez + s = d, s in K.
+
+    Attributes:
+      c: shape (n,).
+      E: shape (m, n).
+      d: shape (m,).
+      cones: K, a `bilevel.operators.cones.Cones`, whose sizes add up to m.
+    """
+
+    c: Any
+    E: Any
+    d: Any
+    cones: Cones
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """min over hparams of outer_loss(x*(hparams), hparams, data), where x* minimizes the inner problem.
+    """min over hparams of outer_loss(x*(hparams), hparams, data), where x* solves the inner problem.
 
-    The inner problem is inner_loss(x, hparams, data) + g(x), x in C, with g given by its `prox` or C by its
-    `projection` (neither: smooth and unconstrained). Every function takes `(params, hparams, data)`; data is an argument,
-    never closed over, so that nothing is compiled into the program.
+    The inner problem is to minimize inner_loss(x, hparams, data) + g(x) over C, with g given by its `prox` or C by its
+    `projection`, by `equality` and `inequality`, or not at all (smooth and unconstrained). Every function takes
+    `(params, hparams, data)`; data is an argument, never closed over, so that nothing is compiled into the program.
 
     Attributes:
-      inner_loss: (params, hparams, data) -> scalar, differentiable.
-      outer_loss: (params, hparams, data) -> scalar, differentiable.
+      inner_loss: (params, hparams, data) -> scalar, differentiable. None if `residuals`, `datafit` or
+        `quadratic_program` implies it, or if `cone_program` or `optimality` is all there is.
+      outer_loss: (params, hparams, data) -> scalar, differentiable. May be None where only x* is wanted.
       optimality: the condition that x* satisfies: a `bilevel.optimality.Condition`, or a function
-        F(params, hparams, data) with the structure of params, zero at x*. None: the projected-gradient map if there is a
-        projection, the proximal-gradient map if there is a prox, else stationarity of the inner loss.
+        F(params, hparams, data) with the structure of params, zero at x*. None: what `bilevel.optimality.of` infers.
       prox: (params, hparams, data, step) -> argmin over z of ½‖z − params‖² + step · g(z).
       projection: (params, hparams, data) -> the Euclidean projection of params on C.
       polyhedral: C is a polyhedron (box, simplices, half-spaces, …), so that the projection's Jacobian is an orthogonal
         projector; the linear systems are then solved on the active face.
-      separable: g is a sum over coordinates (lasso, elastic net, …), so that the prox's Jacobian is diagonal; the linear
-        systems are then solved on the support.
+      separable: g is a sum over coordinates (lasso, elastic net, …), or with `"rows"` over the rows of params (group
+        lasso), so that the prox's Jacobian is diagonal, or has a block per row; the linear systems are then solved on
+        the support.
       lipschitz: (hparams, data) -> a Lipschitz constant L of ∂₁inner_loss; solvers then need no line search.
+      block_lipschitz: (hparams, data) -> one constant for each block (row of params), shape (rows,).
+      equality: (primal, hparams, data) -> H, zero at a feasible point. params is then a `KKTSolution`.
+      inequality: (primal, hparams, data) -> G, not positive at a feasible point. Likewise.
+      datafit: (prediction, hparams, data) -> scalar, and
+      design: (hparams, data) -> X, shape (m, n): a linear model, which implies the inner loss datafit(X @ params). Solvers
+        then take single columns of X.
+      residuals: (params, hparams, data) -> r, any pytree; implies the inner loss ½‖r‖².
+      quadratic_program: (hparams, data) -> `QP`; implies inner_loss, equality and inequality.
+      cone_program: (hparams, data) -> `ConeProgram`.
 
     Example:
       >>> import jax.numpy as jnp, bilevel as bl
@@ -45,29 +94,60 @@ class Problem:
       >>> problem = bl.Problem(inner_loss=train_loss, outer_loss=validation_loss)
     """
 
-    inner_loss: Loss
-    outer_loss: Loss
+    inner_loss: Part = None
+    outer_loss: Part = None
     optimality: Condition | Loss | None = None
     prox: Callable[[Any, Any, Any, Any], Any] | None = None
     projection: Loss | None = None
     polyhedral: bool = False
-    separable: bool = False
+    separable: bool | Literal["rows"] = False
     lipschitz: Callable[[Any, Any], Any] | None = None
+    block_lipschitz: Callable[[Any, Any], Any] | None = None
+    equality: Part = None
+    inequality: Part = None
+    datafit: Part = None
+    design: Part = None
+    residuals: Part = None
+    quadratic_program: Part = None
+    cone_program: Part = None
 
     def __post_init__(self):
+        if (self.datafit is None) != (self.design is None):
+            raise ValueError("Problem: datafit and design state a linear model together: give both or neither")
+        for name, function in self._implied_parts().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, function)
         for name in ("inner_loss", "outer_loss"):
-            if not callable(getattr(self, name)):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"Problem: {name} must be a function (params, hparams, data) -> scalar")
+        if self.inner_loss is None and self.optimality is None and self.cone_program is None:
+            raise TypeError(
+                "Problem: nothing states the inner problem: give inner_loss, residuals, datafit and design, "
+                "quadratic_program, cone_program or optimality"
+            )
         if self.prox is not None and self.projection is not None:
             raise ValueError("Problem: give a prox or a projection, not both; a projection is the prox of an indicator")
+        if self.constrained and not self._unconstrained_parts:
+            raise ValueError(
+                "Problem: equality and inequality do not go with a prox or a projection: state all of C one way"
+            )
         if self.polyhedral and self.projection is None:
             raise ValueError("Problem: polyhedral=True describes a projection, and there is none")
         if self.separable and self.prox is None:
-            raise ValueError("Problem: separable=True describes a prox, and there is none")
+            raise ValueError(f"Problem: separable={self.separable!r} describes a prox, and there is none")
 
     @property
     def smooth(self) -> bool:
         """Whether the inner problem is smooth and unconstrained."""
+        return self._unconstrained_parts and not self.constrained and self.cone_program is None
+
+    @property
+    def constrained(self) -> bool:
+        """Whether constraints are stated as functions, so that params is a `KKTSolution`."""
+        return self.equality is not None or self.inequality is not None
+
+    @property
+    def _unconstrained_parts(self) -> bool:
         return self.prox is None and self.projection is None
 
     def proximal_step(self, params: Any, hparams: Any, data: Any, step: Any) -> Any:
@@ -77,3 +157,44 @@ class Problem:
         if self.projection is not None:
             return self.projection(params, hparams, data)
         return params
+
+    def _implied_parts(self) -> dict[str, Loss]:
+        if self.quadratic_program is not None:
+            return _parts_of(self.quadratic_program)
+        if self.datafit is not None:
+            return {"inner_loss": _of_linear_model(self.datafit, self.design)}
+        return {} if self.residuals is None else {"inner_loss": _half_square(self.residuals)}
+
+
+def _half_square(residuals: Loss) -> Loss:
+    def inner_loss(params, hparams, data):
+        r = residuals(params, hparams, data)
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(r)) / 2
+
+    return inner_loss
+
+
+def _of_linear_model(datafit: Loss, design: Callable[[Any, Any], Any]) -> Loss:
+    return lambda params, hparams, data: datafit(design(hparams, data) @ params, hparams, data)
+
+
+def _apply(matrix: Any, z: Any) -> Any:
+    return matrix(z) if callable(matrix) else matrix @ z
+
+
+def _parts_of(program: Callable[[Any, Any], QP]) -> dict[str, Loss]:
+    """The loss and the constraints of a quadratic program, as functions."""
+
+    def inner_loss(z, hparams, data):
+        qp = program(hparams, data)
+        return jnp.vdot(z, _apply(qp.Q, z)) / 2 + jnp.vdot(qp.c, z)
+
+    def equality(z, hparams, data):
+        qp = program(hparams, data)
+        return None if qp.E is None else _apply(qp.E, z) - qp.d
+
+    def inequality(z, hparams, data):
+        qp = program(hparams, data)
+        return None if qp.M is None else _apply(qp.M, z) - qp.h
+
+    return {"inner_loss": inner_loss, "equality": equality, "inequality": inequality}

@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "implicit": LINEAR,
     "inner": LINEAR,
     "hypergrad": MIDDLE,
+    "diagnostics": HYPERGRAD,
     "outer": HYPERGRAD,
     "datasets": set(),
     "tasks": {"problem", "operators", "datasets", "_tree", "_checks"},
@@ -41,7 +42,7 @@ MAY_IMPORT = {
     "config": {"_schema"},
     "_explain": {"config"},
     "run": {"config", "_explain", "outer", "tasks", "io", "__init__"},
-    "__init__": HYPERGRAD | {"outer", "io"},
+    "__init__": HYPERGRAD | {"diagnostics", "outer", "io"},
 }
 HOME = {
     "hydra": ("run.py", "config.py"),

@@ -155,6 +155,10 @@ def test_every_plain_setting_has_a_value_that_is_refused(target, node):
     for key, value in settings(node).items():
         refers = isinstance(value, dict) or (isinstance(value, str) and value.startswith("${"))
         refused = [x for x in ("no such value", 0.5, True) if _schema.complaint(known[key], x)]
+        if value is None and not refused:  # an object: the class itself must refuse a text
+            with pytest.raises(TypeError, match=key):
+                get_object(target)(**{key: "no such value"})
+            continue
         assert refers or refused, f"{key}: {known[key].annotation} takes anything"
 
 

@@ -1,311 +1,199 @@
-"""Projections and proximal operators: what they are defined by, and their derivatives away from kinks."""
+"""What holds for every operator: derivatives, transformations, precision, and the inequality that defines it."""
 
 from __future__ import annotations
 
-import itertools
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import precision
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from operator_cases import ALL, KL, PROJECTIONS, PROXES
 
-from bilevel.operators import projection, prox
+from bilevel.operators import bregman, projection, prox
 
-SIZES = [1, 2, 3, 7, 16, 17, 40]
-KINK = 1e-4
 STEP = 1e-6
+CONVEX_SETS = [name for name, case in PROJECTIONS.items() if case.convex and name not in KL]
 
 examples = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
 seeds = st.integers(0, 2**32 - 1)
-sizes = st.sampled_from(SIZES)
-values = st.floats(0.1, 10)
-
-simplex = jax.jit(projection.projection_simplex)
-simplex_slope = jax.jit(
-    lambda x, value, x_dot, value_dot: jax.jvp(projection.projection_simplex, (x, value), (x_dot, value_dot))[1]
-)
-sort_rows = jax.jit(jax.vmap(projection._sort_descending))
-box = jax.jit(projection.projection_box)
-lasso = jax.jit(prox.prox_lasso)
-lasso_slope = jax.jit(lambda primals, tangents: jax.jvp(prox.prox_lasso, primals, tangents)[1])
-
-pytestmark = pytest.mark.usefixtures("x64")
 
 
-@st.composite
-def vectors(draw):
-    size = draw(sizes)
-    kind = draw(st.sampled_from(["spread", "tied", "floats"]))
-    if kind == "floats":
-        return np.array(draw(st.lists(st.floats(-20, 20, allow_subnormal=False), min_size=size, max_size=size)))
-    rng = np.random.default_rng(draw(seeds))
-    return rng.integers(-2, 3, size).astype(float) if kind == "tied" else 3 * rng.normal(size=size)
+def numpy(tree):
+    return jax.tree.map(np.asarray, tree)
 
 
-def exact_simplex(x, value):
-    """The threshold by bisection, where Σ max(x − τ, 0) = value."""
-    low, high = x.min() - value, x.max()
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if np.maximum(x - middle, 0).sum() > value else (low, middle)
-    return np.maximum(x - (low + high) / 2, 0)
+def moved(point, ways, length):
+    return tuple(a + length * way for a, way in zip(point, ways, strict=True))
 
 
-class TestSimplex:
+def only(ways, i):
+    return tuple(np.asarray(way if i == j else np.zeros_like(way), float) for j, way in enumerate(ways))
+
+
+def as_floats(point):
+    return tuple(np.asarray(a, float) for a in point)
+
+
+def test_no_operator_is_missing():
+    public = {
+        name
+        for module in (projection, prox, bregman)
+        for name in module.__all__
+        if inspect.isfunction(getattr(module, name))
+    }
+    assert public == set(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+class TestDerivatives:
     @examples
-    @given(vectors(), values)
-    def test_feasible(self, x, value):
-        p = np.asarray(simplex(x, value))
-        assert p.min() >= 0
-        assert p.sum() == pytest.approx(value, abs=1e-12)
-
-    @examples
-    @given(vectors(), values)
-    def test_equals_bisection(self, x, value):
-        np.testing.assert_allclose(simplex(x, value), exact_simplex(x, value), atol=1e-12)
+    @given(seeds)
+    def test_differences(self, name, x64, seed):
+        case, rng = ALL[name], np.random.default_rng(seed)
+        point, full = as_floats(case.point(rng)), case.directions(rng)
+        here = numpy(case.value(*point))
+        checks = [full] if case.ways else [only(full, i) for i in range(len(full))]
+        for ways in checks:
+            ahead, behind = (numpy(case.value(*moved(point, ways, length))) for length in (STEP, -STEP))
+            # A kink within one step shows as two different one-sided slopes.
+            assume(np.abs(ahead + behind - 2 * here).max() < 1e-4 * STEP * (1 + np.abs(here).max()))
+            found = numpy(case.slope(point, as_floats(ways)))
+            np.testing.assert_allclose(found, (ahead - behind) / (2 * STEP), rtol=1e-6, atol=1e-7)
 
     @examples
-    @given(vectors(), values)
-    def test_idempotent(self, x, value):
-        p = np.asarray(simplex(x, value))
-        np.testing.assert_allclose(simplex(p, value), p, atol=1e-12)
+    @given(seeds)
+    def test_both_modes_agree(self, name, x64, seed):
+        case, rng = ALL[name], np.random.default_rng(seed)
+        point, ways = as_floats(case.point(rng)), as_floats(case.directions(rng))
+        forward = numpy(case.slope(point, ways))
+        weights = rng.normal(size=forward.shape)
+        backward = sum(np.vdot(a, way) for a, way in zip(case.pull(point, weights), ways, strict=True))
+        assert np.vdot(forward, weights) == pytest.approx(backward, rel=1e-9, abs=1e-11)
 
-    @examples
-    @given(vectors(), seeds, values)
-    def test_non_expansive(self, x, seed, value):
-        y = x + np.random.default_rng(seed).normal(size=x.size)
-        moved = np.linalg.norm(np.asarray(simplex(x, value)) - np.asarray(simplex(y, value)))
-        assert moved <= np.linalg.norm(x - y) + 1e-12
+    @settings(examples, max_examples=8)
+    @given(seeds)
+    def test_second_differences(self, name, x64, seed):
+        case, rng = ALL[name], np.random.default_rng(seed)
+        point, ways = as_floats(case.point(rng)), as_floats(case.directions(rng))
+        weights = rng.normal(size=np.shape(case.value(*point)))
+        ahead, behind = (numpy(case.pull(moved(point, ways, length), weights)) for length in (STEP, -STEP))
+        here = numpy(case.pull(point, weights))
+        for a, b, c in zip(ahead, behind, here, strict=True):
+            assume(np.abs(a + b - 2 * c).max() < 1e-4 * STEP * (1 + np.abs(c).max()))
+        for found, a, b in zip(case.curve(point, ways, weights)[1], ahead, behind, strict=True):
+            np.testing.assert_allclose(found, (a - b) / (2 * STEP), rtol=1e-5, atol=1e-6)
 
-    @examples
-    @given(vectors(), seeds, values)
-    def test_no_point_of_the_simplex_is_closer(self, x, seed, value):
-        p = np.asarray(simplex(x, value))
-        corners = value * np.eye(x.size)
-        inside = value * np.random.default_rng(seed).dirichlet(np.ones(x.size), size=5)
-        assert max((q - p) @ (x - p) for q in [*corners, *inside]) <= 1e-10
-
-    @pytest.mark.parametrize("size", range(1, 41))
-    def test_every_size(self, size):
-        x = np.random.default_rng(size).normal(size=size)
-        np.testing.assert_allclose(simplex(x, 1.0), exact_simplex(x, 1.0), atol=1e-13)
-
-    @pytest.mark.parametrize("size", SIZES)
-    def test_equal_entries_share(self, size):
-        np.testing.assert_allclose(simplex(np.full(size, 5.0), 2.0), 2.0 / size, rtol=1e-13)
-
-    def test_ties_at_the_edge_of_the_support(self):
-        np.testing.assert_allclose(simplex(np.array([1.0, 0.0, 0.0]), 1.0), [1.0, 0.0, 0.0], atol=1e-15)
-        np.testing.assert_allclose(simplex(np.array([2.0, 2.0, 0.0, 0.0]), 1.0), [0.5, 0.5, 0.0, 0.0], atol=1e-15)
-
-    @pytest.mark.parametrize("size", [5, 30])
-    def test_common_shift_does_not_matter(self, size):
-        x = np.random.default_rng(0).normal(size=size)
-        np.testing.assert_allclose(simplex(x + 1e6, 1.0), simplex(x, 1.0), atol=1e-8)
-
-    def test_default_value_is_one(self):
-        assert float(projection.projection_simplex(jnp.array([0.3, 4.0, -1.0])).sum()) == pytest.approx(1.0, abs=1e-14)
-
-    @examples
-    @given(vectors(), seeds, values)
-    def test_derivative(self, x, seed, value):
-        x = x + 1e-2 * np.random.default_rng(seed).normal(size=x.size)
-        p = np.asarray(simplex(x, value))
-        threshold = (x - p)[p > 0].mean()
-        assume(np.abs(x - threshold).min() > KINK)
-        x_dot, value_dot = np.random.default_rng(seed + 1).normal(size=x.size), 0.7
-        for a, b in [(x_dot, 0.0), (np.zeros(x.size), value_dot), (x_dot, value_dot)]:
-            ahead, behind = simplex(x + STEP * a, value + STEP * b), simplex(x - STEP * a, value - STEP * b)
-            np.testing.assert_allclose(simplex_slope(x, value, a, b), (ahead - behind) / (2 * STEP), atol=1e-8)
-
-    @pytest.mark.parametrize("size", [6, 25])
-    def test_both_modes_agree(self, size):
-        x = np.random.default_rng(1).normal(size=size)
-        forward = jax.jacfwd(simplex, argnums=(0, 1))(x, 2.0)
-        reverse = jax.jacrev(simplex, argnums=(0, 1))(x, 2.0)
-        np.testing.assert_allclose(forward[0], reverse[0], atol=1e-14)
-        np.testing.assert_allclose(forward[1], reverse[1], atol=1e-14)
-        assert float(forward[1].sum()) == pytest.approx(1.0, abs=1e-13)
-        assert np.abs(forward[0].sum(0)).max() < 1e-13
-
-    @pytest.mark.parametrize("size", [6, 25])
-    def test_rows(self, size):
-        rows = np.random.default_rng(2).normal(size=(4, size))
-        amounts = np.array([0.5, 1.0, 2.0, 30.0])
-        found = jax.vmap(simplex)(rows, amounts)
-        for row, amount, p in zip(rows, amounts, found, strict=True):
-            np.testing.assert_allclose(p, exact_simplex(row, amount), atol=1e-12)
+    def test_finite_at_kinks(self, name, x64):
+        case, rng = ALL[name], np.random.default_rng(0)
+        for point in map(as_floats, case.kinks):
+            value = numpy(case.value(*point))
+            ways, weights = tuple(rng.normal(size=np.shape(a)) for a in point), rng.normal(size=value.shape)
+            assert np.isfinite(value).all()
+            assert np.isfinite(case.slope(point, ways)).all()
+            for found in jax.tree.leaves(case.curve(point, ways, weights)):
+                assert np.isfinite(found).all()
 
 
-class TestSortingNetwork:
-    @pytest.mark.parametrize("size", range(1, 17))
-    def test_every_size(self, size):
-        """A network that sorts all vectors of zeros and ones sorts everything (0/1 principle)."""
-        if size <= 10:
-            rows = np.array(list(itertools.product([0.0, 1.0], repeat=size)))
-        else:
-            rows = np.random.default_rng(size).integers(0, 2, (4000, size)).astype(float)
-            rows = np.concatenate([rows, np.tri(size)[:, ::-1], np.tri(size), np.eye(size), 1 - np.eye(size)])
-        assert np.array_equal(sort_rows(rows), -np.sort(-rows, axis=1))
+@pytest.mark.parametrize("name", ALL)
+class TestTransformations:
+    def test_rows(self, name, x64):
+        case, rng = ALL[name], np.random.default_rng(5)
+        points = [as_floats(case.point(rng)) for _ in range(4)]
+        found = jax.jit(jax.vmap(case.call))(*(np.stack(arrays) for arrays in zip(*points, strict=True)))
+        for point, row in zip(points, found, strict=True):
+            np.testing.assert_allclose(row, case.value(*point), rtol=1e-11, atol=1e-12)
 
-    @pytest.mark.parametrize("size", [2, 11, 16, 17, 33])
-    def test_real_numbers(self, size):
-        rows = np.random.default_rng(size).normal(size=(50, size))
-        assert np.array_equal(sort_rows(rows), -np.sort(-rows, axis=1))
-
-
-class TestBox:
-    @examples
-    @given(vectors(), st.floats(-5, 5), st.floats(1e-3, 5))
-    def test_closest_point(self, x, lower, width):
-        p = np.asarray(box(x, (lower, lower + width)))
-        assert np.array_equal(p, np.minimum(np.maximum(x, lower), lower + width))
-        assert np.array_equal(box(p, (lower, lower + width)), p)
-
-    @examples
-    @given(vectors(), seeds)
-    def test_non_expansive(self, x, seed):
-        y = x + np.random.default_rng(seed).normal(size=x.size)
-        moved = np.asarray(box(x, (-1.0, 2.0))) - np.asarray(box(y, (-1.0, 2.0)))
-        assert (np.abs(moved) <= np.abs(x - y) + 1e-14).all()
-
-    def test_bounds_by_entry(self):
-        x, lower, upper = np.array([-3.0, 0.5, 3.0]), np.array([-1.0, 0.0, 1.0]), np.array([0.0, 1.0, 2.0])
-        assert np.array_equal(box(x, (lower, upper)), [-1.0, 0.5, 2.0])
-
-    def test_derivative(self):
-        x, lower, upper = np.array([-3.0, 0.5, 3.0]), np.array([-1.0, 0.0, 1.0]), np.array([0.0, 1.0, 2.0])
-        for jacobian in (jax.jacfwd, jax.jacrev):
-            wrt_x, (wrt_lower, wrt_upper) = jacobian(projection.projection_box, argnums=(0, 1))(x, (lower, upper))
-            assert np.array_equal(wrt_x, np.diag([0.0, 1.0, 0.0]))
-            assert np.array_equal(wrt_lower, np.diag([1.0, 0.0, 0.0]))
-            assert np.array_equal(wrt_upper, np.diag([0.0, 0.0, 1.0]))
-
-    def test_derivative_of_a_shared_bound(self):
-        x = jnp.array([-3.0, -2.0, 3.0])
-        slope = jax.grad(lambda lower: projection.projection_box(x, (lower, 1.0)).sum())(-1.0)
-        assert float(slope) == 2.0
-
-    def test_tree_with_scalar_bounds(self):
-        x = {"a": jnp.array([-2.0, 2.0]), "b": (jnp.array(5.0),)}
-        found = projection.projection_box(x, (-1.0, 1.0))
-        assert jax.tree.map(lambda v: v.tolist(), found) == {"a": [-1.0, 1.0], "b": (1.0,)}
-
-    @pytest.mark.parametrize("leaves", [1, 2])
-    def test_tree_with_bounds_by_leaf(self, leaves):
-        x = {name: jnp.array([-2.0, 2.0]) for name in "ab"[:leaves]}
-        lower = {name: jnp.array([-1.0, 0.0]) for name in x}
-        upper = dict.fromkeys(x, 1.0)
-        found = projection.projection_box(x, (lower, upper))
-        assert {name: p.tolist() for name, p in found.items()} == {name: [-1.0, 1.0] for name in x}
-
-    def test_rows(self):
-        rows = np.random.default_rng(0).normal(size=(3, 4))
-        lower = np.array([-1.0, 0.0, 0.5])
-        found = jax.vmap(lambda x, low: projection.projection_box(x, (low, 1.0)))(rows, lower)
-        assert np.array_equal(found, np.clip(rows, lower[:, None], 1.0))
-
-
-class TestNonNegative:
-    @examples
-    @given(vectors())
-    def test_positive_part(self, x):
-        assert np.array_equal(projection.projection_non_negative(x), np.maximum(x, 0))
-
-    def test_tree(self):
-        found = projection.projection_non_negative({"a": jnp.array([-1.0, 2.0]), "b": jnp.array(-3.0)})
-        assert jax.tree.map(lambda v: v.tolist(), found) == {"a": [0.0, 2.0], "b": 0.0}
-
-    def test_derivative(self):
-        slope = jax.jacrev(projection.projection_non_negative)(jnp.array([-1.0, 2.0]))
-        assert np.array_equal(slope, np.diag([0.0, 1.0]))
-
-
-class TestLasso:
-    @examples
-    @given(vectors(), st.floats(0, 5), st.floats(0.1, 3))
-    def test_soft_threshold(self, x, l1reg, scaling):
-        expected = np.sign(x) * np.maximum(np.abs(x) - l1reg * scaling, 0)
-        np.testing.assert_allclose(lasso(x, l1reg, scaling), expected, atol=1e-14)
-
-    @examples
-    @given(vectors(), seeds, st.floats(0, 5))
-    def test_variational_inequality(self, x, seed, l1reg):
-        """⟨x − p, z − p⟩ ≤ g(z) − g(p) for all z."""
-        p = np.asarray(lasso(x, l1reg, 1.0))
-        for z in 5 * np.random.default_rng(seed).normal(size=(5, x.size)):
-            assert (x - p) @ (z - p) <= l1reg * (np.abs(z).sum() - np.abs(p).sum()) + 1e-10
-
-    @examples
-    @given(vectors(), seeds, st.floats(0.05, 5), st.floats(0.5, 2))
-    def test_derivative(self, x, seed, l1reg, scaling):
-        rng = np.random.default_rng(seed)
-        x = x + 1e-2 * rng.normal(size=x.size)
-        assume(np.abs(np.abs(x) - l1reg * scaling).min() > KINK)
-        point, full = (x, l1reg, scaling), (rng.normal(size=x.size), 0.3, -0.4)
-        for moving in range(3):
-            ways = tuple(way if i == moving else np.zeros_like(way) for i, way in enumerate(full))
-            ahead = lasso(*(a + STEP * w for a, w in zip(point, ways, strict=True)))
-            behind = lasso(*(a - STEP * w for a, w in zip(point, ways, strict=True)))
-            np.testing.assert_allclose(lasso_slope(point, ways), (ahead - behind) / (2 * STEP), atol=1e-8)
-
-    def test_derivative_is_zero_at_the_threshold(self):
-        wrt_x, wrt_penalty = jax.jacrev(prox.prox_lasso, argnums=(0, 1))(jnp.array([1.0, -1.0]), 1.0)
-        assert np.array_equal(wrt_x, np.zeros((2, 2)))
-        assert np.array_equal(wrt_penalty, np.zeros(2))
-
-    def test_penalty_by_entry(self):
-        found = lasso(np.array([3.0, -3.0, 3.0]), np.array([1.0, 2.0, 4.0]), 1.0)
-        assert np.array_equal(found, [2.0, -1.0, 0.0])
-
-    @pytest.mark.parametrize("leaves", [1, 2])
-    def test_trees(self, leaves):
-        x = {name: jnp.array([-3.0, 2.0]) for name in "ab"[:leaves]}
-        shared = prox.prox_lasso(x, 1.0)
-        own = prox.prox_lasso(x, {name: 0.5 * (i + 1) for i, name in enumerate(x)}, 2.0)
-        for i, name in enumerate(x):
-            assert shared[name].tolist() == [-2.0, 1.0]
-            assert own[name].tolist() == [[-2.0, 1.0], [-1.0, 0.0]][i]
-
-    def test_rows(self):
-        rows, penalties = np.random.default_rng(0).normal(size=(3, 4)), np.array([0.1, 0.5, 1.0])
-        found = jax.vmap(prox.prox_lasso)(rows, penalties)
-        np.testing.assert_allclose(found, np.sign(rows) * np.maximum(np.abs(rows) - penalties[:, None], 0), atol=1e-15)
-
-    def test_no_penalty(self):
-        x = {"a": jnp.array([-1.0, 2.0])}
-        assert prox.prox_none(x, None, 3.0)["a"].tolist() == [-1.0, 2.0]
-
-
-MAPS = {
-    "simplex": lambda x, low, high: projection.projection_simplex(x, high),
-    "non-negative": lambda x, low, high: projection.projection_non_negative(x),
-    "box": lambda x, low, high: projection.projection_box(x, (low, high)),
-    "box by entry": lambda x, low, high: projection.projection_box(x, (jnp.full_like(x, low), jnp.full_like(x, high))),
-    "lasso": lambda x, low, high: prox.prox_lasso(x, high, high),
-    "lasso by entry": lambda x, low, high: prox.prox_lasso(x, jnp.full_like(x, high), high),
-    "none": lambda x, low, high: prox.prox_none(x, high),
-}
-
-
-class TestPrecision:
-    @pytest.mark.parametrize("name", MAPS)
-    @pytest.mark.parametrize("size", [5, 20])
-    def test_kept(self, name, size, dtype):
-        x = jnp.linspace(-2, 2, size, dtype=dtype)
-        assert MAPS[name](x, -1.0, 1.0).dtype == dtype
-
-    @pytest.mark.parametrize("name", MAPS)
     @pytest.mark.parametrize(("of_x", "of_others"), [("float32", "float64"), ("float64", "float32")])
-    def test_x_decides(self, name, of_x, of_others):
-        x = jnp.linspace(-2, 2, 5, dtype=of_x)
-        assert MAPS[name](x, jnp.asarray(-1, of_others), jnp.asarray(1, of_others)).dtype == of_x
+    def test_precision_is_that_of_x(self, name, of_x, of_others, strict):
+        case = ALL[name]
+        x, *others = as_floats(case.point(np.random.default_rng(3)))
+        found = jax.eval_shape(case.call, jnp.asarray(x, of_x), *(jnp.asarray(a, of_others) for a in others))
+        assert found.dtype == of_x
+        assert not found.weak_type
 
-    def test_x_decides_by_entry(self):
-        x, bounds = jnp.linspace(-2, 2, 5, dtype="float32"), jnp.ones(5, "float64")
-        assert prox.prox_lasso(x, bounds).dtype == "float32"
-        assert projection.projection_box(x, (-bounds, bounds)).dtype == "float32"
+    def test_plain_numbers(self, name, strict):
+        case = ALL[name]
+        x, *others = as_floats(case.point(np.random.default_rng(3)))
+        others = [a.item() if a.ndim == 0 else a for a in others]
+        found = jax.eval_shape(lambda x: case.call(x, *others), jnp.asarray(x, "float32"))
+        assert found.dtype == "float32"
+        assert not found.weak_type
+
+    def test_single_precision(self, name):
+        """The answer to the same problem, to what float32 resolves."""
+        case = ALL[name]
+        with precision("float64"):
+            point = as_floats(case.point(np.random.default_rng(3)))
+            exact = case.value(*point)
+        with precision("float32"):
+            found = case.value(*(jnp.asarray(a, "float32") for a in point))
+        assert found.dtype == "float32"
+        np.testing.assert_allclose(found, exact, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+class TestProjections:
+    @examples
+    @given(seeds)
+    def test_feasible(self, name, x64, seed):
+        case, rng = PROJECTIONS[name], np.random.default_rng(seed)
+        point = case.point(rng)
+        assert case.violation(numpy(case.value(*point)), *point[1:]) < 1e-10
+
+    @examples
+    @given(seeds)
+    def test_idempotent(self, name, x64, seed):
+        case, rng = PROJECTIONS[name], np.random.default_rng(seed)
+        point = case.point(rng)
+        p = numpy(case.value(*point))
+        with np.errstate(divide="ignore"):
+            again = np.log(p) if name in KL else p
+        np.testing.assert_allclose(case.value(again, *point[1:]), p, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", CONVEX_SETS)
+class TestConvexSets:
+    @examples
+    @given(seeds)
+    def test_non_expansive(self, name, x64, seed):
+        case, rng = PROJECTIONS[name], np.random.default_rng(seed)
+        x, *args = case.point(rng)
+        y = x + rng.normal(size=x.shape)
+        distance = np.linalg.norm(numpy(case.value(x, *args)) - numpy(case.value(y, *args)))
+        # The cone of semidefinite matrices holds the symmetric part only.
+        assert distance <= np.linalg.norm(x - y) + 1e-10
+
+    @examples
+    @given(seeds)
+    def test_no_point_of_the_set_lies_ahead(self, name, x64, seed):
+        """⟨x − p, z − p⟩ ≤ 0 for all z of the set."""
+        case, rng = PROJECTIONS[name], np.random.default_rng(seed)
+        x, *args = case.point(rng)
+        p = numpy(case.value(x, *args))
+        for scale in (0.1, 1, 10):
+            z = numpy(case.value(p + scale * rng.normal(size=x.shape), *args))
+            assert case.violation(z, *args) < 1e-10
+            assert np.vdot(x - p, z - p) <= 1e-9
+
+
+@pytest.mark.parametrize("name", PROXES)
+@examples
+@given(seed=seeds)
+def test_prox_is_the_minimizer(name, x64, seed):
+    case, rng = PROXES[name], np.random.default_rng(seed)
+    x, *args = case.point(rng)
+    p = numpy(case.value(x, *args))
+    best = case.objective(p, *args)
+    assert np.isfinite(best)
+    for scale in (1e-3, 0.1, 1, 10):
+        for z in (p + scale * rng.normal(size=x.shape), np.abs(p + scale * rng.normal(size=x.shape)), (1 - scale) * p):
+            other = case.objective(z, *args)
+            if case.convex:
+                assert np.vdot(x - p, z - p) <= other - best + 1e-10
+            assert best + np.sum((x - p) ** 2) / 2 <= other + np.sum((x - z) ** 2) / 2 + 1e-10

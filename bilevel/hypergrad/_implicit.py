@@ -43,8 +43,8 @@ class Implicit(Estimator):
             return _tree.cast_like(value, params)
 
         value, (cotangent, direct) = jax.value_and_grad(outer_loss, argnums=(0, 1))(params, moving)
-        system = condition.adjoint_system(problem, params, hparams, data)
-        found = system.solve(self.linear, cotangent, adjoint)
+        system = condition.system(problem, params, hparams, data)
+        found = system.solve_transposed(self.linear, cotangent, adjoint)
         residual_value, pull = jax.vjp(residual, moving)
         scale = _tree.norm(cotangent)
         return Hypergradient(

@@ -28,25 +28,61 @@ Solve = linear.LinearSolver | Callable[..., Any] | None
 
 
 def solve_system(
-    solver: linear.LinearSolver, matvec: Callable[[PyTree], PyTree], b: PyTree, on_failure: OnFailure
+    solver: linear.LinearSolver,
+    matvec: Callable[[PyTree], PyTree],
+    b: PyTree,
+    on_failure: OnFailure,
+    system: linear.System | None = None,
+    transposed: bool = False,
 ) -> PyTree:
-    """A⁻¹ b, differentiable and transposable; NaN where the solver missed its tolerance, unless failures are ignored."""
+    """A⁻¹ b, differentiable and transposable; NaN where the solver missed its tolerance, unless failures are ignored.
+
+    `system` is the form in which A, or with `transposed` Aᵀ, is solved; the derivatives are those of `matvec`.
+    """
     nan = on_failure == "nan"
-    return linear.differentiable_solve(solver, linear.Operator(matvec), b, nan_on_failure=nan).value
+    if system is None:
+        return linear.differentiable_solve(solver, linear.Operator(matvec), b, nan_on_failure=nan).value
+
+    def checked(found: linear.LinearSolution):
+        return jax.tree.map(lambda x: jnp.where(found.converged | (not nan), x, jnp.nan), found.value)
+
+    def solve(_, b):
+        return checked(system.solve(solver, b))
+
+    def solve_transposed(_, b):
+        return checked(system.solve_transposed(solver, b))
+
+    if transposed:
+        solve, solve_transposed = solve_transposed, solve
+    return jax.lax.custom_linear_solve(matvec, b, solve=solve, transpose_solve=solve_transposed)
 
 
-def attach(fun: Callable[[PyTree], PyTree], sol: PyTree, solver: linear.LinearSolver, on_failure: OnFailure) -> PyTree:
+def attach(
+    fun: Callable[[PyTree], PyTree],
+    sol: PyTree,
+    solver: linear.LinearSolver,
+    on_failure: OnFailure,
+    make_system: Callable[[], linear.System | None] = lambda: None,
+) -> PyTree:
     """`sol` as a differentiable function of everything that `fun`, which is zero there, closes over."""
     _tree.check_like("the value of the optimality condition", jax.eval_shape(fun, sol), "the solution", sol)
     converted, closed_over = jax.closure_convert(fun, sol)
     if not closed_over and not _has_tracer(sol):
         return sol  # a plain call: nothing here can be differentiated
+    system = make_system()
     return jax.lax.custom_root(
         lambda x: _tree.cast_like(converted(x, *closed_over), x),
         sol,
         solve=lambda _, x: x,
-        tangent_solve=lambda matvec, b: solve_system(solver, matvec, b, on_failure),
+        tangent_solve=lambda matvec, b: solve_system(solver, matvec, b, on_failure, system),
     )
+
+
+def _system_of(optimality_fun, sol, args, kwargs) -> linear.System | None:
+    """What a condition of the catalog knows about its linear systems; None for a plain function."""
+    if not isinstance(optimality_fun, linear.RootFunction):
+        return None
+    return optimality_fun.system(*_stop((sol, *args)), **_stop(kwargs))
 
 
 def custom_root(
@@ -68,7 +104,7 @@ def custom_root(
 
     Args:
       optimality_fun: F(x, *args), with the structure, shapes and dtypes of x; all it uses is differentiated, closures
-        too. For example `jax.grad(f)`.
+        too. For example `jax.grad(f)`, or a condition of the catalog: `bilevel.optimality.bind(problem)`.
       has_aux: the solver returns `(x, aux)`. Differentiating through aux gives NaN.
       solve: linear solver for the system with ∂₁F: one of `bilevel.linear`, or a function `solve(matvec, b)`.
         None is `linear.Auto()`.
@@ -106,7 +142,13 @@ def custom_root(
             found = _run_undifferentiated(solver, args, kwargs)
             sol, aux = _split_aux(solver, found) if has_aux else (found, None)
             sol = _as_solution(solver, sol)
-            sol = attach(lambda x: optimality_fun(x, *fun_args, **fun_kwargs), sol, linear_solver, on_failure)
+            sol = attach(
+                lambda x: optimality_fun(x, *fun_args, **fun_kwargs),
+                sol,
+                linear_solver,
+                on_failure,
+                lambda: _system_of(optimality_fun, sol, fun_args, fun_kwargs),
+            )
             return (sol, _without_derivative(aux, sol, args, kwargs)) if has_aux else sol
 
         return wrapper
@@ -165,7 +207,8 @@ def root_vjp(
     """
     solver = linear.as_solver(solve, linear.Auto())
     _, pull_x = jax.vjp(lambda x: _tree.cast_like(optimality_fun(x, *args), x), sol)
-    u = solve_system(solver, lambda v: pull_x(v)[0], cotangent, "nan")
+    system = _system_of(optimality_fun, sol, args, {})
+    u = solve_system(solver, lambda v: pull_x(v)[0], cotangent, "nan", system, transposed=True)
     _, pull_args = jax.vjp(lambda *args: _tree.cast_like(optimality_fun(sol, *args), sol), *args)
     return pull_args(_tree.scale(-1, u))
 
@@ -192,7 +235,7 @@ def root_jvp(
     solver = linear.as_solver(solve, linear.Auto())
     _, rhs = jax.jvp(lambda *args: _tree.cast_like(optimality_fun(sol, *args), sol), tuple(args), tuple(tangents))
     _, push_x = jax.linearize(lambda x: _tree.cast_like(optimality_fun(x, *args), x), sol)
-    return solve_system(solver, push_x, _tree.scale(-1, rhs), "nan")
+    return solve_system(solver, push_x, _tree.scale(-1, rhs), "nan", _system_of(optimality_fun, sol, args, {}))
 
 
 def _stop(tree: PyTree) -> PyTree:

@@ -52,7 +52,8 @@ class FISTA(InnerSolver):
         _checks.require_positive("inner.FISTA", step_size=self.step_size)
 
     def check(self, problem):
-        """Every problem will do."""
+        """Require a loss, and a set or a term that is stated by its projection or prox, if any."""
+        _checks.require_unconstrained("inner.FISTA", problem)
 
     def init(self, problem, params, hparams, data):
         """Choose the first step size."""

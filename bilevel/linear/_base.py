@@ -24,10 +24,24 @@ class Operator:
     Args:
       matvec: v ↦ A v, linear; v and A v have the structure of the unknown.
       structure: what is known of A: `"general"`, `"symmetric"` or `"positive_definite"` (symmetric too).
+      singular: A may be singular, and a least-squares or minimum-norm answer is wanted; `Direct` and `Auto` heed it.
     """
 
     matvec: Callable[[PyTree], PyTree]
     structure: Structure = "general"
+    singular: bool = False
+
+    def transpose(self, like: PyTree) -> Operator:
+        """Aᵀ, for unknowns like `like`: A itself unless its structure is general."""
+        if self.structure != "general":
+            return self
+        transposed = jax.linear_transpose(lambda v: _tree.cast_like(self.matvec(v), v), like)
+        return dataclasses.replace(self, matvec=lambda v: transposed(v)[0])
+
+
+def damped(operator: Operator, ridge: float | jax.Array) -> Operator:
+    """A + ridge · I, with the structure of A. The ridge is absolute, in the units of A, and is taken to be positive."""
+    return Operator(lambda v: _tree.add_scaled(operator.matvec(v), ridge, v), operator.structure)
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +54,7 @@ class LinearSolution:
       status: int32 code of `bilevel.Status`.
       residual: ‖A x − b‖₂, computed by one more product with A, not by a recurrence.
       steps: iterations.
-      matvecs: products with A, that of the residual included.
+      matvecs: products with A or Aᵀ, that of the residual included.
     """
 
     value: PyTree
@@ -65,6 +79,23 @@ class Attempt:
     matvecs: jax.Array | int
 
 
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A method with all done that needs no right-hand side: call it with (b, init, tolerance).
+
+    Args:
+      attempt: (b, init, tolerance) ↦ `Attempt`, which counts the products of the call only.
+      matvecs: products that the preparation took.
+    """
+
+    attempt: Callable[[PyTree, PyTree, jax.Array], Attempt]
+    matvecs: int = 0
+
+    def __call__(self, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
+        """Solve for one right-hand side."""
+        return self.attempt(b, init, tolerance)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearSolver(abc.ABC):
     """Base of all linear solvers. A subclass writes `attempt`; the tolerance, the start and the verdict live here.
@@ -85,6 +116,14 @@ class LinearSolver(abc.ABC):
     @abc.abstractmethod
     def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
         """Solve from `init`, aiming at a residual norm of `tolerance`."""
+
+    def prepare(self, operator: Operator, like: PyTree) -> Prepared:
+        """Do what needs no right-hand side once, for many of the structure of `like`: `Direct` factors here."""
+        return Prepared(lambda b, init, tolerance: self.attempt(operator, b, init, tolerance))
+
+    def posed(self, operator: Operator) -> Operator:
+        """The system that is solved, and on which the answer is judged: A itself, but for `Damped`."""
+        return operator
 
     def solve(
         self,
@@ -110,16 +149,62 @@ class LinearSolver(abc.ABC):
           >>> print(found.value.round(3), bl.Status(int(found.status)).word)
           [1.  0.5] converged
         """
-        if not isinstance(operator, Operator):
-            operator = Operator(operator)
+        operator = self.posed(operator if isinstance(operator, Operator) else Operator(operator))
+        if init is not None:
+            _tree.check_like("init", init, "b", b)
+        return self._judged(operator, lambda *args: self.attempt(operator, *args), b, init, scale)
+
+    def solve_block(
+        self, operator: Operator | Callable[[PyTree], PyTree], b: PyTree, init: PyTree | None = None
+    ) -> LinearSolution:
+        """Solve A X = B for k right-hand sides at once.
+
+        The products run on blocks, so that a dense A is read once for all columns, and a factorization is shared. Each
+        right-hand side stops by its own tolerance and has its own status.
+
+        Args:
+          operator: as in `solve`.
+          b: right-hand sides; every leaf has a leading axis of length k.
+          init: starts, like b; zeros if None.
+
+        Returns:
+          LinearSolution with a leading axis of k on everything; `matvecs` counts what each would have taken alone.
+
+        Raises:
+          ValueError: if the leaves of b do not share a leading axis.
+
+        Example:
+          >>> import jax.numpy as jnp, bilevel as bl
+          >>> found = bl.linear.CG().solve_block(lambda v: jnp.array([2.0, 4.0]) * v, jnp.eye(2))
+          >>> print(found.value.round(3).tolist(), found.status)
+          [[0.5, 0.0], [0.0, 0.25]] [0 0]
+        """
+        operator = self.posed(operator if isinstance(operator, Operator) else Operator(operator))
+        if len({jnp.shape(x)[:1] for x in jax.tree.leaves(b)} - {()}) != 1 or any(
+            jnp.ndim(x) == 0 for x in jax.tree.leaves(b)
+        ):
+            raise ValueError(
+                f"solve_block: every leaf of b needs the same leading axis, one entry per right-hand side, got "
+                f"{_tree.shapes(b)}: stack the right-hand sides, or call solve"
+            )
+        if init is not None:
+            _tree.check_like("init", init, "b", b)
+        prepared = self.prepare(operator, jax.tree.map(lambda x: x[0], b))
+
+        def attempt(*args):
+            found = prepared(*args)
+            return dataclasses.replace(found, matvecs=found.matvecs + prepared.matvecs)
+
+        return jax.vmap(lambda b, init: self._judged(operator, attempt, b, init, None))(b, init)
+
+    def _judged(self, operator: Operator, attempt: Callable[..., Attempt], b, init, scale) -> LinearSolution:
+        """The outcome of an attempt, by the residual that it leaves."""
         b_norm = _tree.norm(b)
         rtol = _tree.eps(b) ** (2 / 3) if self.rtol is None else self.rtol
         tolerance = jnp.maximum(rtol * (b_norm if scale is None else scale), self.atol)
         zero = _tree.zeros_like(b)
-        if init is not None:
-            _tree.check_like("init", init, "b", b)
         start = zero if init is None else _tree.where(b_norm == 0, zero, _tree.cast_like(init, b))
-        found = self.attempt(operator, b, start, tolerance)
+        found = attempt(b, start, tolerance)
         residual = _tree.norm(_tree.sub(operator.matvec(found.value), b))
         finite = _tree.all_finite(found.value) & jnp.isfinite(residual)
         status = jnp.where(residual <= tolerance, Status.CONVERGED, found.reason)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
+from bilevel.linear import _precondition
 from bilevel.linear._base import Attempt, LinearSolver
 
 
@@ -23,7 +24,8 @@ class _State(NamedTuple):
     correction: PyTree
     residual: PyTree
     direction: PyTree
-    rho: jax.Array
+    square: jax.Array  # rᵀr, of the stopping test
+    rho: jax.Array  # rᵀM⁻¹r
     reason: jax.Array
     steps: jax.Array
 
@@ -34,11 +36,19 @@ class CG(LinearSolver):
 
     Args:
       max_steps: step limit; `None` is ten times the number of unknowns.
+      preconditioner: symmetric positive definite: one of `bilevel.linear`, or a function v ↦ M⁻¹ v. The stopping test
+        stays on ‖A x − b‖.
 
-    Statuses besides `CONVERGED`: `NEGATIVE_CURVATURE` (A is not positive definite), `MAX_STEPS`, `STAGNATED`.
+    Statuses besides `CONVERGED`: `NEGATIVE_CURVATURE` (A is not positive definite), `MAX_STEPS`, `STAGNATED`, `BREAKDOWN`
+    (the preconditioner is not positive definite).
     """
 
     max_steps: int | None = None
+    preconditioner: _precondition.Precondition = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        _precondition.check("linear.CG", self.preconditioner)
 
     def attempt(self, operator, b, init, tolerance):
         """Iterate until the recurrence's residual is a little below the tolerance, which leaves room for its drift."""
@@ -49,10 +59,14 @@ class CG(LinearSolver):
         unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
         goal = (0.9 * tolerance / unit) ** 2
         r = _tree.scale(1 / unit, first)
-        start = _State(_tree.zeros_like(r), r, r, _tree.vdot(r, r), jnp.int32(Status.MAX_STEPS), jnp.int32(0))
+        precondition, cost = _precondition.build(self.preconditioner, operator, b)
+        z = precondition(r)
+        square, rho = _tree.vdot(r, r), _tree.vdot(r, z)
+        reason = jnp.where(rho < 0, Status.BREAKDOWN, Status.MAX_STEPS).astype(jnp.int32)
+        start = _State(_tree.zeros_like(r), r, z, square, rho, reason, jnp.int32(0))
 
         def unfinished(s: _State):
-            return (s.rho > goal) & (s.steps < limit) & (s.reason == Status.MAX_STEPS)
+            return (s.square > goal) & (s.steps < limit) & (s.reason == Status.MAX_STEPS)
 
         def step(s: _State):
             product = operator.matvec(s.direction)
@@ -60,12 +74,14 @@ class CG(LinearSolver):
             alpha = jnp.where(curvature > 0, s.rho / curvature, 0)
             correction = _tree.add_scaled(s.correction, alpha, s.direction)
             r = _tree.add_scaled(s.residual, -alpha, product)
-            rho = _tree.vdot(r, r)
-            direction = _tree.add_scaled(r, rho / s.rho, s.direction)
+            z = precondition(r)
+            square, rho = _tree.vdot(r, r), _tree.vdot(r, z)
+            direction = _tree.add_scaled(z, rho / s.rho, s.direction)
             reason = jnp.where(curvature > 0, Status.MAX_STEPS, Status.NEGATIVE_CURVATURE)
+            reason = jnp.where((curvature > 0) & (rho < 0), Status.BREAKDOWN, reason)
             reason = jnp.where(jnp.isfinite(curvature) & jnp.isfinite(rho), reason, Status.NON_FINITE)
-            return _State(correction, r, direction, rho, reason.astype(jnp.int32), s.steps + 1)
+            return _State(correction, r, direction, square, rho, reason.astype(jnp.int32), s.steps + 1)
 
         end = jax.lax.while_loop(unfinished, step, start)
-        reason = jnp.where(end.rho <= goal, Status.STAGNATED, end.reason)
-        return Attempt(_tree.add_scaled(init, unit, end.correction), reason, end.steps, end.steps + 1)
+        reason = jnp.where(end.square <= goal, Status.STAGNATED, end.reason)
+        return Attempt(_tree.add_scaled(init, unit, end.correction), reason, end.steps, end.steps + 1 + cost)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,36 +11,99 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel import _tree
 from bilevel._status import Status
-from bilevel.linear._base import Attempt, LinearSolver
+from bilevel.linear._base import Attempt, LinearSolver, Prepared
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Direct(LinearSolver):
-    """Form A by n products and factor it: Cholesky where A is positive definite, else LU.
+    """Form A by n products and factor it.
 
     Exact up to rounding, O(n³) time and O(n²) memory. Leaves are raveled first, so blocks that couple two leaves count.
+    `"svd"` gives the minimum-norm least-squares answer x = A⁺ b, by eigenvalues where A is symmetric; singular values
+    below n ε of the largest count as zero.
 
     Args:
+      method: `"auto"` is SVD where the operator may be singular, else Cholesky where A is positive definite, else LU.
       max_size: refuse more unknowns than this (ValueError); a dense matrix at scale is never formed silently.
+
+    Statuses besides `CONVERGED`: `NEGATIVE_CURVATURE` (Cholesky failed), `BREAKDOWN` (LU or QR met a zero pivot),
+    `STAGNATED` (the limit of the precision; under SVD, an inconsistent system: the answer is the least-squares one).
     """
 
+    method: Literal["auto", "cholesky", "lu", "qr", "svd"] = "auto"
     max_size: int = 10_000
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.method not in ("auto", "cholesky", "lu", "qr", "svd"):
+            raise ValueError(f"linear.Direct: method must be auto, cholesky, lu, qr or svd, got {self.method!r}")
 
     def attempt(self, operator, b, init, tolerance):
         """Factor and solve; the start is not used."""
-        flat, unravel = ravel_pytree(b)
+        prepared = self.prepare(operator, b)
+        found = prepared(b, init, tolerance)
+        return dataclasses.replace(found, matvecs=found.matvecs + prepared.matvecs)
+
+    def prepare(self, operator, like):
+        """Form and factor A; what is left is a substitution."""
+        flat, unravel = ravel_pytree(like)
         if flat.size > self.max_size:
             raise ValueError(
                 f"linear.Direct would form a dense {flat.size} × {flat.size} matrix, more than max_size={self.max_size}: "
                 "use an iterative solver (linear.CG, linear.GMRES, linear.Auto) or raise max_size"
             )
+        # Row i of `rows` is column i of A.
         rows = jax.vmap(lambda v: ravel_pytree(operator.matvec(unravel(v)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
-        if operator.structure == "positive_definite":
-            factor = jax.scipy.linalg.cho_factor((rows + rows.T) / 2)
-            x, failure = jax.scipy.linalg.cho_solve(factor, flat), Status.NEGATIVE_CURVATURE
-        else:
-            x, failure = jnp.linalg.solve(rows.T, flat), Status.BREAKDOWN
-        # A factorization that failed on finite input is told by its reason, not by the NaN that it left.
-        failed = ~jnp.isfinite(x).all() & jnp.isfinite(rows).all() & jnp.isfinite(flat).all()
-        reason = jnp.where(failed, failure, Status.STAGNATED)
-        return Attempt(_tree.cast_like(unravel(jnp.where(failed, 0, x)), b), reason, 1, flat.size)
+        rows = rows.astype(flat.dtype)
+        method = self.choose(operator)
+        substitute, failure = _FACTORIZATIONS[method](rows.T, operator.structure != "general")
+        finite = jnp.isfinite(rows).all()
+
+        def attempt(b, init, tolerance):
+            b_flat = ravel_pytree(b)[0]
+            x = substitute(b_flat)
+            # A factorization that failed on finite input is told by its reason, not by the NaN that it left.
+            failed = ~jnp.isfinite(x).all() & finite & jnp.isfinite(b_flat).all()
+            reason = jnp.where(failed, failure, Status.STAGNATED)
+            return Attempt(_tree.cast_like(unravel(jnp.where(failed, 0, x)), b), reason, 1, 0)
+
+        return Prepared(attempt, flat.size)
+
+    def choose(self, operator) -> str:
+        """The factorization that serves this operator."""
+        if self.method != "auto":
+            return self.method
+        if operator.singular:
+            return "svd"
+        return "cholesky" if operator.structure == "positive_definite" else "lu"
+
+
+def _cholesky(a, symmetric):
+    factor = jax.scipy.linalg.cho_factor((a + a.T) / 2)
+    return lambda b: jax.scipy.linalg.cho_solve(factor, b), Status.NEGATIVE_CURVATURE
+
+
+def _lu(a, symmetric):
+    factor = jax.scipy.linalg.lu_factor(a)
+    return lambda b: jax.scipy.linalg.lu_solve(factor, b), Status.BREAKDOWN
+
+
+def _qr(a, symmetric):
+    q, r = jnp.linalg.qr(a)
+    return lambda b: jax.scipy.linalg.solve_triangular(r, q.T @ b), Status.BREAKDOWN
+
+
+def _svd(a, symmetric):
+    if symmetric:
+        values, right = jnp.linalg.eigh((a + a.T) / 2)
+        left = right
+    else:
+        left, values, transposed = jnp.linalg.svd(a, full_matrices=False)
+        right = transposed.T
+    size = jnp.abs(values)
+    kept = size > a.shape[0] * jnp.finfo(a.dtype).eps * jnp.max(size, initial=0)
+    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+    return lambda b: right @ (inverse * (left.T @ b)), Status.BREAKDOWN
+
+
+_FACTORIZATIONS = {"cholesky": _cholesky, "lu": _lu, "qr": _qr, "svd": _svd}

@@ -19,6 +19,7 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel import _checks, _tree
 from bilevel._status import Status
+from bilevel.linear import _precondition
 from bilevel.linear._base import Attempt, LinearSolver
 
 
@@ -46,19 +47,24 @@ class GMRES(LinearSolver):
     Args:
       max_steps: limit on restart cycles; `None` is ten times the number of unknowns.
       restart: dimension of the Krylov space of one cycle; memory is `restart` vectors.
+      preconditioner: one of `bilevel.linear`, or a function v ↦ M⁻¹ v, linear; it acts from the right, A M⁻¹ (M x) = b, so
+        that residuals stay those of A x = b.
 
     Statuses besides `CONVERGED`: `STAGNATED` (a cycle gained nothing), `MAX_STEPS`.
     """
 
     max_steps: int | None = None
     restart: int = 40
+    preconditioner: _precondition.Precondition = None
 
     def __post_init__(self):
         super().__post_init__()
         _checks.require_positive("linear.GMRES", restart=self.restart, max_steps=self.max_steps)
+        _precondition.check("linear.GMRES", self.preconditioner)
 
     def attempt(self, operator, b, init, tolerance):
         """Run cycles until the residual is within the tolerance or a cycle gains nothing."""
+        apply, cost = _precondition.build(self.preconditioner, operator, b)
         b, unravel = ravel_pytree(b)
         restart = min(self.restart, max(b.size, 1))
         limit = 10 * b.size if self.max_steps is None else self.max_steps
@@ -67,12 +73,15 @@ class GMRES(LinearSolver):
         def product(v):
             return ravel_pytree(operator.matvec(unravel(v)))[0].astype(b.dtype)
 
+        def precondition(v):
+            return v if self.preconditioner is None else ravel_pytree(apply(unravel(v)))[0].astype(b.dtype)
+
         def unfinished(s: _State):
             return (s.norm > goal) & (s.cycles < limit) & (s.reason == Status.MAX_STEPS)
 
         def cycle(s: _State):
-            correction, steps = _cycle(product, s.residual, s.norm, restart, goal)
-            x = s.x + correction
+            correction, steps = _cycle(lambda v: product(precondition(v)), s.residual, s.norm, restart, goal)
+            x = s.x + precondition(correction)
             residual = b - product(x)
             norm = _tree.norm(residual)
             better = norm < 0.9999 * s.norm
@@ -84,7 +93,9 @@ class GMRES(LinearSolver):
 
         start = ravel_pytree(init)[0].astype(b.dtype)
         residual = b - product(start)
-        first = _State(start, residual, _tree.norm(residual), jnp.int32(Status.MAX_STEPS), jnp.int32(0), jnp.int32(1))
+        first = _State(
+            start, residual, _tree.norm(residual), jnp.int32(Status.MAX_STEPS), jnp.int32(0), jnp.int32(1 + cost)
+        )
         end = jax.lax.while_loop(unfinished, cycle, first)
         reason = jnp.where(end.norm <= goal, Status.STAGNATED, end.reason)
         return Attempt(unravel(end.x), reason, end.cycles, end.matvecs)
@@ -118,7 +129,9 @@ def _cycle(product, residual, norm, restart: int, goal) -> tuple[jax.Array, jax.
             upper, lower = rows[j], rows[j + 1]
             return rows.at[j].set(cosine * upper + sine * lower).at[j + 1].set(cosine * lower - sine * upper)
 
-        triangle = c.triangle.at[j].set(jnp.where(jnp.arange(restart) < j, column[:restart], 0).at[j].set(radius))
+        triangle = c.triangle.at[j].set(
+            jnp.where(jnp.arange(restart, dtype=j.dtype) < j, column[:restart], 0).at[j].set(radius)
+        )
         # Without a new direction the cycle can go no further, whatever the residual.
         step = jnp.where(independent, j + 1, restart)
         return _Cycle(basis, triangle, rotate(c.rotations), rotate(c.rhs), step)

@@ -1,5 +1,5 @@
-"""Projections and proximal operators, under the names and argument order of jaxopt."""
+"""Projections and proximal operators under the names and argument order of jaxopt, and mirror maps."""
 
-from bilevel.operators import projection, prox
+from bilevel.operators import bregman, projection, prox
 
-__all__ = ["projection", "prox"]
+__all__ = ["bregman", "projection", "prox"]

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from bilevel.optimality._base import AdjointSystem, Condition, Custom
-from bilevel.optimality._gradient_mapping import ProjectedGradient, ProximalGradient
-from bilevel.optimality._stationary import Stationary
+from bilevel.optimality._base import Bound, Condition, Custom
+from bilevel.optimality._conic import Conic, ConicPoint, ConicSolution
+from bilevel.optimality._gradient_mapping import BlockProximalGradient, ProjectedGradient, ProximalGradient
+from bilevel.optimality._hull import ConvexHull
+from bilevel.optimality._kkt import KKT, KKTSolution, QuadraticProgram
+from bilevel.optimality._mirror import MirrorDescent
+from bilevel.optimality._stationary import LeastSquares, Newton, Stationary
 from bilevel.problem import Problem
 
 __all__ = [
-    "AdjointSystem",
+    "KKT",
+    "BlockProximalGradient",
+    "Bound",
     "Condition",
+    "Conic",
+    "ConicPoint",
+    "ConicSolution",
+    "ConvexHull",
     "Custom",
+    "KKTSolution",
+    "LeastSquares",
+    "MirrorDescent",
+    "Newton",
     "ProjectedGradient",
     "ProximalGradient",
+    "QuadraticProgram",
     "Stationary",
+    "bind",
     "of",
 ]
 
@@ -22,11 +38,40 @@ def of(problem: Problem) -> Condition:
     """The condition of a problem: the one that it names, or the one that its parts imply. Checked against the problem."""
     condition = problem.optimality
     if condition is None:
-        if problem.projection is not None:
-            condition = ProjectedGradient()
-        else:
-            condition = Stationary() if problem.smooth else ProximalGradient()
+        condition = _implied(problem)
     if not isinstance(condition, Condition):
         condition = Custom(function=condition)
     condition.check(problem)
     return condition
+
+
+def bind(problem: Problem) -> Bound:
+    """F(params, hparams, data) of a problem's condition, for `custom_root`, `root_vjp` and `root_jvp`.
+
+    It brings the form in which its linear systems are best solved: on the support, on the active face, symmetric.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, bilevel as bl
+      >>> from bilevel.operators.prox import prox_lasso
+      >>> problem = bl.Problem(
+      ...     inner_loss=lambda x, theta, y: jnp.sum((x - y) ** 2) / 2,
+      ...     prox=lambda x, theta, y, step: prox_lasso(x, theta, step),
+      ...     separable=True,
+      ... )
+      >>> @bl.custom_root(bl.optimality.bind(problem))
+      ... def solver(init, theta, y):
+      ...     return jnp.sign(y) * jnp.maximum(jnp.abs(y) - theta, 0)
+      >>> print(jax.jacobian(solver, argnums=1)(None, 1.0, jnp.array([3.0, -0.5, -2.0])))
+      [-1.  0.  1.]
+    """
+    return Bound(of(problem), problem)
+
+
+def _implied(problem: Problem) -> Condition:
+    if problem.cone_program is not None:
+        return Conic()
+    if problem.constrained:
+        return KKT()
+    if problem.projection is not None:
+        return ProjectedGradient()
+    return Stationary() if problem.smooth else ProximalGradient()

@@ -1,4 +1,4 @@
-"""The contract of an optimality condition, and the linear systems that its linearization poses."""
+"""The contract of an optimality condition, and the function that it makes of a problem."""
 
 from __future__ import annotations
 
@@ -11,37 +11,15 @@ import jax
 
 from bilevel import _tree
 from bilevel._tree import PyTree
-from bilevel.linear import LinearSolution, LinearSolver, Operator
+from bilevel.linear import Operator, RootFunction, System
 from bilevel.problem import Problem
-
-
-@dataclasses.dataclass(frozen=True)
-class AdjointSystem:
-    """Aᵀ u = w at one point, in the form that is best to solve: `operator` z = `restrict`(w), then u = `expand`(z, w).
-
-    Attributes:
-      operator: the system's operator.
-      restrict: maps w, and a start for u, into the system's space.
-      expand: (z, w) -> u.
-    """
-
-    operator: Operator
-    restrict: Callable[[PyTree], PyTree] = lambda w: w
-    expand: Callable[[PyTree, PyTree], PyTree] = lambda z, w: z
-
-    def solve(self, solver: LinearSolver, cotangent: PyTree, init: PyTree | None = None) -> LinearSolution:
-        """Solve for u. The tolerance refers to ‖w‖, also where its restriction is small or vanishes."""
-        start = None if init is None else self.restrict(init)
-        scale = _tree.norm(cotangent)
-        solution = solver.solve(self.operator, self.restrict(cotangent), start, scale)
-        return dataclasses.replace(solution, value=self.expand(solution.value, cotangent))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Condition(abc.ABC):
     """An optimality condition F(params, hparams, data) = 0, stated apart from the solver that finds its root.
 
-    A subclass writes `residual`; it overrides `adjoint_system` where it knows more about ∂₁F than its products.
+    A subclass writes `residual`; it overrides `system` where it knows more about ∂₁F than its products.
     """
 
     @abc.abstractmethod
@@ -52,10 +30,34 @@ class Condition(abc.ABC):
         """Raise ValueError, before anything is traced, if the problem lacks what the condition needs."""
         del problem  # by default a condition needs nothing
 
-    def adjoint_system(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> AdjointSystem:
-        """The system (∂₁F)ᵀ u = w at params."""
-        _, pull = jax.vjp(lambda x: _tree.cast_like(self.residual(problem, x, hparams, data), x), params)
-        return AdjointSystem(Operator(lambda v: pull(v)[0]))
+    def system(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> System:
+        """The linear systems with ∂₁F at params."""
+        return System(self._linearized(problem, params, hparams, data))
+
+    def margin(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> jax.Array | None:
+        """How far, relative to their size, the pairs are apart of which one must vanish; None where F has no such pairs."""
+        del problem, params, hparams, data
+        return None
+
+    def _linearized(self, problem, params, hparams, data) -> Operator:
+        _, push = jax.linearize(lambda x: _tree.cast_like(self.residual(problem, x, hparams, data), x), params)
+        return Operator(push)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound(RootFunction):
+    """F(params, hparams, data) of a condition and a problem, for `custom_root`, `root_vjp` and `root_jvp`."""
+
+    condition: Condition
+    problem: Problem
+
+    def __call__(self, params: PyTree, hparams: PyTree, data: PyTree = None) -> PyTree:
+        """F."""
+        return self.condition.residual(self.problem, params, hparams, data)
+
+    def system(self, params: PyTree, hparams: PyTree, data: PyTree = None) -> System:
+        """The linear systems with ∂₁F at params, in the form that the condition knows to be best."""
+        return self.condition.system(self.problem, params, hparams, data)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

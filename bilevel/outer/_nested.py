@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import _tree
+from bilevel import _checks, _tree
 from bilevel._tree import PyTree
 from bilevel.hypergrad import Estimator, Hypergradient
 from bilevel.inner import InnerSolver
@@ -123,6 +123,7 @@ class Nested:
         return following, _metrics(found)
 
     def _check(self, hparams: PyTree, params: PyTree, data: PyTree) -> None:
+        _checks.require_parts("outer.Nested", self.problem, "outer_loss")
         self.inner.check(self.problem)
         self.hypergrad.check(self.problem, self.inner)
         for name, tree in (("hparams", hparams), ("params", params)):
@@ -133,9 +134,11 @@ class Nested:
         wrong = [x for x in jax.tree.leaves(params) if not _tree.is_inexact(x)]
         if wrong:
             raise TypeError(f"params must be floating-point arrays, got {_tree.shapes(params)}: move the rest to data")
-        for name in ("inner_loss", "outer_loss"):
-            value: Any = jax.eval_shape(getattr(self.problem, name), params, hparams, data)
-            if getattr(value, "shape", None) != ():
+        primal = params.primal if self.problem.constrained else params
+        for name, inputs in (("inner_loss", primal), ("outer_loss", params)):
+            function = getattr(self.problem, name)
+            value: Any = None if function is None else jax.eval_shape(function, inputs, hparams, data)
+            if function is not None and getattr(value, "shape", None) != ():
                 raise ValueError(f"Problem.{name} must return a scalar, got {_tree.shapes(value)}: sum or average it")
 
 

@@ -1,4 +1,4 @@
-"""Euclidean projections, differentiable with respect to every real argument. Rows by `jax.vmap`."""
+"""Projections on the simplex, with and without a bound on the number of entries."""
 
 from __future__ import annotations
 
@@ -7,54 +7,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bilevel.operators import _numeric
+
 _NETWORK_BELOW = 17
-
-
-def projection_non_negative(x: Any, hyperparams: Any = None) -> Any:
-    """Project on the non-negative orthant: max(x, 0), leaf by leaf.
-
-    Args:
-      x: any pytree.
-      hyperparams: not used; for a common signature.
-    """
-    del hyperparams
-    return jax.tree.map(jax.nn.relu, x)
-
-
-def projection_box(x: Any, hyperparams: tuple[Any, Any]) -> Any:
-    """Project on the box lower ≤ x ≤ upper.
-
-    Args:
-      x: any pytree.
-      hyperparams: (lower, upper), each a scalar or of the structure of x.
-    """
-    lower, upper = (
-        jax.tree.map(lambda _, bound=bound: bound, x) if _is_scalar(bound) else bound for bound in hyperparams
-    )
-    return jax.tree.map(lambda x, low, high: jnp.clip(x, _as(low, x), _as(high, x)), x, lower, upper)
-
-
-def _is_scalar(value: Any) -> bool:
-    return jax.tree_util.treedef_is_leaf(jax.tree.structure(value)) and jnp.ndim(value) == 0
-
-
-def _as(value: Any, x: Any) -> jax.Array:
-    return jnp.asarray(value).astype(jnp.result_type(x))
 
 
 def projection_simplex(x: jax.Array, value: Any = 1.0) -> jax.Array:
     """Project a vector on the simplex {p ≥ 0, Σp = value}: p = max(x − τ, 0).
 
     The derivative is that of the face on which the answer lies, p > 0 (an element of the conservative Jacobian where an
-    entry is just zero): ṗ = s∘(ẋ − mean over s of ẋ) + s·valuė/|s|, with s the support.
+    entry is just zero): ṗ = s∘(ẋ − mean over s of ẋ) + s·valuė/|s|, with s the support. NaN where value < 0.
 
     Args:
       x: vector, shape (n,).
-      value: the sum, positive.
+      value: the sum.
 
     Reference: Held, Wolfe & Crowder 1974; sorting as in Duchi et al. 2008.
     """
-    return _simplex(x, jnp.asarray(value, x.dtype))
+    _numeric.require_ndim("projection_simplex", x, 1, "vector")
+    x = _numeric.as_float(x)
+    return _simplex(x, _numeric.radius("projection_simplex", "value", value, x))
 
 
 @jax.custom_jvp
@@ -72,7 +44,7 @@ def _simplex_jvp(primals, tangents):
     projected = _simplex(*primals)
     x_dot, value_dot = tangents
     support = (projected > 0).astype(projected.dtype)
-    shift = (jnp.sum(support * x_dot) - value_dot) / jnp.sum(support)
+    shift = (jnp.sum(support * x_dot) - value_dot) / jnp.maximum(jnp.sum(support), 1)
     return projected, support * (x_dot - shift)
 
 
@@ -98,3 +70,28 @@ def _odd_even_merge(n: int) -> list[tuple[int, int]]:
             d, q, r = q - p, q >> 1, p
         p >>= 1
     return pairs
+
+
+def projection_sparse_simplex(
+    x: jax.Array, max_nz: int, use_approx_max_nz: bool = False, value: Any = 1.0
+) -> jax.Array:
+    """Project on the vectors of the simplex with at most max_nz entries: keep the largest ones, project these.
+
+    The set is not convex; of several closest points the one with the first entries is returned. Differentiable where
+    the kept entries do not change and none of them is just zero.
+
+    Args:
+      x: vector, shape (n,).
+      max_nz: number of entries that may differ from 0, at least 1.
+      use_approx_max_nz: find the largest entries by `jax.lax.approx_max_k`, faster on accelerators, not always right.
+      value: the sum.
+
+    Reference: Kyrillidis et al., Sparse projections onto the simplex, 2013.
+    """
+    _numeric.require_ndim("projection_sparse_simplex", x, 1, "vector")
+    if max_nz < 1:
+        raise ValueError(f"projection_sparse_simplex: max_nz must be at least 1, got {max_nz}")
+    x = _numeric.as_float(x)
+    largest = jax.lax.approx_max_k if use_approx_max_nz else jax.lax.top_k
+    kept, places = largest(x, min(max_nz, x.size))
+    return jnp.zeros_like(x).at[places].set(projection_simplex(kept, value))

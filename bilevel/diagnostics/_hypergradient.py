@@ -1,0 +1,312 @@
+"""Is a derivative what differences of the whole solve say, and if not, which tolerance explains the gap?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel import _tree, implicit, optimality
+from bilevel import hypergrad as hypergrads
+from bilevel import inner as inners
+from bilevel._status import describe
+from bilevel._tree import PyTree
+from bilevel.diagnostics._numeric import (
+    Difference,
+    directions_like,
+    first_step,
+    gap,
+    moved,
+    restricted,
+    richardson,
+    tangents_of,
+)
+from bilevel.problem import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class DerivativeReport:
+    """A function's derivative against differences, along random directions; print it.
+
+    Attributes:
+      gaps: ‖J d − difference‖ relative to the larger of both, per direction.
+      errors: the differences' own estimated relative error, per direction.
+      dot_test: |⟨w, J d⟩ − ⟨Jᵀw, d⟩|/‖J d‖, the largest.
+      tolerance: what the gaps are held against, beside ten times the differences' error.
+      problems: a sentence for each thing that is wrong.
+    """
+
+    gaps: tuple[float, ...]
+    errors: tuple[float, ...]
+    dot_test: float
+    tolerance: float
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        head = "check_derivative: " + ("fine" if self.ok else f"{len(self.problems)} problem(s)")
+        return "\n".join(
+            [head, *_rows(self.gaps, self.errors), f"  JVP against VJP   {self.dot_test:.1e}", *_marks(self)]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class HypergradientReport:
+    """A hypergradient against differences of the whole inner solve; print it.
+
+    Attributes:
+      outer_loss: the outer loss at hparams.
+      gaps: |⟨hypergradient, d⟩ − difference| relative to the larger of both, per random direction d.
+      errors: the differences' own estimated relative error, per direction.
+      solution: the inner solution's derivative against its differences, and its dot-product test; None where the
+        estimator uses no optimality condition.
+      causes: the largest gap after tightening the inner tolerance, the adjoint's, and both; empty if there is no gap.
+      status: how the inner and adjoint solves ended, in words.
+      tolerance: what the gaps are held against, beside ten times the differences' error.
+      problems: a sentence for each thing that is wrong.
+    """
+
+    outer_loss: float
+    gaps: tuple[float, ...]
+    errors: tuple[float, ...]
+    solution: DerivativeReport | None
+    causes: dict[str, float]
+    status: str
+    tolerance: float
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        lines = [
+            "check_hypergradient: " + ("fine" if self.ok else f"{len(self.problems)} problem(s)"),
+            f"  outer loss {self.outer_loss:.6g}; solves {self.status}",
+            "  hypergradient against differences of the whole solve",
+            *_rows(self.gaps, self.errors),
+        ]
+        if self.solution is not None:
+            lines += ["  derivative of the inner solution", *_rows(self.solution.gaps, self.solution.errors)]
+            lines += [f"  JVP against VJP   {self.solution.dot_test:.1e}"]
+        lines += [f"  gap with a tight {name:<18}{value:.1e}" for name, value in self.causes.items()]
+        return "\n".join([*lines, *_marks(self)])
+
+
+def check_derivative(
+    function: Callable[..., PyTree],
+    *args: Any,
+    argnums: int | Sequence[int] = 0,
+    directions: int = 3,
+    rtol: float | None = None,
+    seed: int = 0,
+) -> DerivativeReport:
+    """Hold the derivative of any function, such as a solver under `custom_root`, against extrapolated differences.
+
+    Args:
+      function: called as function(*args); returns a pytree of floating-point arrays.
+      *args: the point.
+      argnums: which arguments to differentiate.
+      directions: number of random directions; no more than there are unknowns.
+      rtol: the gap that passes; None is ε^¼ (1e-4 in float64, 2e-2 in float32).
+      seed: of the directions.
+
+    Returns:
+      DerivativeReport. The differences halve their step until rounding or the function's own tolerance shows, and
+      estimate what error remains.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> bl.check_derivative(jnp.sin, jnp.array([0.3, 0.5])).ok
+      True
+    """
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    chosen = tuple(jax.tree.map(jnp.asarray, args[i]) for i in numbers)
+
+    def of_chosen(chosen):
+        filled = list(args)
+        for i, value in zip(numbers, chosen, strict=True):
+            filled[i] = value
+        return function(*filled)
+
+    value = of_chosen(chosen)
+    directions = min(directions, _tree.size(_tree.split(chosen)[0]))
+    along = directions_like(chosen, directions, seed)
+    cotangent = jax.tree.map(lambda w: w[0], directions_like(value, 1, seed + 1))
+    gaps, errors, dots = [], [], []
+    for k in range(directions):
+        d = jax.tree.map(lambda leaf, k=k: leaf[k], along)
+        _, push = jax.jvp(of_chosen, (chosen,), (tangents_of(chosen, d),))
+        _, pull = jax.vjp(of_chosen, chosen)
+        pulled = restricted(pull(cotangent)[0], d)
+        difference = richardson(lambda t, d=d: of_chosen(moved(chosen, t, d)), first_step(chosen))
+        gaps.append(gap(push, difference.value))
+        errors.append(_relative_error(difference))
+        norm = float(_tree.norm(push))
+        defect = abs(float(_tree.vdot(cotangent, push)) - float(_tree.vdot(pulled, d)))
+        dots.append(defect / norm if norm > 0 else defect)
+    tolerance = _tree.eps(value) ** 0.25 if rtol is None else rtol
+    problems = _disagreements("the derivative", gaps, errors, tolerance)
+    if not max(dots) <= 100 * _tree.eps(value) ** 0.5:
+        problems.append(
+            f"JVP and VJP disagree by {max(dots):.1e}: a transpose is missing, or a linear solve is too loose"
+        )
+    return DerivativeReport(tuple(gaps), tuple(errors), max(dots), tolerance, tuple(problems))
+
+
+def check_hypergradient(
+    problem: Problem,
+    hparams: PyTree,
+    params: PyTree,
+    data: PyTree,
+    *,
+    inner: inners.InnerSolver | None = None,
+    hypergrad: hypergrads.Estimator | None = None,
+    directions: int = 3,
+    rtol: float | None = None,
+    seed: int = 0,
+) -> HypergradientReport:
+    """Hold the hypergradient against differences of the outer loss at re-solved inner problems, and explain a gap.
+
+    The differences solve the inner problem as tightly as its precision allows. If the hypergradient is off, it is computed
+    again with a tight inner solve, a tight adjoint solve and both: what closes the gap is to blame. If nothing does, the
+    condition does not hold at the solution, or the point is at a kink.
+
+    Args:
+      problem, hparams, params, data, inner, hypergrad: as for `minimize`.
+      directions: number of random directions in hparams; no more than there are unknowns.
+      rtol: the gap that passes; None is ε^¼ (1e-4 in float64, 2e-2 in float32).
+      seed: of the directions.
+
+    Returns:
+      HypergradientReport, readable by `print`.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> problem = bl.Problem(
+      ...     inner_loss=lambda x, theta, y: jnp.sum((x - y) ** 2) + jnp.exp(theta) * jnp.sum(x**2),
+      ...     outer_loss=lambda x, theta, y: jnp.sum((x - 1.0) ** 2),
+      ... )
+      >>> bl.check_hypergradient(problem, jnp.array(0.3), jnp.zeros(2), jnp.array([2.0, 3.0])).ok
+      True
+    """
+    inner = inner or (inners.LBFGS() if problem.smooth else inners.FISTA())
+    hypergrad = hypergrad or hypergrads.Implicit()
+    inner.check(problem)
+    hypergrad.check(problem, inner)
+    hparams, params = _tree.as_arrays(hparams), _tree.as_arrays(params)
+    data = jax.tree.map(jnp.asarray, data)
+    tight = dataclasses.replace(inner, rtol=0.0, max_steps=100 * inner.max_steps)
+
+    found = _estimate(problem, inner, hypergrad, params, hparams, data)
+    solved = jax.jit(lambda hparams: tight.solve(problem, found.params, hparams, data).params)
+    value = jax.jit(lambda hparams: problem.outer_loss(solved(hparams), hparams, data))
+    directions = min(directions, _tree.size(_tree.split(hparams)[0]))
+    along = directions_like(hparams, directions, seed)
+    along = [jax.tree.map(lambda leaf, k=k: leaf[k], along) for k in range(directions)]
+    differences = [richardson(lambda t, d=d: value(moved(hparams, t, d)), first_step(hparams)) for d in along]
+
+    def gaps_of(grad) -> list[float]:
+        return [gap(_tree.vdot(grad, d), each.value) for d, each in zip(along, differences, strict=True)]
+
+    gaps, errors = gaps_of(found.grad), [_relative_error(each) for each in differences]
+    tolerance = _tree.eps(params) ** 0.25 if rtol is None else rtol
+    problems, causes = _disagreements("the hypergradient", gaps, errors, tolerance), {}
+    if _too_large(gaps, errors, tolerance):
+        causes = _causes(problem, inner, tight, hypergrad, params, hparams, data, gaps_of)
+        problems.append(_blame(causes, errors, tolerance))
+    status = describe(int(found.status))
+    if int(found.status) != 0:
+        problems.append(f"a solve did not converge, {status}")
+    solution = None
+    if isinstance(hypergrad, hypergrads.Implicit):
+        solution = _check_solution(problem, solved, hypergrad.linear, hparams, data, directions, tolerance, seed)
+        problems += [f"the inner solution: {each}" for each in solution.problems]
+    return HypergradientReport(
+        float(found.outer_loss), tuple(gaps), tuple(errors), solution, causes, status, tolerance, tuple(problems)
+    )
+
+
+def _estimate(problem, inner, hypergrad, params, hparams, data) -> hypergrads.Hypergradient:
+    def estimate(params, hparams, data):
+        return hypergrad.estimate(problem, inner, params, _tree.zeros_like(params), hparams, data)
+
+    return jax.jit(estimate)(params, hparams, data)
+
+
+def _causes(problem, inner, tight, hypergrad, params, hparams, data, gaps_of) -> dict[str, float]:
+    options = {"inner rtol": (tight, hypergrad)}
+    if isinstance(hypergrad, hypergrads.Implicit):
+        exact = dataclasses.replace(hypergrad, linear=dataclasses.replace(hypergrad.linear, rtol=0.0, atol=0.0))
+        options |= {"adjoint rtol": (inner, exact), "inner and adjoint": (tight, exact)}
+    return {
+        name: max(gaps_of(_estimate(problem, solver, estimator, params, hparams, data).grad))
+        for name, (solver, estimator) in options.items()
+    }
+
+
+def _blame(causes: dict[str, float], errors: Sequence[float], tolerance: float) -> str:
+    closing = [name for name, value in causes.items() if not _too_large([value], [max(errors)], tolerance)]
+    if closing:
+        return f"the gap closes with a tight {closing[0]}: lower it"
+    return (
+        "no tolerance explains the gap: the optimality condition does not hold at the solution (try check_optimality), the "
+        "inner solve stops at different points, or a coordinate sits at a kink"
+    )
+
+
+def _check_solution(problem, solved, solver, hparams, data, directions, tolerance, seed) -> DerivativeReport:
+    @implicit.custom_root(optimality.bind(problem), solve=solver, on_failure="ignore")
+    def solution(init, hparams, data):
+        return solved(hparams)
+
+    return check_derivative(
+        jax.jit(lambda hparams: solution(None, hparams, data)),
+        hparams,
+        directions=directions,
+        rtol=tolerance,
+        seed=seed,
+    )
+
+
+def _disagreements(what: str, gaps: Sequence[float], errors: Sequence[float], tolerance: float) -> list[str]:
+    problems = []
+    if not np.all(np.isfinite(gaps)):
+        problems.append(f"{what} is not finite")
+    elif _too_large(gaps, errors, tolerance):
+        problems.append(f"{what} is off by {max(gaps):.1e}, and differences are good to {max(errors):.1e}")
+    if not max(errors) <= max(tolerance, 1e-2):
+        problems.append(
+            f"differences do not settle (error {max(errors):.1e}): the function is not smooth along this way, or is "
+            "computed too loosely to judge its derivative"
+        )
+    return problems
+
+
+def _too_large(gaps: Sequence[float], errors: Sequence[float], tolerance: float) -> bool:
+    return any(not g <= max(tolerance, 10 * e) for g, e in zip(gaps, errors, strict=True))
+
+
+def _relative_error(difference: Difference) -> float:
+    norm = float(np.linalg.norm(difference.value))
+    return difference.error / norm if norm > 0 else difference.error
+
+
+def _rows(gaps: Sequence[float], errors: Sequence[float]) -> list[str]:
+    return [
+        f"    direction {k}: off by {g:.1e}, differences good to {e:.1e}"
+        for k, (g, e) in enumerate(zip(gaps, errors, strict=True))
+    ]
+
+
+def _marks(report: DerivativeReport | HypergradientReport) -> list[str]:
+    return [f"  ✗ {problem}" for problem in report.problems]

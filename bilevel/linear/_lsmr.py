@@ -1,0 +1,148 @@
+"""LSMR, for least squares and for general singular systems.
+
+Our own, where lineax has one. Measured (lineax 0.1.1): float32 arrays while x64 is on, and leaves of two dtypes, raise a
+TypeError; and its tolerance is relative to ‖A‖ ‖x‖ + ‖b‖, so that rtol = 4e-11 reports success at 2e-10 of ‖b‖.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import _checks, _tree
+from bilevel._status import Status
+from bilevel._tree import PyTree
+from bilevel.linear import _sweeps
+from bilevel.linear._base import LinearSolver
+
+
+class _State(NamedTuple):
+    x: PyTree
+    u: PyTree  # Golub–Kahan vectors
+    v: PyTree
+    h: PyTree  # directions
+    h_bar: PyTree
+    alpha: jax.Array
+    alpha_bar: jax.Array
+    zeta_bar: jax.Array  # |zeta_bar| = ‖Aᵀ r‖
+    rho: jax.Array
+    rho_bar: jax.Array
+    cosine_bar: jax.Array
+    sine_bar: jax.Array
+    residual: _Residual
+    norm: jax.Array
+    size: jax.Array  # ‖A‖_F, from below
+    reason: jax.Array
+    steps: jax.Array
+
+
+class _Residual(NamedTuple):
+    """The recurrence for ‖r‖, in the letters of Fong & Saunders, section 5.1."""
+
+    beta_dd: jax.Array
+    beta_d: jax.Array
+    rho_d: jax.Array
+    tau_tilde: jax.Array
+    theta_tilde: jax.Array
+    zeta: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LSMR(LinearSolver):
+    """LSMR (Fong & Saunders 2011): MINRES on AᵀA x = Aᵀ b without forming it, for general, even singular A.
+
+    The answer of least norm (from a zero start) among those of least residual. A step is a product with A and one with
+    Aᵀ, and the steps grow with the condition number, where those of `GMRES` need not: prefer that for regular systems.
+
+    Args:
+      max_steps: step limit; `None` is ten times the number of unknowns.
+
+    Statuses besides `CONVERGED`: `STAGNATED` (an inconsistent system: the answer is a least-squares one; or the limit of
+    the precision), `MAX_STEPS`. `matvecs` counts the products with Aᵀ too.
+    """
+
+    max_steps: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.require_positive("linear.LSMR", max_steps=self.max_steps)
+
+    def attempt(self, operator, b, init, tolerance):
+        """Sweeps of LSMR; corrections lie in the range of Aᵀ."""
+        limit = 10 * _tree.size(b) if self.max_steps is None else self.max_steps
+        forward, backward = _sweeps.product(operator), _sweeps.product(operator.transpose(b))
+        return _sweeps.run(operator, b, init, tolerance, limit, lambda *args: _sweep(forward, backward, *args))
+
+
+def _sweep(forward, backward, r, goal, left) -> _sweeps.Sweep:
+    eps = _tree.eps(r)
+    one = jnp.ones((), _tree.dtype(r))
+    zero = 0 * one
+
+    def unfinished(s: _State):
+        return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
+
+    def step(s: _State):
+        beta, u = _unit(_tree.add_scaled(forward(s.v), -s.alpha, s.u))
+        alpha, v = _unit(_tree.add_scaled(backward(u), -beta, s.v))
+        cosine, sine, rho = _rotation(s.alpha_bar, beta)
+        theta = sine * alpha
+        theta_bar = s.sine_bar * rho
+        cosine_bar, sine_bar, rho_bar = _rotation(s.cosine_bar * rho, theta)
+        zeta = cosine_bar * s.zeta_bar
+        zeta_bar = -sine_bar * s.zeta_bar
+        h_bar = _tree.add_scaled(s.h, -_over(theta_bar * rho, s.rho * s.rho_bar), s.h_bar)
+        x = _tree.add_scaled(s.x, _over(zeta, rho * rho_bar), h_bar)
+        h = _tree.add_scaled(v, -_over(theta, rho), s.h)
+        residual, norm = _residual_norm(s, cosine, sine, theta_bar, rho_bar, zeta)
+        size = jnp.hypot(s.size, beta)
+        least_squares = jnp.abs(zeta_bar) <= 10 * eps * size * norm
+        reason = jnp.where(least_squares, Status.STAGNATED, Status.MAX_STEPS)
+        reason = jnp.where(jnp.isfinite(alpha) & jnp.isfinite(beta), reason, Status.NON_FINITE).astype(jnp.int32)
+        return _State(
+            x, u, v, h, h_bar, alpha, cosine * alpha, zeta_bar, rho, rho_bar, cosine_bar, sine_bar, residual, norm,
+            jnp.hypot(size, alpha), reason, s.steps + 1,
+        )  # fmt: skip
+
+    alpha, v = _unit(backward(r))
+    reason = jnp.where(alpha > 0, Status.MAX_STEPS, Status.STAGNATED).astype(jnp.int32)
+    blank = _tree.zeros_like(r)
+    start = _State(
+        blank, r, v, v, blank, alpha, alpha, alpha, one, one, one, zero, _Residual(one, zero, one, zero, zero, zero), one,
+        alpha, reason, jnp.int32(0),
+    )  # fmt: skip
+    end = jax.lax.while_loop(unfinished, step, start)
+    return _sweeps.Sweep(end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, 2 * end.steps + 1)
+
+
+def _residual_norm(s: _State, cosine, sine, theta_bar, rho_bar, zeta) -> tuple[_Residual, jax.Array]:
+    old = s.residual
+    beta_hat = cosine * old.beta_dd
+    beta_dd = -sine * old.beta_dd
+    cosine_tilde, sine_tilde, rho_tilde = _rotation(old.rho_d, theta_bar)
+    theta_tilde = sine_tilde * rho_bar
+    rho_d = cosine_tilde * rho_bar
+    beta_d = -sine_tilde * old.beta_d + cosine_tilde * beta_hat
+    tau_tilde = _over(old.zeta - old.theta_tilde * old.tau_tilde, rho_tilde)
+    tau_d = _over(zeta - theta_tilde * tau_tilde, rho_d)
+    norm = jnp.hypot(beta_d - tau_d, beta_dd)
+    return _Residual(beta_dd, beta_d, rho_d, tau_tilde, theta_tilde, zeta), norm
+
+
+def _unit(x: PyTree) -> tuple[jax.Array, PyTree]:
+    norm = _tree.norm(x)
+    return norm, _tree.scale(_over(jnp.ones_like(norm), norm), x)
+
+
+def _over(a, b):
+    return a / jnp.where(b == 0, 1, b)
+
+
+def _rotation(a, b):
+    """Cosine, sine and radius that turn (a, b) into (radius, 0)."""
+    radius = jnp.hypot(a, b)
+    safe = jnp.where(radius > 0, radius, 1)
+    return jnp.where(radius > 0, a / safe, 1), b / safe, radius

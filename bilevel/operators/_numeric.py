@@ -1,0 +1,88 @@
+"""What the operators share: arguments in the dtype of x, divisions and norms that are safe to differentiate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+from bilevel import _tree
+
+
+def as_float(x: Any) -> jax.Array:
+    """A strongly typed floating-point array."""
+    x = jnp.asarray(x)
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.result_type(float)
+    return jax.lax.convert_element_type(x, dtype)
+
+
+def cast(value: Any, x: Any) -> jax.Array:
+    """A hyperparameter in the dtype of x."""
+    return jax.lax.convert_element_type(jnp.asarray(value), jnp.result_type(x))
+
+
+def spread(value: Any, x: Any) -> Any:
+    """A scalar for every leaf of x, or a tree with the structure of x as it is."""
+    is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
+    return jax.tree.map(lambda _: value, x) if is_leaf and jnp.ndim(value) == 0 else value
+
+
+def radius(who: str, name: str, value: Any, x: Any) -> jax.Array:
+    """A size in the dtype of x: an error where a plain number is negative, NaN where a traced value is."""
+    if isinstance(value, int | float) and value < 0:
+        raise ValueError(f"{who}: {name} must be at least 0, got {value}: no point has that size")
+    value = cast(value, jnp.zeros((), _tree.dtype(x)))
+    return nan_unless(value >= 0, value)
+
+
+def nan_unless(holds: Any, x: jax.Array) -> jax.Array:
+    """The array x where the condition holds, else NaN. A product, so that derivatives become NaN too."""
+    return x * jnp.where(holds, 1, jnp.nan).astype(x.dtype)
+
+
+def feasible(who: str, what: str, holds: Any, x: jax.Array, check: bool) -> jax.Array:
+    """The array x where a set is not empty, else NaN; a ValueError if that is to be checked and the values are known."""
+    if check and not isinstance(holds, jax.core.Tracer) and not holds:
+        raise ValueError(
+            f"{who}: {what} is empty, or its projection was not found to the tolerance: (a) correct the constraints, "
+            f"or (b) pass check_feasible=False for NaN instead of this error"
+        )
+    return nan_unless(holds, x)
+
+
+def divide(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The quotient a/b, and 0 with derivative 0 where b = 0."""
+    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
+
+
+def norm(x: Any) -> jax.Array:
+    """Euclidean norm over all leaves, without overflow, with derivative 0 at 0."""
+    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(x) if jnp.size(leaf)]
+    dtype = _tree.dtype(x)
+    if not leaves:
+        return jnp.zeros((), dtype)
+    largest = jnp.stack([jnp.max(jnp.abs(jax.lax.stop_gradient(leaf))).astype(dtype) for leaf in leaves]).max()
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    total = sum((jnp.sum((leaf.astype(dtype) / unit) ** 2) for leaf in leaves), start=jnp.zeros((), dtype))
+    return unit * jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
+
+
+def tolerance(x: jax.Array) -> float:
+    """Relative residual up to which an iterative operator calls its answer a solution: 1e-10, in float32 1e-4."""
+    return 10 * float(jnp.finfo(x.dtype).eps) ** 0.7
+
+
+def require_shape(who: str, name: str, value: Any, shape: tuple[int, ...], why: str) -> None:
+    """Raise ValueError unless an argument has this shape."""
+    if jnp.shape(value) != shape:
+        raise ValueError(
+            f"{who}: {name} must have shape {shape} ({why}), got {jnp.shape(value)}; use jax.vmap for rows"
+        )
+
+
+def require_ndim(who: str, value: Any, ndim: int, kind: str) -> None:
+    """Raise ValueError unless x has this number of axes."""
+    if jnp.ndim(value) != ndim:
+        raise ValueError(f"{who}: x must be a {kind}, got shape {jnp.shape(value)}; use jax.vmap for batches")

@@ -1,0 +1,111 @@
+"""Projections on boxes and on the section of a box by a hyperplane."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.operators import _numeric
+
+
+def projection_non_negative(x: Any, hyperparams: Any = None) -> Any:
+    """Project on the non-negative orthant: max(x, 0), leaf by leaf, with slope 0 at 0.
+
+    Args:
+      x: any pytree.
+      hyperparams: not used; for a common signature.
+    """
+    del hyperparams
+    return jax.tree.map(jax.nn.relu, x)
+
+
+def projection_box(x: Any, hyperparams: tuple[Any, Any]) -> Any:
+    """Project on the box lower ≤ x ≤ upper; NaN where lower > upper.
+
+    Differentiable where x differs from the bounds.
+
+    Args:
+      x: any pytree.
+      hyperparams: (lower, upper), each a scalar or of the structure of x.
+    """
+    lower, upper = (_numeric.spread(bound, x) for bound in hyperparams)
+
+    def clip(x, low, high):
+        low, high = _numeric.cast(low, x), _numeric.cast(high, x)
+        return _numeric.nan_unless(low <= high, jnp.clip(x, low, high))
+
+    return jax.tree.map(clip, x, lower, upper)
+
+
+def projection_hypercube(x: Any, unit: Any = 1.0) -> Any:
+    """Project on the cube 0 ≤ x ≤ unit, leaf by leaf; NaN where unit < 0.
+
+    Args:
+      x: any pytree.
+      unit: length of an edge, a scalar or of the structure of x.
+    """
+    return projection_box(x, (0.0, unit))
+
+
+def projection_box_section(
+    x: jax.Array, hyperparams: tuple[Any, Any, Any, Any], check_feasible: bool = False
+) -> jax.Array:
+    """Project on a box cut by a hyperplane, {p: α ≤ p ≤ β, ⟨w, p⟩ = c}: p = clip(x + τw, α, β).
+
+    τ is exact: its interval between two breakpoints is found by bisection over the sorted breakpoints. The derivative is
+    that of the face on which the answer lies. NaN where the set is empty.
+
+    Args:
+      x: vector, shape (n,).
+      hyperparams: (alpha, beta, w, c); alpha, beta and w scalars or vectors of shape (n,), w of any sign, c a scalar.
+      check_feasible: raise ValueError where the set is empty; only outside of JAX transformations.
+
+    Reference: Brucker, An O(n) algorithm for quadratic knapsack problems, 1984.
+    """
+    who = "projection_box_section"
+    _numeric.require_ndim(who, x, 1, "vector")
+    x = _numeric.as_float(x)
+    for name, value in zip(("alpha", "beta", "w"), hyperparams[:3], strict=True):
+        if jnp.ndim(value):
+            _numeric.require_shape(who, name, value, x.shape, "one entry for each of x, or a scalar")
+    _numeric.require_shape(who, "c", hyperparams[3], (), "a scalar")
+    alpha, beta, w = (jnp.broadcast_to(_numeric.cast(value, x), x.shape) for value in hyperparams[:3])
+    c = _numeric.cast(hyperparams[3], x)
+    at_low, at_high = _section_faces(*jax.lax.stop_gradient((x, alpha, beta, w, c)))
+    free = ~(at_low | at_high) & (w != 0)
+    bound = jnp.where(at_low, alpha, jnp.where(at_high, beta, jnp.clip(x, alpha, beta)))
+    rest = c - jnp.sum(w * jnp.where(free, x, bound))
+    p = jnp.where(free, x + w * _numeric.divide(rest, jnp.sum(jnp.where(free, w, 0) ** 2)), bound)
+    size = jnp.abs(c) + jnp.sum(jnp.abs(w) * (jnp.abs(p) + jnp.where(free, jnp.abs(x), 0)))
+    slack = _numeric.tolerance(x) * size
+    holds = jnp.all(alpha <= beta) & (jnp.abs(jnp.sum(w * p) - c) <= slack)
+    return _numeric.feasible(who, "the section of the box", holds, p, check_feasible)
+
+
+@jax.jit
+def _section_faces(x, alpha, beta, w, c) -> tuple[jax.Array, jax.Array]:
+    """Which entries lie at their lower and at their upper bound at the solution."""
+    slope = jnp.where(w == 0, 1, w)
+    ends = jnp.stack([(alpha - x) / slope, (beta - x) / slope])
+    first = jnp.where(w == 0, -jnp.inf, ends.min(0))
+    last = jnp.where(w == 0, jnp.inf, ends.max(0))
+    points = jnp.sort(jnp.concatenate([first, last]))
+
+    def total(tau):
+        return jnp.sum(jnp.where(w == 0, 0, w * jnp.clip(x + tau * slope, alpha, beta)))
+
+    def halve(_, state):
+        low, high = state
+        middle = (low + high) // 2
+        below = total(points[middle]) <= c
+        open_ = high - low > 1
+        return jnp.where(open_ & below, middle, low), jnp.where(open_ & ~below, middle, high)
+
+    # Invariant: total(points[low]) ≤ c < total(points[high]), with −1 and 2n standing for −∞ and ∞.
+    low, high = jax.lax.fori_loop(0, (2 * x.size + 1).bit_length(), halve, (-1, points.size))
+    left = jnp.where(low < 0, -jnp.inf, points[low])
+    right = jnp.where(high < points.size, points[high], jnp.inf)
+    before, after = (right <= first) & (w != 0), (last <= left) & (w != 0)
+    return jnp.where(w > 0, before, after), jnp.where(w > 0, after, before)

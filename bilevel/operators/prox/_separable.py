@@ -1,0 +1,173 @@
+"""Proximal operators in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import _tree
+from bilevel.operators import _numeric
+
+
+def prox_none(x: Any, hyperparams: Any = None, scaling: Any = 1.0) -> Any:
+    """The prox of g = 0: x itself."""
+    del hyperparams, scaling
+    return x
+
+
+def prox_lasso(x: Any, l1reg: Any = 1.0, scaling: Any = 1.0) -> Any:
+    """Soft thresholding, the prox of g(y) = Σ l1reg·|y|.
+
+    Differentiable where |x| differs from the threshold scaling·l1reg; there the derivative is 0.
+
+    Args:
+      x: any pytree.
+      l1reg: penalty, a scalar or of the structure of x.
+      scaling: step.
+    """
+    return _by_leaf(_shrink, x, scaling, 1.0 if l1reg is None else l1reg)
+
+
+def _shrink(x: jax.Array, threshold: jax.Array) -> jax.Array:
+    return jnp.where(jnp.abs(x) > threshold, x - jnp.sign(x) * threshold, 0)
+
+
+def _by_leaf(function: Callable, x: Any, scaling: Any, penalty: Any, *others: Any) -> Any:
+    """function(x, scaling·penalty, *others) on every leaf, all in the dtype of the leaf."""
+
+    def apply(x, penalty, *others):
+        x = _numeric.as_float(x)
+        return function(
+            x, _numeric.cast(penalty, x) * _numeric.cast(scaling, x), *(_numeric.cast(other, x) for other in others)
+        )
+
+    return jax.tree.map(apply, x, *(_spread(value, x) for value in (penalty, *others)))
+
+
+def _spread(value: Any, x: Any) -> Any:
+    """A tree of the structure of x as it is; anything else, a scalar or a shared array, for every leaf."""
+    return value if jax.tree.structure(value) == jax.tree.structure(x) else jax.tree.map(lambda _: value, x)
+
+
+def prox_non_negative_lasso(x: Any, l1reg: Any = 1.0, scaling: Any = 1.0) -> Any:
+    """The prox of g(y) = Σ l1reg·y on y ≥ 0: max(x − scaling·l1reg, 0), with slope 0 at the threshold.
+
+    Args:
+      x: any pytree.
+      l1reg: penalty, a scalar or of the structure of x.
+      scaling: step.
+    """
+    return _by_leaf(lambda x, threshold: jax.nn.relu(x - threshold), x, scaling, 1.0 if l1reg is None else l1reg)
+
+
+def prox_elastic_net(x: Any, hyperparams: Any = (1.0, 1.0), scaling: Any = 1.0) -> Any:
+    """The prox of g(y) = Σ λ(|y| + γ y²/2): soft thresholding at scaling·λ, divided by 1 + scaling·λγ.
+
+    Differentiable where |x| differs from the threshold; there the derivative is 0.
+
+    Args:
+      x: any pytree.
+      hyperparams: (λ, γ), each a scalar or of the structure of x.
+      scaling: step.
+
+    Reference: Zou & Hastie 2005; Parikh & Boyd 2014, section 6.5.3.
+    """
+    l1reg, ratio = (1.0, 1.0) if hyperparams is None else hyperparams
+    return _by_leaf(
+        lambda x, threshold, ratio: _shrink(x, threshold) / (1 + threshold * ratio), x, scaling, l1reg, ratio
+    )
+
+
+def prox_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
+    """The prox of g(y) = l2reg·‖y‖²: x/(1 + scaling·l2reg), which is jaxopt's parametrization.
+
+    The operator is that of l2reg·‖y‖²/2 in the usual form argmin ½‖y − x‖² + scaling·g(y).
+
+    Args:
+      x: any pytree.
+      l2reg: penalty, a scalar or of the structure of x.
+      scaling: step.
+    """
+    return _by_leaf(lambda x, weight: x / (1 + weight), x, scaling, 1.0 if l2reg is None else l2reg)
+
+
+def prox_non_negative_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
+    """The prox of g(y) = l2reg·‖y‖²/2 on y ≥ 0: max(x, 0)/(1 + scaling·l2reg), with slope 0 at 0.
+
+    Args:
+      x: any pytree.
+      l2reg: penalty, a scalar or of the structure of x.
+      scaling: step.
+    """
+    return _by_leaf(lambda x, weight: jax.nn.relu(x) / (1 + weight), x, scaling, 1.0 if l2reg is None else l2reg)
+
+
+def prox_group_lasso(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
+    """The prox of g(y) = l2reg·‖y‖₂, all of x one group: x·max(1 − scaling·l2reg/‖x‖, 0).
+
+    More groups by `jax.vmap`. Differentiable where ‖x‖ ≠ scaling·l2reg; there, and inside, the derivative is 0.
+
+    Args:
+      x: any pytree.
+      l2reg: penalty, a scalar.
+      scaling: step.
+
+    Reference: Yuan & Lin 2006; Parikh & Boyd 2014, section 6.5.4.
+    """
+    x = jax.tree.map(_numeric.as_float, x)
+    length = _numeric.norm(x)
+    threshold = _numeric.cast(1.0 if l2reg is None else l2reg, length) * _numeric.cast(scaling, length)
+    outside = length > threshold
+    shrink = 1 - threshold / jnp.where(outside, length, 1)
+    # With no penalty the operator is the identity, at 0 too.
+    return _tree.scale(jnp.where(outside | (threshold == 0), shrink, 0), x)
+
+
+def prox_log1p(x: Any, hyperparams: Any = (1.0, 1.0), scaling: Any = 1.0) -> Any:
+    """The prox of the log-sum penalty g(y) = Σ λ·log(1 + |y|/ε), which shrinks large entries less than the lasso.
+
+    With τ = scaling·λ the answer has the sign of x and the size ½(|x| − ε + √((|x| + ε)² − 4τ)), or is 0 where that is
+    better or the root does not exist. The penalty is not convex: for τ > ε² the operator jumps, and its derivative is that
+    of the branch taken.
+
+    Args:
+      x: any pytree.
+      hyperparams: (λ, ε), each a scalar or of the structure of x, positive.
+      scaling: step.
+
+    Reference: Candès, Wakin & Boyd 2008; Gong et al., A general iterative shrinkage and thresholding algorithm, 2013.
+    """
+    penalty, width = (1.0, 1.0) if hyperparams is None else hyperparams
+    return _by_leaf(_shrink_log, x, scaling, penalty, width)
+
+
+def _shrink_log(x: jax.Array, tau: jax.Array, width: jax.Array) -> jax.Array:
+    sign = jnp.where(x < 0, -1, 1).astype(x.dtype)
+    size = sign * x
+    square = (size + width) ** 2 - 4 * tau
+    root = jnp.sqrt(jnp.where(square > 0, square, 1))
+    # Two forms of the same root, each used where it does not cancel.
+    small = size < width
+    larger = (
+        jnp.where(small, 4 * (size * width - tau) / jnp.where(small, width - size + root, 1), size - width + root) / 2
+    )
+    candidate = jnp.where((square > 0) & (larger > 0), larger, 0)
+    gain = candidate * (candidate / 2 - size) + tau * jnp.log1p(candidate / width)
+    return sign * jnp.where(gain < 0, candidate, 0)
+
+
+def make_prox_from_projection(projection: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a prox of a projection: the prox of the indicator of a set, for which the step does not matter.
+
+    Args:
+      projection: function (x, hyperparams) → x; called as projection(x) where the prox gets no hyperparameters.
+    """
+
+    def prox(x: Any, hyperparams: Any = None, scaling: Any = 1.0) -> Any:
+        del scaling
+        return projection(x) if hyperparams is None else projection(x, hyperparams)
+
+    return prox

@@ -1,0 +1,110 @@
+"""The residual map of a cone program's homogeneous self-dual embedding."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import _checks
+from bilevel.linear import Operator, Reduction, System
+from bilevel.optimality._base import Condition
+from bilevel.problem import ConeProgram
+
+
+class ConicPoint(NamedTuple):
+    """A point of the embedding: params, where `Conic` is the condition.
+
+    Attributes:
+      u: z·w, shape (n,).
+      v: (y − s)·w, shape (m,).
+      w: a positive scale; `Conic.embed` sets it to 1.
+    """
+
+    u: Any
+    v: Any
+    w: Any
+
+
+class ConicSolution(NamedTuple):
+    """z, shape (n,), dual y and slack s, shapes (m,), of: minimize cᵀz subject to Ez + s = d, s in K."""
+
+    primal: Any
+    dual: Any
+    slack: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conic(Condition):
+    """F(x) = ((Θ − I)Π + I)x with Θ = [[0, Eᵀ, c], [−E, 0, d], [−cᵀ, −dᵀ, 0]], Π the projection on Rⁿ × K* × R₊.
+
+    params is a `ConicPoint` x = (u, v, w): `embed` makes it of a solver's answer, `recover` takes it back, differentiably. Needs
+    `Problem.cone_program`. F is homogeneous, so that ∂₁F is singular along x; it is solved with w held, where it is regular for
+    a unique, strictly complementary solution, and general. So the outer loss should depend on x through `recover`. At a
+    kink of Π its derivative is that of one side (an element of the conservative Jacobian).
+
+    Reference: Busseti, Moursi & Boyd, Solution refinement at regular points of conic problems, 2019.
+
+    Args:
+      singular: the solution may not be unique; its derivative is then a least-squares answer.
+    """
+
+    singular: bool = False
+
+    def check(self, problem):
+        """Require a cone program."""
+        _checks.require_parts("optimality.Conic", problem, "cone_program")
+
+    @staticmethod
+    def embed(primal, dual, slack) -> ConicPoint:
+        """x of a primal-dual solution (z, y, s)."""
+        return ConicPoint(primal, dual - slack, jnp.ones((), primal.dtype))
+
+    @staticmethod
+    def recover(params: ConicPoint, program: ConeProgram) -> ConicSolution:
+        """(z, y, s) of x."""
+        dual = program.cones.project_dual(params.v)
+        return ConicSolution(params.u / params.w, dual / params.w, (dual - params.v) / params.w)
+
+    def residual(self, problem, params, hparams, data):
+        """F, a ConicPoint."""
+        u, v, w = params
+        c, e, d, cones = _program(problem, hparams, data)
+        dual, scale = cones.project_dual(v), jnp.maximum(w, 0)
+        return ConicPoint(
+            e.T @ dual + scale * c,
+            -e @ u + scale * d - dual + v,
+            -jnp.vdot(c, u) - jnp.vdot(d, dual) - scale + w,
+        )
+
+    def system(self, problem, params, hparams, data):
+        """General; solved for u and v with w held."""
+        operator = self._linearized(problem, params, hparams, data)
+        _, e, _, cones = _program(problem, hparams, data)
+        _, jacobian = jax.linearize(cones.project_dual, params.v)
+
+        def product(x):
+            u, v = x
+            moved = jacobian(v)
+            return e.T @ moved, v - moved - e @ u
+
+        reduction = Reduction(
+            Operator(product, singular=self.singular),
+            restrict=lambda b: (b[0], b[1]),
+            expand=lambda z, b: ConicPoint(z[0], z[1], jnp.zeros_like(b[2])),
+            start=lambda u: (u[0], u[1]),
+        )
+        return System(dataclasses.replace(operator, singular=True), reduction)
+
+
+def _program(problem, hparams, data) -> ConeProgram:
+    program = problem.cone_program(hparams, data)
+    m, n = program.cones.size, program.c.shape[0]
+    if program.E.shape != (m, n) or program.d.shape != (m,):
+        raise ValueError(
+            f"Problem.cone_program: with c of shape {program.c.shape} and {m} rows of cones E must have the shape {(m, n)} and d "
+            f"{(m,)}; got {program.E.shape} and {program.d.shape}"
+        )
+    return program

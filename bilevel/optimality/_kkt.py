@@ -1,0 +1,191 @@
+"""The Karush–Kuhn–Tucker conditions.
+
+With x = (z, ν, λ), Lagrangian Hessian L, E = ∂H, M = ∂G,
+
+    F = [∇₁f + Eᵀν + Mᵀλ ; H ; λ∘G]        A = [[L, Eᵀ, Mᵀ], [E, 0, 0], [diag(λ)M, 0, diag(G)]].
+
+An inequality is active where λᵢ > −Gᵢ. Active rows are divided by λᵢ; inactive multipliers are eliminated,
+λ̇ᵢ = (bᵢ − λᵢMᵢż)/Gᵢ. Both are exact, also at an interior point's nearly complementary answer, and leave a symmetric
+system in (z, ν, active λ).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from bilevel import _checks, _tree
+from bilevel.linear import Operator, Reduction, System
+from bilevel.optimality._base import Condition
+
+
+class KKTSolution(NamedTuple):
+    """A point with its multipliers: params, where `KKT` or `QuadraticProgram` is the condition.
+
+    Attributes:
+      primal: z, any pytree.
+      dual_eq: ν, with the structure of H(z); None without equalities.
+      dual_ineq: λ ≥ 0, with the structure of G(z); None without inequalities.
+    """
+
+    primal: Any
+    dual_eq: Any = None
+    dual_ineq: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KKT(Condition):
+    """F = [∇₁f + (∂H)ᵀν + (∂G)ᵀλ ; H ; λ∘G], zero at a minimum of f = inner_loss subject to H = 0, G ≤ 0.
+
+    params is a `KKTSolution`; the problem's functions other than outer_loss take its primal part. Needs
+    `Problem.equality`, `Problem.inequality`, both or neither. ∂₁F is not symmetric; its systems are solved in a symmetric
+    (indefinite) form on the active constraints. Differentiable under strict complementarity, independent active
+    constraints and a Hessian that is positive definite along them; where λᵢ = Gᵢ = 0 the constraint is taken as
+    inactive, an element of the conservative Jacobian.
+
+    Args:
+      singular: active constraints may be redundant; the multipliers' derivative is then the least one.
+    """
+
+    singular: bool = False
+
+    def check(self, problem):
+        """Require an inner loss, and constraints stated as functions if at all."""
+        _checks.require_parts("optimality.KKT", problem, "inner_loss")
+        if problem.prox is not None or problem.projection is not None:
+            raise ValueError(
+                "optimality.KKT needs constraints stated as Problem.equality and Problem.inequality, and this problem has "
+                "a prox or a projection: use optimality.ProximalGradient or optimality.ProjectedGradient"
+            )
+
+    def residual(self, problem, params, hparams, data):
+        """F, a KKTSolution; the last part in units of λ times G."""
+        z, _, dual_ineq = _solution(params)
+        value, pull = jax.vjp(lambda z: _functions(problem, z, hparams, data), z)
+        _check_duals(params, value)
+        (gradient,) = pull((jnp.ones_like(value[0]), *params[1:]))
+        return KKTSolution(gradient, value[1], jax.tree.map(jnp.multiply, dual_ineq, value[2]))
+
+    def system(self, problem, params, hparams, data):
+        """General; with its symmetric form on the active constraints."""
+        operator = dataclasses.replace(self._linearized(problem, params, hparams, data), singular=self.singular)
+        z, _, dual = params
+        _, _, slack = _functions(problem, z, hparams, data)
+        _, hvp = jax.linearize(lambda z: self.residual(problem, KKTSolution(z, *params[1:]), hparams, data).primal, z)
+        _, push = jax.linearize(lambda z: _functions(problem, z, hparams, data)[1:], z)
+        return System(operator, _symmetric(hvp, push, z, dual, slack, self.singular))
+
+    def margin(self, problem, params, hparams, data):
+        """The least of max(λᵢ, −Gᵢ), each in units of its largest entry: near zero, strict complementarity fails."""
+        slack = _functions(problem, params.primal, hparams, data)[2]
+        if not jax.tree.leaves(slack):
+            return None
+        dual, slack = ravel_pytree(params.dual_ineq)[0], -ravel_pytree(slack)[0]
+        return jnp.min(jnp.maximum(dual / _largest(dual), slack / _largest(slack)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuadraticProgram(Condition):
+    """The KKT conditions of ½zᵀQz + cᵀz subject to Ez = d, Mz ≤ h: `KKT` for `Problem.quadratic_program`.
+
+    params is a `KKTSolution`. Symmetric, indefinite, on the active constraints. Differentiable with respect to Q, c, E, d,
+    M and h, where `KKT` is.
+
+    Args:
+      singular: as in `KKT`.
+    """
+
+    singular: bool = False
+
+    def check(self, problem):
+        """Require a quadratic program."""
+        _checks.require_parts("optimality.QuadraticProgram", problem, "quadratic_program")
+
+    def residual(self, problem, params, hparams, data):
+        """F, a KKTSolution."""
+        return KKT().residual(problem, params, hparams, data)
+
+    def system(self, problem, params, hparams, data):
+        """As for `KKT`."""
+        return KKT(singular=self.singular).system(problem, params, hparams, data)
+
+    def margin(self, problem, params, hparams, data):
+        """As for `KKT`."""
+        return KKT().margin(problem, params, hparams, data)
+
+
+def _solution(params) -> KKTSolution:
+    if not isinstance(params, KKTSolution):
+        raise TypeError(
+            f"optimality.KKT: params must be a bilevel.optimality.KKTSolution(primal, dual_eq, dual_ineq), "
+            f"got {type(params).__name__}"
+        )
+    return params
+
+
+def _functions(problem, z, hparams, data):
+    """f, H and G at z; None for what is not there."""
+    parts = (problem.equality, problem.inequality)
+    constraints = (None if part is None else part(z, hparams, data) for part in parts)
+    return (problem.inner_loss(z, hparams, data), *constraints)
+
+
+def _check_duals(params, value):
+    for name, dual, constraint in zip(("dual_eq", "dual_ineq"), params[1:], value[1:], strict=True):
+        part = "equality" if name == "dual_eq" else "inequality"
+        _tree.check_like(f"KKTSolution.{name}", dual, f"the value of Problem.{part}", constraint)
+
+
+def _largest(x):
+    largest = jnp.max(jnp.abs(x), initial=0)
+    return jnp.where(largest > 0, largest, 1)
+
+
+def _symmetric(hvp, push, z, dual, slack, singular) -> Reduction:
+    active = jax.tree.map(lambda dual, g: (dual > -g).astype(g.dtype), dual, slack)
+    # 1/λ on active rows and 1/G on the others, zero elsewhere.
+    by_dual = jax.tree.map(lambda a, dual: a / jnp.where(a > 0, dual, 1), active, dual)
+    by_slack = jax.tree.map(lambda a, g: (1 - a) / jnp.where(g == 0, -1, g), active, slack)
+    pull = jax.linear_transpose(push, z)
+
+    def times(x, y):
+        return jax.tree.map(jnp.multiply, x, y)
+
+    def product(x):
+        moved_eq, moved_ineq = push(x.primal)
+        folded = jax.tree.map(
+            lambda a, s, lam, mz, y: a * y - s * lam * mz, active, by_slack, dual, moved_ineq, x.dual_ineq
+        )
+        top = _tree.add_scaled(hvp(x.primal), 1, pull((x.dual_eq, folded))[0])
+        bottom = jax.tree.map(
+            lambda a, mz, g, d, y: a * (mz + g * d * y) - (1 - a) * y, active, moved_ineq, slack, by_dual, x.dual_ineq
+        )
+        return KKTSolution(top, moved_eq, bottom)
+
+    def restrict(b):
+        b = KKTSolution(*b)
+        nothing = jax.tree.map(jnp.zeros_like, b.dual_eq)
+        top = _tree.sub(b.primal, pull((nothing, times(by_slack, b.dual_ineq)))[0])
+        return KKTSolution(top, b.dual_eq, times(by_dual, b.dual_ineq))
+
+    def expand(x, b):
+        _, moved = push(x.primal)
+        dual_ineq = jax.tree.map(
+            lambda a, y, s, b, lam, mz: a * y + s * (b - lam * mz),
+            active,
+            x.dual_ineq,
+            by_slack,
+            b.dual_ineq,
+            dual,
+            moved,
+        )
+        return KKTSolution(x.primal, x.dual_eq, dual_ineq)
+
+    def start(u):
+        return KKTSolution(u.primal, u.dual_eq, times(active, times(dual, u.dual_ineq)))
+
+    return Reduction(Operator(product, "symmetric", singular), restrict, expand, start)

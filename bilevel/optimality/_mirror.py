@@ -1,0 +1,137 @@
+"""Mirror descent: the residual of one mirror step.
+
+On rows of simplices with the entropy, T(x) = x·exp(−η∇f)/Σ, row by row. With F = (x − T(x))/η, S = diag(x) − xxᵀ and g = ∇f,
+at a solution
+
+    A = ∂₁F = x1ᵀ/η + SH     on the support, the coordinates with x > 0 = g − ⟨x, g⟩.
+
+The row sum of Aẋ = b gives 1ᵀẋ = η1ᵀb. The rest, t = ẋ − ηx1ᵀb, has row sums zero, and there S has the inverse
+P diag(1/x) P with P the projector on the support's zero-sum directions, so that t solves the symmetric system
+
+    PHP t = P(b/x − ηHx1ᵀb).
+
+Coordinates outside of the support do not move.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import _checks, _tree
+from bilevel.linear import Operator, Reduction, System
+from bilevel.optimality._base import Condition
+from bilevel.optimality._lipschitz import constant, default_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MirrorDescent(Condition):
+    """F = (x − T(x))/η with T(x) = proj^φ(∇φ(x) − η∇₁inner_loss), zero at a minimum of inner_loss over C.
+
+    By default φ is the negative entropy and C the rows of simplices: each row, along the last axis of each leaf, is
+    non-negative and sums to one. Then ∂₁F is solved on the support, where it is symmetric, and positive definite at a strict
+    minimum; exact zeros are kept and do not move. With a mirror map and a Bregman projection of your own (both, or none)
+    ∂₁F is general. Differentiable under strict complementarity; elsewhere the derivative is that of the support of the
+    computed point, an element of the conservative Jacobian.
+
+    Args:
+      mirror: ∇φ, (params) -> dual point; None is the entropy on rows of simplices.
+      projection: (dual, hparams, data) -> the Bregman projection of ∇φ⁻¹(dual) on C.
+      step: η. None: 1/L, L from `Problem.lipschitz` or else a power iteration on the Hessian.
+    """
+
+    mirror: Callable[[Any], Any] | None = None
+    projection: Callable[[Any, Any, Any], Any] | None = None
+    step: float | None = None
+
+    def __post_init__(self):
+        _checks.require_positive("optimality.MirrorDescent", step=self.step)
+        _checks.require_callable("optimality.MirrorDescent", mirror=self.mirror, projection=self.projection)
+        if (self.mirror is None) != (self.projection is None):
+            raise ValueError(
+                "optimality.MirrorDescent: mirror and projection belong together: give both, or neither for the entropy "
+                "on rows of simplices"
+            )
+
+    def check(self, problem):
+        """Require an inner loss without a prox."""
+        _checks.require_parts("optimality.MirrorDescent", problem, "inner_loss")
+        if problem.prox is not None or problem.constrained:
+            raise ValueError(
+                "optimality.MirrorDescent needs an inner loss over a set, and this problem has a prox or constraint functions: "
+                "use optimality.ProximalGradient or optimality.KKT"
+            )
+
+    def residual(self, problem, params, hparams, data):
+        """The mirror step in units of the gradient."""
+        step = self._step(problem, params, hparams, data)
+        gradient = jax.grad(problem.inner_loss)(params, hparams, data)
+        if self.mirror is None or self.projection is None:
+            moved = jax.tree.map(lambda x, g: _exponentiated(x, step.astype(x.dtype) * g), params, gradient)
+        else:
+            dual = _tree.add_scaled(self.mirror(params), -step, gradient)
+            moved = _tree.cast_like(self.projection(dual, hparams, data), params)
+        return _tree.scale(1 / step, _tree.sub(params, moved))
+
+    def system(self, problem, params, hparams, data):
+        """General; for the entropy, the symmetric system on the support."""
+        operator = self._linearized(problem, params, hparams, data)
+        if self.mirror is not None:
+            return System(operator)
+        step = self._step(problem, params, hparams, data)
+        gradient, hvp = jax.linearize(lambda x: jax.grad(problem.inner_loss)(x, hparams, data), params)
+        return System(operator, _on_the_support(params, gradient, hvp, step))
+
+    def _step(self, problem, params, hparams, data):
+        if self.step is not None:
+            return constant(self.step, params)
+        return default_step(problem, params, hparams, data)
+
+
+def _exponentiated(x, push):
+    """x·exp(−push)/Σ by rows, in product form, so that zeros stay zeros and have derivatives."""
+    least = jnp.min(jnp.where(x > 0, push, jnp.inf), axis=-1, keepdims=True)
+    least = jax.lax.stop_gradient(jnp.where(jnp.isfinite(least), least, 0))
+    weight = x * jnp.exp(jnp.minimum(least - push, jnp.log(jnp.finfo(x.dtype).max) / 2))
+    return weight / jnp.sum(weight, axis=-1, keepdims=True)
+
+
+def _on_the_support(params, gradient, hvp, step) -> Reduction:
+    def free(x, g):
+        slack = g - jnp.sum(x * g, axis=-1, keepdims=True)
+        return (x > step.astype(x.dtype) * slack).astype(x.dtype) * (x > 0)
+
+    support = jax.tree.map(free, params, gradient)
+    inverse = jax.tree.map(lambda x, m: m / jnp.where(m > 0, x, 1), params, support)
+
+    def project(v):
+        def rows(v, m):
+            return m * (v - jnp.sum(m * v, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(m, axis=-1, keepdims=True), 1))
+
+        return jax.tree.map(rows, v, support)
+
+    def row_sums(b):
+        """ηx1ᵀb."""
+        return jax.tree.map(
+            lambda b, x, m: step.astype(b.dtype) * m * x * jnp.sum(m * b, axis=-1, keepdims=True), b, params, support
+        )
+
+    def product(t):
+        inside = project(t)
+        curved = project(hvp(inside))
+        return jax.tree.map(lambda c, t, i: c + (t - i) / step.astype(t.dtype), curved, t, inside)
+
+    def restrict(b):
+        return project(_tree.sub(jax.tree.map(jnp.multiply, inverse, b), hvp(row_sums(b))))
+
+    def expand(t, b):
+        return _tree.add_scaled(row_sums(b), 1, project(t))
+
+    def start(u):
+        return project(jax.tree.map(jnp.multiply, u, params))
+
+    return Reduction(Operator(product, "positive_definite"), restrict, expand, start)

@@ -1,0 +1,469 @@
+"""Linear solvers, one by one: which system ends in which status, and what each method promises beyond the contract."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_linear import (
+    INDEFINITE,
+    NONSYMMETRIC,
+    PROBLEMS,
+    RHS,
+    SINGULAR,
+    SPD,
+    N,
+    relative_error,
+    status_of,
+    title,
+    with_spectrum,
+)
+
+from bilevel import Status, linear
+from bilevel.linear import (
+    CG,
+    GMRES,
+    LSMR,
+    MINRES,
+    Auto,
+    BiCGStab,
+    Damped,
+    Direct,
+    LinearSolver,
+    Neumann,
+    NormalCG,
+    Nystrom,
+    Operator,
+    Refined,
+    Wrapped,
+    differentiable_solve,
+)
+
+OK, LIMIT, STUCK = Status.CONVERGED, Status.MAX_STEPS, Status.STAGNATED
+NEGATIVE, BROKEN = Status.NEGATIVE_CURVATURE, Status.BREAKDOWN
+
+# Columns: definite, indefinite, nonsymmetric, singular consistent, singular inconsistent, condition 1e6. Structure is
+# declared as it is; None: the method is not for it, and any status but a wrong `CONVERGED` will do.
+EXPECTED = {
+    CG(): (OK, NEGATIVE, None, OK, None, OK),
+    GMRES(): (OK, OK, OK, OK, STUCK, OK),
+    MINRES(): (OK, OK, None, OK, STUCK, OK),
+    BiCGStab(): (OK, OK, OK, OK, None, OK),
+    LSMR(): (OK, OK, OK, OK, STUCK, OK),
+    NormalCG(): (OK, OK, OK, OK, STUCK, OK),
+    Neumann(): (OK, BROKEN, OK, LIMIT, LIMIT, LIMIT),
+    Nystrom(max_steps=5): (OK, NEGATIVE, None, OK, STUCK, OK),
+    Direct(): (OK, OK, OK, None, None, OK),
+    Direct(method="qr"): (OK, OK, OK, None, None, OK),
+    Direct(method="svd"): (OK, OK, OK, OK, STUCK, OK),
+    Refined(): (OK, OK, OK, None, None, OK),
+    Refined(solver=MINRES()): (OK, OK, None, OK, STUCK, None),
+}
+SYMMETRIC = {name: np.allclose(a, a.T) for name, (a, _) in PROBLEMS.items()}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def run(solver, structure, singular, a, b, init=None):
+    return solver.solve(Operator(lambda v: a @ v, structure, singular), b, init)
+
+
+def structure_of(problem):
+    return "symmetric" if SYMMETRIC[problem] else "general"
+
+
+def null_vector():
+    return np.ones(N) / np.sqrt(N)
+
+
+@pytest.mark.usefixtures("x64")
+class TestStatuses:
+    @pytest.mark.parametrize("solver", EXPECTED, ids=title)
+    def test_table(self, solver):
+        for (name, (a, b)), expected in zip(PROBLEMS.items(), EXPECTED[solver], strict=True):
+            found = run(solver, structure_of(name), False, a, b)
+            residual = np.linalg.norm(a @ np.asarray(found.value) - b)
+            within = residual <= np.finfo(float).eps ** (2 / 3) * np.linalg.norm(b) * (1 + 1e-9)
+            assert (status_of(found) == OK) <= within, name
+            if expected is not None:
+                assert status_of(found) == expected, name
+            if expected == OK and "singular" not in name:
+                error = np.linalg.norm(np.asarray(found.value) - np.linalg.solve(a, b))
+                assert error <= 1e-9 * np.linalg.cond(a) * np.linalg.norm(np.linalg.solve(a, b)), name
+
+    def test_every_method_is_in_the_table(self):
+        kinds = {v for v in vars(linear).values() if isinstance(v, type) and issubclass(v, LinearSolver)}
+        assert {type(solver) for solver in EXPECTED} == kinds - {LinearSolver, Auto, Damped, Wrapped}
+
+    @pytest.mark.parametrize("solver", [MINRES(), LSMR(), NormalCG(), Direct(method="svd")], ids=title)
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_inconsistent_system_ends_early_in_least_squares(self, solver, seed):
+        rng = np.random.default_rng(seed)
+        q = np.linalg.qr(rng.normal(size=(60, 60)))[0]
+        values = rng.normal(size=60)
+        values[:3] = 0
+        a, b = q @ np.diag(values) @ q.T, rng.normal(size=60)
+        found = run(solver, "symmetric", True, (a + a.T) / 2, b)
+        assert status_of(found) == STUCK
+        assert int(found.steps) < 300
+        assert float(found.residual) == pytest.approx(np.linalg.norm(q[:, :3].T @ b), rel=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+class TestOperator:
+    def test_transpose(self):
+        rng = np.random.default_rng(0)
+        a, v, w = rng.normal(size=(N, N)), rng.normal(size=N), rng.normal(size=N)
+        transposed = Operator(lambda v: jnp.asarray(a) @ v).transpose(jnp.zeros(N))
+        np.testing.assert_allclose(transposed.matvec(w), a.T @ w, rtol=1e-12)
+        assert float(w @ (a @ v)) == pytest.approx(float(transposed.matvec(w) @ v))
+        assert transposed.structure == "general"
+
+    @pytest.mark.parametrize("structure", ["symmetric", "positive_definite"])
+    def test_transpose_of_a_symmetric_one_is_itself(self, structure):
+        operator = Operator(lambda v: v, structure)
+        assert operator.transpose(jnp.zeros(N)) is operator
+
+    def test_transpose_couples_leaves(self):
+        like = {"a": jnp.zeros(2), "b": jnp.zeros(())}
+        operator = Operator(lambda v: {"a": v["b"] * jnp.arange(2.0), "b": jnp.sum(v["a"]) * 3})
+        found = operator.transpose(like).matvec({"a": jnp.array([0.0, 2.0]), "b": jnp.array(1.0)})
+        assert found["a"].tolist() == [3.0, 3.0]
+        assert float(found["b"]) == 2.0
+
+    def test_transpose_keeps_the_precision(self):
+        """A product that promotes has a transpose all the same."""
+        operator = Operator(lambda v: np.ones((2, 2)) @ v)
+        found = operator.transpose(jnp.zeros(2, "float32")).matvec(jnp.ones(2, "float32"))
+        assert found.dtype == "float32"
+
+    def test_damped(self):
+        operator = linear.damped(Operator(lambda v: SPD @ v, "symmetric", singular=True), 0.5)
+        np.testing.assert_allclose(operator.matvec(RHS), (SPD + 0.5 * np.eye(N)) @ RHS)
+        assert operator.structure == "symmetric"
+        assert not operator.singular
+
+    @pytest.mark.parametrize("solver", [LSMR(), NormalCG(), Neumann()], ids=title)
+    def test_transposed_products_under_both_modes(self, solver):
+        def value(t):
+            matrix = jnp.asarray(NONSYMMETRIC) + t * jnp.eye(N)
+            return differentiable_solve(solver, Operator(lambda v: matrix @ v), jnp.asarray(RHS)).value @ jnp.arange(N)
+
+        inverse = np.linalg.inv(NONSYMMETRIC)
+        expected = -np.arange(N) @ inverse @ inverse @ RHS
+        assert float(jax.jit(jax.grad(value))(0.0)) == pytest.approx(expected, rel=1e-7)
+        assert float(jax.jit(jax.jacfwd(value))(0.0)) == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.usefixtures("x64")
+class TestDirect:
+    @pytest.mark.parametrize("structure", ["general", "symmetric", "positive_definite"])
+    def test_minimum_norm_answer(self, structure):
+        a, b = PROBLEMS["singular consistent"]
+        found = run(Direct(), structure, True, a, b)
+        assert status_of(found) == OK
+        assert relative_error(found.value, np.linalg.pinv(a) @ b) < 1e-10
+
+    @pytest.mark.parametrize("structure", ["general", "symmetric"])
+    def test_inconsistent_gives_least_squares(self, structure):
+        a, b = PROBLEMS["singular inconsistent"]
+        found = run(Direct(), structure, True, a, b)
+        assert status_of(found) == STUCK
+        assert relative_error(found.value, np.linalg.pinv(a) @ b) < 1e-10
+        assert float(found.residual) == pytest.approx(np.sqrt(N))
+
+    def test_singular_values_of_a_nonsymmetric_matrix(self):
+        a = np.outer(np.arange(1.0, N + 1), RHS)
+        found = run(Direct(method="svd"), "general", False, a, 3.0 * np.arange(1, N + 1))
+        assert status_of(found) == OK
+        assert relative_error(found.value, 3 * RHS / (RHS @ RHS)) < 1e-12
+
+    def test_choice(self):
+        def chosen(structure, singular):
+            return Direct().choose(Operator(lambda v: v, structure, singular))
+
+        assert [chosen(s, False) for s in ("general", "symmetric", "positive_definite")] == ["lu", "lu", "cholesky"]
+        assert [chosen(s, True) for s in ("general", "symmetric", "positive_definite")] == ["svd"] * 3
+
+    @pytest.mark.parametrize("method", ["lu", "qr"])
+    def test_zero_pivot(self, method):
+        found = run(Direct(method=method), "general", False, np.diag(np.r_[0.0, np.ones(N - 1)]), RHS)
+        assert status_of(found) == BROKEN
+
+    def test_cholesky_can_be_asked_for(self):
+        assert status_of(run(Direct(method="cholesky"), "general", False, SPD, RHS)) == OK
+        assert status_of(run(Direct(method="cholesky"), "general", False, INDEFINITE, RHS)) == NEGATIVE
+
+    def test_unknown_method(self):
+        with pytest.raises(
+            ValueError, match=r"linear\.Direct: method must be auto, cholesky, lu, qr or svd, got 'eig'"
+        ):
+            Direct(method="eig")
+
+    def test_zero_matrix(self):
+        found = run(Direct(), "symmetric", True, np.zeros((N, N)), RHS)
+        assert status_of(found) == STUCK
+        assert np.array_equal(found.value, np.zeros(N))
+
+
+@pytest.mark.usefixtures("x64")
+class TestMinres:
+    def test_one_step_for_each_distinct_eigenvalue(self):
+        a = with_spectrum(np.r_[-2 * np.ones(4), np.ones(4), 3 * np.ones(4)])
+        found = run(MINRES(), "symmetric", False, a, RHS)
+        assert status_of(found) == OK
+        assert int(found.steps) == 3
+
+    def test_residuals_never_rise(self):
+        norms = [float(run(MINRES(max_steps=k), "symmetric", False, INDEFINITE, RHS).residual) for k in (4, 5, 6)]
+        assert np.linalg.norm(RHS) > norms[0] >= norms[1] >= norms[2]
+        dimension = 5
+        krylov = np.stack([np.linalg.matrix_power(INDEFINITE, k) @ RHS for k in range(dimension)], axis=1)
+        best = RHS - INDEFINITE @ krylov @ np.linalg.lstsq(INDEFINITE @ krylov, RHS, rcond=None)[0]
+        assert norms[1] == pytest.approx(np.linalg.norm(best), rel=1e-8)
+
+    def test_preconditioner_must_be_definite(self):
+        found = MINRES(preconditioner=lambda v: -v).solve(Operator(lambda v: SPD @ v, "symmetric"), jnp.asarray(RHS))
+        assert status_of(found) == BROKEN
+
+
+@pytest.mark.usefixtures("x64")
+class TestLeastNorm:
+    @pytest.mark.parametrize("solver", [LSMR(), NormalCG()], ids=title)
+    def test_nonsymmetric_singular(self, solver):
+        rng = np.random.default_rng(3)
+        a = rng.normal(size=(N, 5)) @ rng.normal(size=(5, N))
+        for b in (a @ rng.normal(size=N), rng.normal(size=N)):
+            found = run(solver, "general", True, a, b)
+            assert relative_error(found.value, np.linalg.pinv(a) @ b) < 1e-8
+            assert status_of(found) == (OK if np.linalg.matrix_rank(np.c_[a, b]) == 5 else STUCK)
+
+    def test_nothing_to_gain(self):
+        found = run(LSMR(), "symmetric", True, SINGULAR, null_vector())
+        assert status_of(found) == STUCK
+        assert np.linalg.norm(found.value) < 1e-10
+
+
+@pytest.mark.usefixtures("x64")
+class TestNeumann:
+    def test_truncated_series(self):
+        found = run(Neumann(max_steps=3, step=0.05), "positive_definite", False, SPD, RHS)
+        term, total = RHS, 0
+        for _ in range(3):
+            total, term = total + 0.05 * term, term - 0.05 * SPD @ term
+        np.testing.assert_allclose(found.value, total, rtol=1e-12)
+        assert status_of(found) == LIMIT
+        assert int(found.matvecs) == 3 + 2
+
+    def test_step_that_diverges_is_found_out_soon(self):
+        found = run(Neumann(step=1.0), "positive_definite", False, SPD, RHS)
+        assert status_of(found) == BROKEN
+        assert int(found.steps) < 10
+        assert np.array_equal(found.value, np.zeros(N))
+
+    def test_terms_that_stay(self):
+        found = run(Neumann(), "positive_definite", False, SINGULAR, null_vector())
+        assert status_of(found) == STUCK
+        assert int(found.steps) == 1
+
+    def test_wrong_sign(self):
+        found = run(Neumann(), "symmetric", False, -SPD, RHS)
+        assert status_of(found) == BROKEN
+
+    @pytest.mark.parametrize("name", ["step", "max_steps", "power_steps"])
+    def test_garbage(self, name):
+        with pytest.raises(ValueError, match=f"linear.Neumann: {name} must be positive, got -1"):
+            Neumann(**{name: -1})
+
+
+@pytest.mark.usefixtures("x64")
+class TestNystrom:
+    low_rank = with_spectrum(np.r_[np.zeros(N - 3), 1.0, 5.0, 9.0])
+
+    def test_exact_on_low_rank_plus_ridge(self):
+        found = run(Nystrom(rank=3, ridge=0.1), "positive_definite", False, self.low_rank, RHS)
+        expected = np.linalg.solve(self.low_rank + 0.1 * np.eye(N), RHS)
+        assert relative_error(found.value, expected) < 1e-8
+        assert status_of(found) == LIMIT
+        assert int(found.matvecs) == 3 + 3
+
+    def test_judged_on_the_system_itself(self):
+        found = run(Nystrom(rank=3, ridge=0.1), "positive_definite", False, self.low_rank + 0.1 * np.eye(N), RHS)
+        residual = np.linalg.norm((self.low_rank + 0.1 * np.eye(N)) @ np.asarray(found.value) - RHS)
+        np.testing.assert_allclose(found.residual, residual, rtol=1e-6)
+        assert status_of(found) == LIMIT
+
+    def test_corrections(self):
+        a = with_spectrum(np.r_[np.linspace(1, 1.5, N - 4), 50, 100, 200, 400])
+        found = run(Nystrom(rank=6, max_steps=100), "positive_definite", False, a, RHS)
+        assert status_of(found) == OK
+        assert 1 < int(found.steps) < 100
+        assert relative_error(found.value, np.linalg.solve(a, RHS)) < 1e-8
+
+    def test_seed_changes_the_sketch(self):
+        first, second = (run(Nystrom(rank=3, seed=s), "positive_definite", False, SPD, RHS).value for s in (0, 1))
+        assert not np.allclose(first, second)
+
+
+@pytest.mark.usefixtures("x64")
+class TestDamped:
+    @pytest.mark.parametrize("solver", [Direct(), CG(), GMRES()], ids=title)
+    def test_answer_of_the_damped_system(self, solver):
+        found = run(Damped(solver=solver, ridge=0.5), "positive_definite", False, SINGULAR, RHS)
+        assert status_of(found) == OK
+        assert relative_error(found.value, np.linalg.solve(SINGULAR + 0.5 * np.eye(N), RHS)) < 1e-8
+        assert float(found.residual) < 1e-9
+
+    def test_twice(self):
+        found = run(Damped(solver=Damped(ridge=0.5), ridge=1.0), "positive_definite", False, SPD, RHS)
+        assert relative_error(found.value, np.linalg.solve(SPD + 1.5 * np.eye(N), RHS)) < 1e-10
+
+    def test_inside_refined(self):
+        found = run(Refined(solver=Damped(ridge=0.5)), "positive_definite", False, SPD, RHS)
+        assert status_of(found) == OK
+        assert relative_error(found.value, np.linalg.solve(SPD + 0.5 * np.eye(N), RHS)) < 1e-10
+
+    def test_derivative(self):
+        def value(t):
+            operator = Operator(lambda v: (jnp.asarray(NONSYMMETRIC) + t * jnp.eye(N)) @ v)
+            return differentiable_solve(Damped(ridge=0.5), operator, jnp.asarray(RHS)).value.sum()
+
+        inverse = np.linalg.inv(NONSYMMETRIC + 0.5 * np.eye(N))
+        expected = -np.ones(N) @ inverse @ inverse @ RHS
+        assert float(jax.grad(value)(0.0)) == pytest.approx(expected, rel=1e-9)
+
+    def test_tolerances_come_from_the_solver(self):
+        assert (Damped(solver=CG(rtol=1e-3, atol=1e-5)).rtol, Damped(solver=CG(rtol=1e-3, atol=1e-5)).atol) == (
+            1e-3,
+            1e-5,
+        )
+        assert Damped(solver=CG(rtol=1e-3), rtol=1e-6).rtol == 1e-6
+
+    @pytest.mark.parametrize("kind", [Damped, Refined])
+    def test_garbage(self, kind):
+        with pytest.raises(TypeError, match=rf"linear\.{kind.__name__}: solver must be"):
+            kind(solver="cg")
+        with pytest.raises(ValueError, match=r"linear\.Damped: ridge must be positive"):
+            Damped(ridge=0.0)
+
+
+@pytest.mark.usefixtures("x64")
+class TestRefined:
+    hard = with_spectrum(np.logspace(-5, 0, N))
+
+    def test_low_precision_alone_is_not_enough(self):
+        found = run(Refined(max_steps=1), "positive_definite", False, self.hard, RHS)
+        assert status_of(found) == LIMIT
+        assert float(found.residual) > 1e-8
+
+    @pytest.mark.parametrize("solver", [Direct(), CG(), MINRES()], ids=title)
+    def test_reaches_the_high_precision(self, solver):
+        found = run(Refined(solver=solver), "positive_definite", False, self.hard, RHS)
+        assert status_of(found) == OK
+        assert 2 <= int(found.steps) <= 10
+        assert found.value.dtype == "float64"
+        assert relative_error(found.value, np.linalg.solve(self.hard, RHS)) < 1e-8
+
+    def test_hopeless_condition_stagnates(self):
+        found = run(
+            Refined(solver=Direct(method="lu")), "positive_definite", False, with_spectrum(np.logspace(-13, 0, N)), RHS
+        )
+        assert status_of(found) in (STUCK, LIMIT)
+        assert int(found.steps) <= 10
+
+    def test_factor_is_made_once_in_low_precision(self):
+        operator = Operator(lambda v: jnp.asarray(SPD) @ v, "positive_definite")
+        text = str(jax.make_jaxpr(lambda b: Refined().solve(operator, b).value)(jnp.asarray(RHS)))
+        (line,) = (line for line in text.splitlines() if "= cholesky" in line)
+        assert "f32[12,12]" in line
+
+    def test_plain_correction(self):
+        found = run(Refined(dtype="float64"), "positive_definite", False, self.hard, RHS)
+        assert status_of(found) == OK
+        assert int(found.steps) == 1
+
+    def test_garbage(self):
+        with pytest.raises(ValueError, match=r"linear\.Refined: dtype must be float64, float32, bfloat16 or float16"):
+            Refined(dtype="int8")
+
+
+@pytest.mark.usefixtures("x64")
+class TestBlock:
+    columns = np.random.default_rng(4).normal(size=(4, N))
+
+    @pytest.mark.parametrize("solver", [Direct(), CG(), GMRES(), MINRES(), LSMR(), Refined(), Auto()], ids=title)
+    def test_as_one_by_one(self, solver):
+        operator = Operator(lambda v: jnp.asarray(SPD) @ v, "positive_definite")
+        found = jax.jit(lambda b: solver.solve_block(operator, b))(self.columns)
+        assert found.status.tolist() == [OK] * 4
+        assert found.residual.shape == found.steps.shape == found.matvecs.shape == (4,)
+        for i, b in enumerate(self.columns):
+            alone = run(solver, "positive_definite", False, SPD, b)
+            assert (int(found.steps[i]), int(found.matvecs[i])) == (int(alone.steps), int(alone.matvecs))
+            assert relative_error(found.value[i], np.linalg.solve(SPD, b)) < 1e-8
+
+    def test_factors_once(self):
+        operator = Operator(lambda v: jnp.asarray(SPD) @ v, "positive_definite")
+        text = str(jax.make_jaxpr(lambda b: Direct().solve_block(operator, b).value)(self.columns))
+        (line,) = (line for line in text.splitlines() if "= cholesky" in line)
+        assert "f64[12,12]" in line
+        assert "f64[4,12,12]" not in text
+
+    def test_statuses_are_their_own(self):
+        bad = np.array(self.columns)
+        bad[1, 0], bad[2] = np.nan, 0
+        found = CG().solve_block(Operator(lambda v: SPD @ v, "positive_definite"), jnp.asarray(bad))
+        assert found.status.tolist() == [OK, Status.NON_FINITE, OK, OK]
+        assert found.steps[2] == 0
+        assert np.array_equal(found.value[2], np.zeros(N))
+
+    def test_starts(self):
+        exact = np.linalg.solve(SPD, self.columns.T).T
+        found = CG().solve_block(Operator(lambda v: SPD @ v), jnp.asarray(self.columns), jnp.asarray(exact))
+        assert found.steps.tolist() == [0] * 4
+
+    def test_trees_and_damping(self):
+        b = {"a": jnp.ones((3, 2)), "b": jnp.arange(3.0)}
+        found = Damped(ridge=1.0).solve_block(lambda v: jax.tree.map(lambda x: 3 * x, v), b)
+        np.testing.assert_allclose(found.value["a"], 0.25 * np.ones((3, 2)))
+        np.testing.assert_allclose(found.value["b"], np.arange(3) / 4)
+        assert found.status.tolist() == [OK] * 3
+
+    @pytest.mark.parametrize("b", [{"a": np.ones((3, 2)), "b": np.ones(2)}, np.ones(())])
+    def test_no_common_axis(self, b):
+        with pytest.raises(ValueError, match="solve_block: every leaf of b needs the same leading axis"):
+            CG().solve_block(lambda v: v, jax.tree.map(jnp.asarray, b))
+
+    def test_starts_of_another_shape(self):
+        with pytest.raises(ValueError, match="init must have the structure and shapes of b"):
+            CG().solve_block(lambda v: v, jnp.ones((3, 2)), jnp.ones((2, 2)))
+
+
+FAMILIES = list({type(solver): solver for solver in reversed(EXPECTED)}.values())
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("solver", FAMILIES, ids=title)
+def test_odd_leaves(solver):
+    """An empty leaf, a leaf of one, a scalar: coupled, and without jit."""
+    b = {"empty": jnp.zeros((0, 3)), "one": jnp.ones(1), "scalar": jnp.asarray(2.0)}
+
+    def matvec(v):
+        return {"empty": v["empty"], "one": 2 * v["one"] + v["scalar"], "scalar": v["one"][0] + 2 * v["scalar"]}
+
+    found = jax.jit(lambda b: solver.solve(Operator(matvec, "positive_definite"), b))(b)
+    assert status_of(found) == OK
+    assert found.value["empty"].shape == (0, 3)
+    np.testing.assert_allclose([found.value["one"][0], found.value["scalar"]], [0, 1], atol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+def test_auto_on_large_singular_systems():
+    for structure, a in (("general", np.triu(SINGULAR)), ("symmetric", SINGULAR), ("positive_definite", SINGULAR)):
+        b = a @ np.arange(1.0, N + 1)
+        found = run(Auto(direct_below=0), structure, True, a, b)
+        assert status_of(found) == OK
+        found = run(Auto(direct_below=0), structure, True, SINGULAR, np.ones(N))
+        assert status_of(found) == STUCK

@@ -1,0 +1,348 @@
+"""The conditions as objects: what they refuse, the forms in which they are solved, and how they compose with the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+
+import bilevel as bl
+from bilevel import Status, linear, optimality
+from bilevel.operators.cones import Cones, matricize, vectorize
+from bilevel.operators.projection import projection_simplex
+from bilevel.operators.prox import prox_group_lasso, prox_lasso
+from bilevel.optimality import KKT, KKTSolution, ProximalGradient
+from bilevel.problem import QP, ConeProgram
+
+RNG = np.random.default_rng(0)
+FEATURES, TARGETS = RNG.normal(size=(40, 24)), RNG.normal(size=40)
+WEIGHTS = RNG.normal(size=24)
+
+
+def squares(params, hparams, data):
+    return jnp.sum((FEATURES @ params - TARGETS) ** 2) / 2
+
+
+def lasso_problem(**more):
+    return bl.Problem(
+        inner_loss=squares, prox=lambda x, hparams, data, step: prox_lasso(x, jnp.exp(hparams), step), **more
+    )
+
+
+def linear_model(**more):
+    return bl.Problem(
+        datafit=lambda p, hparams, data: jnp.sum((p - TARGETS) ** 2) / 2,
+        design=lambda hparams, data: jnp.asarray(FEATURES),
+        prox=lambda x, hparams, data, step: prox_lasso(x, jnp.exp(hparams), step),
+        separable=True,
+        **more,
+    )
+
+
+def solved(problem, hparams, start):
+    inner = bl.inner.FISTA(rtol=1e-15, max_steps=20_000)
+    return jax.jit(lambda hparams: inner.solve(problem, start, hparams, None).params)(hparams)
+
+
+def weighted(problem, solution):
+    """θ ↦ ⟨w, x*(θ)⟩ through the engine."""
+    solver = bl.custom_root(optimality.bind(problem))(lambda init, hparams, data: solution)
+    return lambda hparams: jnp.vdot(jnp.resize(WEIGHTS, solution.shape), solver(None, hparams, None))
+
+
+@pytest.mark.usefixtures("x64")
+class TestReducedSystems:
+    """Every reduced form gives what the general system gives."""
+
+    penalties = np.full(24, np.log(7.0))
+
+    def reference(self):
+        problem = lasso_problem()
+        solution = solved(problem, self.penalties, jnp.zeros(24))
+        assert 3 <= int((solution != 0).sum()) <= 8
+        return solution, jax.grad(weighted(problem, solution))(self.penalties)
+
+    @pytest.mark.parametrize(
+        "problem",
+        [
+            lasso_problem(separable=True),
+            lasso_problem(separable=True, optimality=ProximalGradient(support=8)),
+            lasso_problem(separable=True, optimality=ProximalGradient(step=1e-4)),
+            lasso_problem(separable=True, optimality=optimality.BlockProximalGradient()),
+            lasso_problem(
+                separable=True,
+                optimality=optimality.BlockProximalGradient(),
+                block_lipschitz=lambda hparams, data: jnp.sum(jnp.asarray(FEATURES) ** 2, axis=0),
+            ),
+            linear_model(),
+            linear_model(optimality=ProximalGradient(support=8)),
+        ],
+        ids=["masked", "bounded", "small step", "blocks", "own steps", "linear model", "linear model, bounded"],
+    )
+    @pytest.mark.parametrize(("jit", "jacobian"), [(False, jax.jacrev), (True, jax.jacfwd)])
+    def test_lasso(self, problem, jit, jacobian):
+        solution, expected = self.reference()
+        derivative = jacobian(weighted(problem, solution))
+        found = (jax.jit(derivative) if jit else derivative)(self.penalties)
+        assert np.linalg.norm(expected) > 0.1
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+
+    def test_the_system_is_gathered_where_the_support_is_known(self):
+        solution, _ = self.reference()
+        bound = optimality.bind(lasso_problem(separable=True))
+        eager = bound.system(solution, self.penalties).reduction
+        assert jax.eval_shape(eager.restrict, solution).shape == (8,)
+        shapes = []
+
+        def traced(solution):
+            shapes.append(jax.eval_shape(bound.system(solution, self.penalties).reduction.restrict, solution).shape)
+            return 0
+
+        jax.jit(traced)(solution)
+        assert shapes == [(24,)]
+
+    def test_a_support_above_its_bound_is_a_breakdown(self):
+        solution, _ = self.reference()
+        bound = optimality.bind(lasso_problem(separable=True, optimality=ProximalGradient(support=2)))
+        found = bound.system(solution, self.penalties).solve_transposed(linear.Auto(), jnp.ones(24))
+        assert int(found.status) == Status.BREAKDOWN
+        assert np.isnan(found.value).all()
+
+    def test_group_lasso(self):
+        def rows(x, hparams, data, step):
+            steps = jnp.broadcast_to(step, (6, 1))[:, 0]
+            return jax.vmap(lambda row, step: prox_group_lasso(row, jnp.exp(hparams), step))(x, steps)
+
+        def loss(params, hparams, data):
+            return squares(params.ravel(), hparams, data)
+
+        general = bl.Problem(inner_loss=loss, prox=rows)
+        solution = solved(general, jnp.log(7.0), jnp.zeros((6, 4)))
+        assert 1 <= int((solution[:, 0] != 0).sum()) <= 4
+        expected = jax.grad(weighted(general, solution))(jnp.log(7.0))
+        for condition in (None, optimality.BlockProximalGradient(step=1e-3)):
+            special = dataclasses.replace(general, separable="rows", optimality=condition)
+            found = jax.grad(weighted(special, solution))(jnp.log(7.0))
+            np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+    def test_mirror_descent_ignores_what_is_nearly_zero(self):
+        def loss(params, hparams, data):
+            return squares(params.ravel(), hparams, data) / 10 - jnp.vdot(hparams, params)
+
+        def project(params, hparams, data):
+            return jax.vmap(projection_simplex)(params)
+
+        shift = RNG.normal(size=(6, 4))
+        problem = bl.Problem(inner_loss=loss, projection=project, polyhedral=True)
+        solution = solved(problem, shift, jnp.full((6, 4), 0.25))
+        assert int((solution == 0).sum()) >= 3
+        expected = jax.grad(weighted(problem, solution))(shift)
+        mirror = dataclasses.replace(problem, optimality=optimality.MirrorDescent())
+        for zero in (0.0, 1e-30, 1e-300, 1e-12):
+            nearly = jnp.where(solution == 0, zero, solution)
+            np.testing.assert_allclose(jax.grad(weighted(mirror, nearly))(shift), expected, atol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+class TestHigherDerivatives:
+    def test_hessian_of_a_lasso_is_that_of_its_closed_form(self):
+        target = jnp.array([3.0, -0.2, -2.0, 0.5, 0.1])
+        problem = bl.Problem(
+            inner_loss=lambda x, hparams, data: jnp.sum((x - target) ** 2) / 2 + jnp.sum(x**4) / 4,
+            prox=lambda x, hparams, data, step: prox_lasso(x, jnp.exp(hparams), step),
+            separable=True,
+        )
+        start = jnp.zeros(5)
+
+        @bl.custom_root(optimality.bind(problem))
+        def solver(init, hparams, data):
+            return bl.inner.FISTA(rtol=1e-15, max_steps=10_000).solve(problem, init, hparams, data).params
+
+        def value(hparams):
+            return jnp.sum(solver(start, hparams, None) ** 3)
+
+        def closed(hparams):
+            """x + x³ = target − λ sign on the support, by Newton steps."""
+            x = jnp.where(jnp.abs(target) > jnp.exp(hparams), jnp.sign(target), 0.0)
+            for _ in range(60):
+                f = x + x**3 - target + jnp.exp(hparams) * jnp.sign(x)
+                x = jnp.where(x == 0, 0, x - f / (1 + 3 * x**2))
+            return jnp.sum(x**3)
+
+        at = jnp.log(0.3)
+        for derivative in (jax.grad, jax.hessian, lambda f: jax.grad(jax.grad(f)), lambda f: jax.jacfwd(jax.jacfwd(f))):
+            np.testing.assert_allclose(derivative(value)(at), derivative(closed)(at), rtol=1e-9)
+
+    def test_lanes(self):
+        problem = bl.Problem(
+            inner_loss=lambda x, hparams, data: jnp.sum((x - data) ** 2) / 2,
+            prox=lambda x, hparams, data, step: prox_lasso(x, hparams, step),
+            separable=True,
+        )
+
+        @bl.custom_root(optimality.bind(problem))
+        def solver(init, hparams, data):
+            return prox_lasso(data, hparams)
+
+        data = jnp.asarray(RNG.normal(size=(5, 30)) * 2)
+        slopes = jax.vmap(jax.grad(lambda hparams, data: solver(None, hparams, data).sum()), (None, 0))(0.7, data)
+        np.testing.assert_allclose(slopes, -(np.sign(data) * (np.abs(data) > 0.7)).sum(1), rtol=1e-12)
+
+
+def qp(q, c, e, d, m, h):
+    return bl.Problem(quadratic_program=lambda hparams, data: QP(*hparams), outer_loss=lambda x, hparams, data: 0.0), (
+        q,
+        c,
+        e,
+        d,
+        m,
+        h,
+    )
+
+
+class TestProblemParts:
+    def test_nothing_states_the_inner_problem(self):
+        with pytest.raises(TypeError, match="nothing states the inner problem"):
+            bl.Problem(outer_loss=squares)
+
+    def test_a_design_needs_its_datafit(self):
+        with pytest.raises(ValueError, match="datafit and design"):
+            bl.Problem(design=lambda hparams, data: FEATURES)
+
+    def test_constraints_are_stated_one_way(self):
+        with pytest.raises(ValueError, match="one way"):
+            bl.Problem(inner_loss=squares, equality=squares, projection=squares)
+
+    @pytest.mark.parametrize(
+        ("problem", "expected"),
+        [
+            (bl.Problem(inner_loss=squares), optimality.Stationary),
+            (bl.Problem(residuals=squares), optimality.Stationary),
+            (linear_model(), ProximalGradient),
+            (bl.Problem(inner_loss=squares, projection=squares), optimality.ProjectedGradient),
+            (bl.Problem(inner_loss=squares, inequality=squares), KKT),
+            (bl.Problem(quadratic_program=lambda hparams, data: None), KKT),
+            (bl.Problem(cone_program=lambda hparams, data: None), optimality.Conic),
+            (bl.Problem(optimality=squares), optimality.Custom),
+        ],
+    )
+    def test_the_implied_condition(self, problem, expected):
+        assert type(optimality.of(problem)) is expected
+
+    @pytest.mark.parametrize(
+        ("condition", "problem", "words"),
+        [
+            (optimality.Stationary(), lasso_problem(), "smooth unconstrained.*has a prox"),
+            (optimality.LeastSquares(), bl.Problem(inner_loss=squares), "needs Problem.residuals"),
+            (optimality.Newton(), lasso_problem(), "has a prox"),
+            (ProximalGradient(), bl.Problem(inner_loss=squares), "needs Problem.prox"),
+            (ProximalGradient(support=3), lasso_problem(), "separable=True"),
+            (optimality.ProjectedGradient(), lasso_problem(), "needs Problem.projection"),
+            (optimality.BlockProximalGradient(), bl.Problem(inner_loss=squares), "needs Problem.prox"),
+            (optimality.MirrorDescent(), lasso_problem(), "ProximalGradient or optimality.KKT"),
+            (KKT(), lasso_problem(), "Problem.equality and Problem.inequality"),
+            (optimality.QuadraticProgram(), bl.Problem(inner_loss=squares), "needs Problem.quadratic_program"),
+            (optimality.Conic(), bl.Problem(inner_loss=squares), "needs Problem.cone_program"),
+            (optimality.ConvexHull(vertices=squares), lasso_problem(), "has a prox"),
+        ],
+    )
+    def test_a_misfit_is_refused(self, condition, problem, words):
+        with pytest.raises(ValueError, match=words):
+            optimality.of(dataclasses.replace(problem, optimality=condition))
+
+    @pytest.mark.parametrize("make", [ProximalGradient, optimality.ProjectedGradient, optimality.MirrorDescent])
+    def test_a_step_is_positive(self, make):
+        with pytest.raises(ValueError, match="step must be positive, got -1"):
+            make(step=-1)
+
+    def test_half_a_mirror_map_is_refused(self):
+        with pytest.raises(ValueError, match="mirror and projection belong together"):
+            optimality.MirrorDescent(mirror=jnp.log)
+
+    def test_first_order_solvers_refuse_constraint_functions(self):
+        problem, hparams = qp(np.eye(2), np.ones(2), None, None, None, None)
+        with pytest.raises(ValueError, match="takes no constraint functions"):
+            bl.minimize(problem, hparams, KKTSolution(np.zeros(2)), None)
+
+    def test_an_outer_loss_is_needed_to_minimize(self):
+        with pytest.raises(ValueError, match=r"needs Problem.outer_loss"):
+            bl.minimize(bl.Problem(inner_loss=squares), np.zeros(2), np.zeros(24), None)
+
+
+class TestShapes:
+    def test_multipliers_match_their_constraints(self):
+        problem, hparams = qp(np.eye(3), np.ones(3), np.ones((1, 3)), np.ones(1), None, None)
+        with pytest.raises(ValueError, match=r"KKTSolution.dual_eq must have the structure and shapes of .*equality"):
+            optimality.bind(problem)(KKTSolution(jnp.zeros(3), jnp.zeros(2)), hparams)
+
+    def test_params_is_a_kkt_solution(self):
+        problem, hparams = qp(np.eye(3), np.ones(3), None, None, None, None)
+        with pytest.raises(TypeError, match=r"must be a bilevel\.optimality\.KKTSolution"):
+            optimality.bind(problem)(jnp.zeros(3), hparams)
+
+    def test_a_cone_program_has_the_rows_of_its_cones(self):
+        problem = bl.Problem(
+            cone_program=lambda hparams, data: ConeProgram(
+                np.ones(2), np.ones((3, 2)), np.ones(3), Cones(zero=1, nonnegative=1)
+            )
+        )
+        with pytest.raises(ValueError, match=r"E must have the shape \(2, 2\)"):
+            optimality.bind(problem)(optimality.ConicPoint(jnp.zeros(2), jnp.zeros(2), jnp.ones(())), None)
+
+    def test_one_constant_per_row(self):
+        problem = lasso_problem(
+            optimality=optimality.BlockProximalGradient(), block_lipschitz=lambda hparams, data: (1.0, 2.0)
+        )
+        with pytest.raises(ValueError, match="one vector for each leaf"):
+            optimality.bind(problem)(jnp.zeros(24), 0.0)
+
+
+@pytest.mark.usefixtures("x64")
+class TestCones:
+    cones = Cones(zero=2, nonnegative=3, second_order=(4, 1), semidefinite=(3, 1), exponential=2)
+
+    def test_size(self):
+        assert self.cones.size == 2 + 3 + 4 + 1 + 6 + 1 + 6
+
+    def test_moreau(self):
+        """x = Π_K(x) − Π_{K*}(−x), and the parts are orthogonal: both projections at once."""
+        x = jnp.asarray(RNG.normal(size=self.cones.size))
+        inside, polar = self.cones.project(x), self.cones.project_dual(-x)
+        np.testing.assert_allclose(inside - polar, x, atol=1e-12)
+        assert abs(float(inside @ polar)) < 1e-12
+        np.testing.assert_allclose(self.cones.project(inside), inside, atol=1e-12)
+
+    def test_a_matrix_keeps_its_inner_products(self):
+        a, b = (lambda m: m + m.T)(RNG.normal(size=(4, 4))), (lambda m: m + m.T)(RNG.normal(size=(4, 4)))
+        np.testing.assert_allclose(vectorize(jnp.asarray(a)) @ vectorize(jnp.asarray(b)), np.sum(a * b), rtol=1e-12)
+        np.testing.assert_allclose(matricize(vectorize(jnp.asarray(a)), 4), a, rtol=1e-12)
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="must not be negative"):
+            Cones(zero=-1)
+        with pytest.raises(ValueError, match="has 23 rows"):
+            self.cones.project(jnp.zeros(5))
+
+    def test_embedding_and_back(self):
+        program = ConeProgram(jnp.ones(2), jnp.ones((5, 2)), jnp.ones(5), Cones(nonnegative=5))
+        dual, slack = jnp.array([1.0, 0, 2, 0, 0]), jnp.array([0.0, 3, 0, 1, 0.5])
+        point = optimality.Conic.embed(jnp.array([1.0, 2.0]), dual, slack)
+        scaled = jax.tree.map(lambda a: 3 * a, point)
+        for each in (point, scaled):
+            back = optimality.Conic.recover(each, program)
+            np.testing.assert_allclose(back.primal, [1.0, 2.0])
+            np.testing.assert_allclose(back.dual, dual)
+            np.testing.assert_allclose(back.slack, slack)
+
+
+def test_float32_keeps_its_type_in_every_form(dtype):
+    problem = problems.ALL["lasso"]
+    hparams, data = problems.hparams("lasso", dtype), problems.data(dtype)
+    params = jnp.where(jnp.arange(8) < 3, problems.start(dtype), 0)
+    system = optimality.bind(problem).system(params, hparams, data)
+    assert system.solve(linear.Auto(), params).value.dtype == dtype
+    assert system.solve_transposed(linear.Auto(), params).value.dtype == dtype
