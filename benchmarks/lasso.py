@@ -23,7 +23,7 @@ import bilevel as bl
 from bilevel import optimality
 from bilevel.operators.prox import prox_lasso
 
-SAMPLES, FEATURES, SUPPORT = 2000, 1000, 30
+SAMPLES, FEATURES, SUPPORT = 5000, 1000, 30
 
 
 def squares(prediction, hparams, data):
@@ -48,7 +48,8 @@ def solve(features, targets):
     """Log penalty and solution with a support of `SUPPORT`, on the lasso path, polished there."""
     from sklearn.linear_model import lasso_path
 
-    penalties, path, _ = lasso_path(features, targets, alphas=400, eps=1e-3, tol=1e-10, max_iter=100_000)
+    grid = np.abs(features.T @ targets).max() / SAMPLES * np.geomspace(1, 1e-3, 400)
+    penalties, path, _ = lasso_path(features, targets, alphas=grid, tol=1e-10, max_iter=100_000)
     index = int(np.argmax((path != 0).sum(axis=0) == SUPPORT))
     support = path[:, index] != 0
     assert support.sum() == SUPPORT, "no penalty on the grid has this support"

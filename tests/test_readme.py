@@ -27,7 +27,10 @@ def test_readme_python(capsys):
     expected = -np.linalg.solve(gram, np.linalg.solve(gram, features.T @ y))
     jacobian = jax.jacobian(namespace["ridge_solver"], argnums=1)(None, 10.0, features, y)
     np.testing.assert_allclose(jacobian, expected, rtol=1e-4)
-    assert len(capsys.readouterr().out.split()) >= 10
+    printed = capsys.readouterr().out
+    assert len(printed.split()) >= 10
+    assert "check_optimality: fine" in printed
+    assert "check_hypergradient: fine" in printed
     result = namespace["result"]
     assert result.failures == 0
     assert result.outer_loss < result.history[0]["outer_loss"]

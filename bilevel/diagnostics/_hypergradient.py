@@ -222,8 +222,9 @@ def check_hypergradient(
     tolerance = _tree.eps(params) ** 0.25 if rtol is None else rtol
     problems, causes = _disagreements("the hypergradient", gaps, errors, tolerance), {}
     if _too_large(gaps, errors, tolerance):
-        causes = _causes(problem, inner, tight, hypergrad, params, hparams, data, gaps_of)
-        problems.append(_blame(causes, errors, tolerance))
+        tightened = _tightened(problem, inner, tight, hypergrad, params, hparams, data, gaps_of)
+        causes = {name: max(each) for name, each in tightened.items()}
+        problems.append(_blame(tightened, errors, tolerance))
     status = describe(int(found.status))
     if int(found.status) != 0:
         problems.append(f"a solve did not converge, {status}")
@@ -243,19 +244,20 @@ def _estimate(problem, inner, hypergrad, params, hparams, data) -> hypergrads.Hy
     return jax.jit(estimate)(params, hparams, data)
 
 
-def _causes(problem, inner, tight, hypergrad, params, hparams, data, gaps_of) -> dict[str, float]:
+def _tightened(problem, inner, tight, hypergrad, params, hparams, data, gaps_of) -> dict[str, list[float]]:
+    """The gaps that remain with one tolerance, or both, as tight as can be."""
     options = {"inner rtol": (tight, hypergrad)}
     if isinstance(hypergrad, hypergrads.Implicit):
         exact = dataclasses.replace(hypergrad, linear=dataclasses.replace(hypergrad.linear, rtol=0.0, atol=0.0))
         options |= {"adjoint rtol": (inner, exact), "inner and adjoint": (tight, exact)}
     return {
-        name: max(gaps_of(_estimate(problem, solver, estimator, params, hparams, data).grad))
+        name: gaps_of(_estimate(problem, solver, estimator, params, hparams, data).grad)
         for name, (solver, estimator) in options.items()
     }
 
 
-def _blame(causes: dict[str, float], errors: Sequence[float], tolerance: float) -> str:
-    closing = [name for name, value in causes.items() if not _too_large([value], [max(errors)], tolerance)]
+def _blame(tightened: dict[str, list[float]], errors: Sequence[float], tolerance: float) -> str:
+    closing = [name for name, gaps in tightened.items() if not _too_large(gaps, errors, tolerance)]
     if closing:
         return f"the gap closes with a tight {closing[0]}: lower it"
     return (

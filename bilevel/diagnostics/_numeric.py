@@ -27,16 +27,19 @@ def richardson(function: Callable[[float], Any], step: float) -> Difference:
     """The derivative at 0 of a function of one number, by extrapolated central differences.
 
     Steps are halved from `step`; of all extrapolations the one with the least estimated error is kept (Ridders 1982), so
-    that neither curvature nor the function's own noise spoils the result, and `error` says what remains.
+    that neither curvature nor the function's own noise spoils the result, and `error` says what remains; it is never
+    less than what rounding does to the difference.
     """
     table: list[list[np.ndarray]] = []
     best = Difference(np.zeros(0), np.inf)
     for level in range(_LEVELS):
         h = step / 2**level
-        row = [(_flat(function(h)) - _flat(function(-h))) / (2 * h)]
+        ahead, behind = function(h), function(-h)
+        rounding = _tree.eps(ahead) * float(np.linalg.norm(_flat(ahead))) / h
+        row = [(_flat(ahead) - _flat(behind)) / (2 * h)]
         for order in range(1, level + 1):
             row.append(row[-1] + (row[-1] - table[-1][order - 1]) / (4**order - 1))
-            error = max(np.linalg.norm(row[-1] - row[-2]), np.linalg.norm(row[-1] - table[-1][order - 1]))
+            error = max(np.linalg.norm(row[-1] - row[-2]), np.linalg.norm(row[-1] - table[-1][order - 1]), rounding)
             if error < best.error:
                 best = Difference(row[-1], float(error))
         table.append(row)

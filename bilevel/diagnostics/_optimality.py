@@ -18,6 +18,7 @@ from bilevel.optimality import Bound
 from bilevel.problem import Problem
 
 _PROBES = 4
+_REACH = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class OptimalityReport:
         symmetric.
       amplification: an estimate from below of ‖A⁻¹‖‖A‖, the condition of the linear system.
       dot_test: |⟨w, ẋ⟩ − ⟨x̄, θ̇⟩| relative to ‖w‖‖ẋ‖, JVP against VJP, the largest of the probes.
-      jump: how much F's Jacobian changes, relative to itself, within 1e-6 (float64) of x and its arguments: large at a
+      jump: how much F's Jacobian changes, relative to itself, within 1e-6 of x and its arguments: large at a
         kink, where strict complementarity nearly fails.
       margin: the least of max(λᵢ, −Gᵢ) relative to the largest λ and G, for inequalities; None without.
       problems: a sentence for each thing that is wrong.
@@ -211,7 +212,6 @@ def _dot_test(function, solver, params, args, probes, arg_probes):
 
 def _jump(function, params, args, probes, arg_probes):
     """The largest change of a product with F's Jacobian, relative to its largest entry, where all arguments move a little."""
-    reach = 1e-6 if _tree.eps(params) < 1e-10 else 1e-4
 
     def change(probe):
         v, side, arg_side = probe
@@ -222,7 +222,7 @@ def _jump(function, params, args, probes, arg_probes):
 
         here = product(params, args)
         changes = []
-        for amount in (reach, -reach):
+        for amount in (_REACH, -_REACH):
             there = product(_nudged(params, amount, side), _nudged(args, amount, arg_side))
             changes.append(_largest(_tree.sub(there, here)))
         scale = _largest(here)

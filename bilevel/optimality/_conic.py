@@ -74,7 +74,7 @@ class Conic(Condition):
         c, e, d, cones = _program(problem, hparams, data)
         dual, scale = cones.project_dual(v), jnp.maximum(w, 0)
         return ConicPoint(
-            e.T @ dual + scale * c,
+            dual @ e + scale * c,
             -e @ u + scale * d - dual + v,
             -jnp.vdot(c, u) - jnp.vdot(d, dual) - scale + w,
         )
@@ -88,7 +88,7 @@ class Conic(Condition):
         def product(x):
             u, v = x
             moved = jacobian(v)
-            return e.T @ moved, v - moved - e @ u
+            return moved @ e, v - moved - e @ u
 
         reduction = Reduction(
             Operator(product, singular=self.singular),

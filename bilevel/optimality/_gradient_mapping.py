@@ -158,7 +158,7 @@ def _rows_among(problem, params, hparams, data):
 
     def among(index):
         columns = design.at[:, index].get(mode="fill", fill_value=0)
-        return lambda z: columns.T @ curvature(columns @ z), lambda v: columns.T @ curvature(design @ v)
+        return lambda z: curvature(columns @ z) @ columns, lambda v: curvature(design @ v) @ columns
 
     return among
 
