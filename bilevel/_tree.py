@@ -76,6 +76,19 @@ def zeros_like(x: PyTree) -> PyTree:
     return jax.tree.map(jnp.zeros_like, x)
 
 
+def tie(x: PyTree) -> PyTree:
+    """The same values, with every leaf linear in some element of every leaf.
+
+    JAX differentiates and transposes `custom_linear_solve` only if each leaf of its right-hand side, its products and
+    its answer takes part; a block of F that does not depend on θ, or of x that is not used, is a symbolic zero there.
+    """
+    leaves = [a for a in jax.tree.leaves(x) if a.size]
+    if len(leaves) < 2:
+        return x
+    total = sum((a.ravel()[0].astype(dtype(x)) for a in leaves), start=jnp.zeros((), dtype(x)))
+    return jax.tree.map(lambda a: a + (0 * total).astype(a.dtype), x)
+
+
 def where(condition: Any, x: PyTree, y: PyTree) -> PyTree:
     """`x` where the scalar condition holds, else `y`."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)

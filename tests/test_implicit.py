@@ -377,3 +377,29 @@ def test_the_dtype_follows_the_inner_variable(x64):
 def test_works_under_strict_promotion(strict):
     solver = bl.custom_root(smooth)(smooth_callback)
     assert np.isfinite(jax.jacrev(solver, 1)(None, jnp.asarray(THETA))).all()
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("derivative", [jax.grad, jax.hessian, jax.jacfwd, lambda f: jax.grad(jax.grad(f))])
+def test_a_block_of_the_condition_may_not_depend_on_the_argument(derivative):
+    @bl.custom_root(lambda x, theta: {"a": x["a"] - theta**2, "b": x["b"] + x["a"] - 1.0})
+    def solver(init, theta):
+        return {"a": theta**2, "b": 1.0 - theta**2}
+
+    def value(theta):
+        x = solver(None, theta)
+        return x["a"] * x["b"] ** 2
+
+    def closed(theta):
+        return theta**2 * (1 - theta**2) ** 2
+
+    np.testing.assert_allclose(derivative(value)(1.7), derivative(closed)(1.7), rtol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_both_blocks_linear_in_the_argument():
+    @bl.custom_root(lambda x, theta: {"a": x["a"] - theta, "b": x["b"] + x["a"] - 1.0})
+    def solver(init, theta):
+        return {"a": theta, "b": 1.0 - theta}
+
+    assert jax.hessian(lambda theta: solver(None, theta)["b"] ** 3)(2.0) == pytest.approx(-6.0)

@@ -54,7 +54,10 @@ def solve_system(
 
     if transposed:
         solve, solve_transposed = solve_transposed, solve
-    return jax.lax.custom_linear_solve(matvec, b, solve=solve, transpose_solve=solve_transposed)
+    x = jax.lax.custom_linear_solve(
+        lambda v: _tree.tie(matvec(v)), _tree.tie(b), solve=solve, transpose_solve=solve_transposed
+    )
+    return _tree.tie(x)
 
 
 def attach(

@@ -237,11 +237,11 @@ def differentiable_solve(
         return value, dataclasses.replace(solution, value=None)
 
     value, record = jax.lax.custom_linear_solve(
-        operator.matvec,
-        b,
+        lambda v: _tree.tie(operator.matvec(v)),
+        _tree.tie(b),
         solve=solve,
         transpose_solve=solve,
         symmetric=operator.structure != "general",
         has_aux=True,
     )
-    return dataclasses.replace(record, value=value)
+    return dataclasses.replace(record, value=_tree.tie(value))

@@ -1,7 +1,7 @@
 """LSMR, for least squares and for general singular systems.
 
-Our own, where lineax has one. Measured (lineax 0.1.1): float32 arrays while x64 is on, and leaves of two dtypes, raise a
-TypeError; and its tolerance is relative to ‖A‖ ‖x‖ + ‖b‖, so that rtol = 4e-11 reports success at 2e-10 of ‖b‖.
+Our own, where lineax has one. Measured (lineax 0.1.1): float32 arrays while x64 is on, and leaves of two dtypes, raise;
+and its tolerance is relative to ‖A‖ ‖x‖ + ‖b‖, so that rtol = 4e-11 reports success at 2e-10 of ‖b‖.
 """
 
 from __future__ import annotations

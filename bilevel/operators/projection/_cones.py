@@ -82,17 +82,17 @@ def _derivative(x: jax.Array, positive: jax.Array, direction: jax.Array) -> jax.
 
     def matvec(pair):
         t, u = pair
-        return twice(absolute, t) - twice(positive, u), u
+        return jnp.stack([twice(absolute, t) - twice(positive, u), u])
 
     def solve(_, pair):
         r, u = pair
-        return turned(inverse, r) + turned(slopes, u), u
+        return jnp.stack([turned(inverse, r) + turned(slopes, u), u])
 
     def transpose_solve(_, pair):
         r, u = pair
-        return turned(inverse, r), u + turned(slopes, r)
+        return jnp.stack([turned(inverse, r), u + turned(slopes, r)])
 
-    right = (0 * direction, direction)  # the transpose of the solve wants both parts linear in the direction
+    right = jnp.stack([jnp.zeros_like(direction), direction])
     return jax.lax.custom_linear_solve(matvec, right, solve, transpose_solve)[0]
 
 
