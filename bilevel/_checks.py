@@ -35,16 +35,6 @@ def require_positive(who: str, **values: Any) -> None:
             raise ValueError(f"{who}: {name} must be positive, got {value}")
 
 
-def require_unconstrained(who: str, problem: Problem) -> None:
-    """Raise ValueError unless the problem states a loss, and its set, if any, by a projection or a prox."""
-    require_parts(who, problem, "inner_loss")
-    if problem.constrained:
-        raise ValueError(
-            f"{who} takes no constraint functions, and this problem has Problem.equality or Problem.inequality: state the "
-            "set by Problem.projection, or use a solver for constrained problems"
-        )
-
-
 def require_callable(who: str, **values: Any) -> None:
     """Raise TypeError unless every given value is a function (None passes)."""
     for name, value in values.items():

@@ -35,9 +35,13 @@ def fields(target: str) -> dict[str, Field] | None:
     definition = _find(*_split(target))
     if definition is None:
         return None
-    if isinstance(definition.node, ast.ClassDef):
-        return _class_fields(definition)
-    return _function_fields(definition.node)
+    if isinstance(definition.node, ast.FunctionDef):
+        return _function_fields(definition.node)
+    own = [n for n in definition.node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    if own:
+        found = _function_fields(own[0])
+        return None if found is None else {name: field for name, field in found.items() if name != "self"}
+    return _class_fields(definition)
 
 
 def exists(target: str) -> bool:
@@ -147,11 +151,14 @@ def _module_file(module: str) -> Path | None:
     if spec is None or spec.origin is None:
         return None
     path = Path(spec.origin)
-    if rest:
-        folder = path.parent.joinpath(*rest)
-        options = (folder / "__init__.py", folder.with_suffix(".py"))
-        return next((option for option in options if option.is_file()), None)
-    return path
+    return _file_in(path.parent, rest) if rest else path
+
+
+def _file_in(folder: Path, names: list[str]) -> Path | None:
+    """The file of a module by its names below a folder."""
+    target = folder.joinpath(*filter(None, names))
+    options = (target / "__init__.py", target.with_suffix(".py"))
+    return next((option for option in options if option.is_file()), None)
 
 
 def _opaque(path: Path) -> bool:
@@ -179,13 +186,15 @@ def _find(path: Path | None, name: str) -> _Definition | None:
         if isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == head:
-                    return _find_imported(node, alias.name, tail)
+                    return _find_imported(path, node, alias.name, tail)
     return None
 
 
-def _find_imported(node: ast.Import | ast.ImportFrom, imported: str, tail: str) -> _Definition | None:
+def _find_imported(path: Path, node: ast.Import | ast.ImportFrom, imported: str, tail: str) -> _Definition | None:
     if isinstance(node, ast.Import):
         return _find(_module_file(imported), tail) if tail else None
-    if tail:  # `from package import module`, then module.name
-        return _find(_module_file(f"{node.module}.{imported}"), tail)
-    return _find(_module_file(node.module or ""), imported)
+    module = [*(node.module or "").split("."), imported] if tail else (node.module or "").split(".")
+    if node.level == 0:
+        return _find(_module_file(".".join(module)), tail or imported)
+    folder = path.parents[node.level - 1]  # `from .module import name`, relative to the file
+    return _find(_file_in(folder, module), tail or imported)

@@ -82,12 +82,8 @@ def settings(node):
 
 def real_fields(target):
     """Name -> required, from the live class or function."""
-    made = get_object(target)
-    if dataclasses.is_dataclass(made):
-        missing = dataclasses.MISSING
-        fields = [f for f in dataclasses.fields(made) if f.init]
-        return {f.name: f.default is missing and f.default_factory is missing for f in fields}
-    return {name: p.default is p.empty for name, p in inspect.signature(made).parameters.items()}
+    parameters = inspect.signature(get_object(target)).parameters.items()
+    return {name: p.default is p.empty for name, p in parameters}
 
 
 def public_callables():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from bilevel import _checks, _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
+from bilevel.inner._needs import LOSS, NO_CONSTRAINTS, Need, unmet
 from bilevel.problem import Problem
 
 
@@ -70,7 +71,7 @@ class InnerSolution:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InnerSolver(abc.ABC):
-    """Base of all inner solvers. A subclass writes `check`, `init` and `step`.
+    """Base of all inner solvers. A subclass declares its `needs`, and writes `init` and `step`.
 
     Args:
       rtol: stop when one gradient step of length 1/L moves the variable by less than `rtol` of its norm; never tighter
@@ -78,6 +79,8 @@ class InnerSolver(abc.ABC):
       atol: absolute floor of the same test, in units of the variable.
       max_steps: iteration limit.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = (LOSS, NO_CONSTRAINTS)
 
     rtol: float = 1e-6
     atol: float = 1e-12
@@ -88,9 +91,13 @@ class InnerSolver(abc.ABC):
         if self.rtol < 0 or self.atol < 0:
             raise ValueError(f"inner.{type(self).__name__}: rtol and atol must not be negative")
 
-    @abc.abstractmethod
     def check(self, problem: Problem) -> None:
         """Raise ValueError, before anything is traced, if the solver cannot serve this problem."""
+        missing = unmet(self.needs, problem)
+        if missing:
+            fits = [f"inner.{other.__name__}" for other in _all_solvers() if not unmet(other.needs, problem)]
+            advice = f"use {' or '.join(fits)}" if fits else "no solver of bilevel.inner serves it"
+            raise ValueError(f"inner.{type(self).__name__} needs {missing[0]}: {advice}")
 
     @abc.abstractmethod
     def init(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> Any:
@@ -147,3 +154,10 @@ def curvature_along_gradient(
     norm = _tree.norm(gradient)
     curvature = _tree.norm(hvp(gradient)) / jnp.where(norm > 0, norm, 1)
     return gradient, jnp.where(curvature > 0, curvature, 1)
+
+
+def _all_solvers(base: type[InnerSolver] = InnerSolver) -> list[type[InnerSolver]]:
+    """Every public solver of this package, by name."""
+    found = [each for child in base.__subclasses__() for each in (child, *_all_solvers(child))]
+    own = {cls for cls in found if cls.__module__.startswith("bilevel.") and not cls.__name__.startswith("_")}
+    return sorted(own, key=lambda cls: cls.__name__)

@@ -51,10 +51,6 @@ class FISTA(InnerSolver):
         super().__post_init__()
         _checks.require_positive("inner.FISTA", step_size=self.step_size)
 
-    def check(self, problem):
-        """Require a loss, and a set or a term that is stated by its projection or prox, if any."""
-        _checks.require_unconstrained("inner.FISTA", problem)
-
     def init(self, problem, params, hparams, data):
         """Choose the first step size."""
         dtype = _tree.dtype(params)

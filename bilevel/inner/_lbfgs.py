@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from bilevel import _checks
 from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, Progress, curvature_along_gradient
+from bilevel.inner._needs import LOSS, SMOOTH, Need
 
 _ARMIJO, _CURVATURE, _MAX_TRIALS = 1e-4, 0.9, 30
 
@@ -55,16 +56,14 @@ class LBFGS(InnerSolver):
     References: Liu & Nocedal 1989; Lewis & Overton 2013 (bisection); Hager & Zhang 2005 (approximate Wolfe).
     """
 
+    needs: ClassVar[tuple[Need, ...]] = (LOSS, SMOOTH)
+
     rtol: float = 1e-8
     memory: int = 10
 
     def __post_init__(self):
         super().__post_init__()
         _checks.require_positive("inner.LBFGS", memory=self.memory)
-
-    def check(self, problem):
-        """Require a smooth unconstrained problem."""
-        _checks.require_smooth("inner.LBFGS", problem, "inner.FISTA")
 
     def init(self, problem, params, hparams, data):
         """Evaluate the start, and the curvature along its gradient for the first scale."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from bilevel import _checks, _tree, linear
+from bilevel import _tree, linear
 from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, Progress
+from bilevel.inner._needs import LOSS, SMOOTH, Need
 
 
 @jax.tree_util.register_dataclass
@@ -32,12 +34,10 @@ class Quadratic(InnerSolver):
         own it is given half of this one's.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = (LOSS, SMOOTH)
+
     max_steps: int = 1
     linear: linear.LinearSolver = dataclasses.field(default_factory=linear.Auto)
-
-    def check(self, problem):
-        """Require a smooth unconstrained problem."""
-        _checks.require_smooth("inner.Quadratic", problem, "inner.FISTA")
 
     def init(self, problem, params, hparams, data):
         """The start serves iterative linear solvers only."""

@@ -60,6 +60,8 @@ class ConvexHull(Condition):
             inner_loss=inner_loss,
             lipschitz=None,
             residuals=None,
+            datafit=None,
+            design=None,
             optimality=None,
             projection=lambda params, hparams, data: projection_simplex(params),
             polyhedral=True,

@@ -1,0 +1,165 @@
+"""Solvers of other packages under the contract: optax's optimizers step by step, optimistix's solvers as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import _tree
+from bilevel._status import Status
+from bilevel._tree import PyTree
+from bilevel.inner._base import InnerSolver, Progress, curvature_along_gradient
+from bilevel.inner._judge import displacement
+from bilevel.inner._needs import LOSS, NO_CONSTRAINTS, SMOOTH, Need
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _OptaxState:
+    params: PyTree
+    optimizer: PyTree
+    reach: jax.Array
+    progress: Progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optax(InnerSolver):
+    """Any optax optimizer, each update followed by the problem's projection or prox (with step 1/L, for the prox).
+
+    A prox is exact only for plain gradient descent with the same step: for a problem with one, prefer `FISTA`. The
+    stopping test is that of all solvers, so that an optimizer with too large a step ends as `MAX_STEPS`.
+
+    Args:
+      optimizer: a `GradientTransformation`, such as `optax.adam(1e-2)`.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = (LOSS, NO_CONSTRAINTS)
+
+    optimizer: Any
+    max_steps: int = 10_000
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (callable(getattr(self.optimizer, "init", None)) and callable(getattr(self.optimizer, "update", None))):
+            raise TypeError(
+                f"inner.Optax: optimizer must be an optax GradientTransformation, such as optax.adam(1e-2), got "
+                f"{self.optimizer!r}"
+            )
+
+    def init(self, problem, params, hparams, data):
+        """The optimizer's state, and 1/L for the stopping test."""
+        dtype = _tree.dtype(params)
+        if problem.lipschitz is not None:
+            reach, evals = 1 / jnp.asarray(problem.lipschitz(hparams, data), dtype), 0
+        else:
+            reach, evals = 1 / curvature_along_gradient(problem, params, hparams, data)[1].astype(dtype), 1
+        optimizer = _tree.as_arrays(self.optimizer.init(params))
+        return _OptaxState(params, optimizer, jax.lax.stop_gradient(reach), Progress.start(dtype, evals, evals))
+
+    def step(self, problem, state, hparams, data):
+        """One update; a point that passes the stopping test is kept as it is."""
+        import optax
+
+        x = state.params
+
+        def value_fn(x):
+            return problem.inner_loss(x, hparams, data)
+
+        value, gradient = jax.value_and_grad(value_fn)(x)
+        pushed = problem.proximal_step(_tree.add_scaled(x, -state.reach, gradient), hparams, data, state.reach)
+        progress = self.advance(state.progress, x, _tree.norm(_tree.sub(pushed, x)), grad_evals=1)
+        update = optax.with_extra_args_support(self.optimizer).update
+        updates, optimizer = update(gradient, state.optimizer, x, value=value, grad=gradient, value_fn=value_fn)
+        moved = problem.proximal_step(_tree.cast_like(optax.apply_updates(x, updates), x), hparams, data, state.reach)
+        done = progress.status == Status.CONVERGED
+        optimizer = _tree.cast_like(optimizer, state.optimizer)
+        return _OptaxState(_tree.where(done, x, moved), optimizer, state.reach, progress)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _WholeState:
+    params: PyTree
+    progress: Progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimistix(InnerSolver):
+    """Any solver of optimistix, run as a whole; its answer is judged like every solver's.
+
+    A minimizer gets the inner loss, a least-squares solver `Problem.residuals`, a root finder the inner gradient. Its own
+    tolerances should be tighter than rtol. Not differentiated: use `hypergrad.Implicit`.
+
+    Args:
+      solver: such as `optimistix.BFGS(rtol=1e-8, atol=1e-8)` or `optimistix.LevenbergMarquardt(rtol=1e-8, atol=1e-8)`.
+      max_steps: limit of its steps.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = (LOSS, SMOOTH)
+
+    solver: Any
+    max_steps: int = 1000
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self._kind() is None:
+            raise TypeError(
+                "inner.Optimistix: solver must be a minimizer, a least-squares solver or a root finder of optimistix, such as "
+                f"optimistix.BFGS(rtol=1e-8, atol=1e-8), got {self.solver!r}"
+            )
+
+    def check(self, problem):
+        """Require a smooth problem, and residuals for a least-squares solver."""
+        super().check(problem)
+        if self._kind() == "least_squares" and problem.residuals is None:
+            raise ValueError(
+                f"inner.Optimistix with {type(self.solver).__name__} needs residuals, and this one has no Problem.residuals: "
+                "state the loss by them, or use a minimizer such as optimistix.BFGS"
+            )
+
+    def init(self, problem, params, hparams, data):
+        """Nothing to prepare."""
+        return _WholeState(params, Progress.start(_tree.dtype(params)))
+
+    def step(self, problem, state, hparams, data):
+        """The whole solve, and its verdict."""
+        import optimistix as optx
+
+        def residuals(x, args):
+            return problem.residuals(x, *args)
+
+        def loss(x, args):
+            return problem.inner_loss(x, *args)
+
+        def gradient(x, args):
+            return jax.grad(problem.inner_loss)(x, *args)
+
+        run, function = {
+            "minimise": (optx.minimise, loss),
+            "least_squares": (optx.least_squares, residuals),
+            "root_find": (optx.root_find, gradient),
+        }[self._kind() or "minimise"]
+        args = jax.lax.stop_gradient((hparams, data))
+        start = jax.lax.stop_gradient(state.params)
+        found = run(function, self.solver, start, args, max_steps=self.max_steps, throw=False)
+        x = _tree.cast_like(jax.lax.stop_gradient(found.value), start)
+        steps = jnp.asarray(found.stats["num_steps"], jnp.int32)
+        progress = self.advance(
+            state.progress, x, displacement(problem, x, hparams, data), grad_evals=steps + 1, hvps=1, failed=True
+        )
+        stopped = jnp.where(steps >= self.max_steps, Status.MAX_STEPS, progress.status).astype(jnp.int32)
+        status = jnp.where(progress.status == Status.STAGNATED, stopped, progress.status)
+        return _WholeState(x, dataclasses.replace(progress, steps=jnp.maximum(steps, 1), status=status))
+
+    def _kind(self):
+        import optimistix as optx
+
+        kinds = {
+            "minimise": optx.AbstractMinimiser,
+            "least_squares": optx.AbstractLeastSquaresSolver,
+            "root_find": optx.AbstractRootFinder,
+        }
+        return next((name for name, base in kinds.items() if isinstance(self.solver, base)), None)

@@ -1,0 +1,116 @@
+"""Mirror descent on rows of simplices."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import _checks, _tree
+from bilevel._tree import PyTree
+from bilevel.inner._base import InnerSolver, Progress, curvature_along_gradient
+from bilevel.inner._needs import LOSS, NO_CONSTRAINTS, PROJECTION, Need
+
+_MAX_HALVINGS = 60
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+    params: PyTree
+    logs: PyTree  # log x, −∞ where x is zero
+    gradient: PyTree
+    step_size: jax.Array
+    reach: jax.Array  # 1/L, the step by which the stopping test is taken
+    progress: Progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MirrorDescent(InnerSolver):
+    """x⁺ ∝ x·exp(−η∇f(x)) on rows of simplices: mirror descent with the negative entropy (exponentiated gradient).
+
+    A row lies along the last axis of each leaf and sums to one; start inside, as entries that are exactly zero stay zero. The
+    logarithms are carried, so that small entries lose no precision. Needs `Problem.projection`, by which the answer is
+    judged: a set that is not rows of simplices ends as `MAX_STEPS`, not as converged.
+
+    Args:
+      step_size: η for the first `decay_after` steps, then η/√(steps beyond it). None: as long as
+        ⟨∇f(x⁺) − ∇f(x), d⟩ ≤ ⟨log x⁺ − log x, d⟩/η with d = x⁺ − x, growing by half a step, halved where that fails.
+      decay_after: None keeps a given step as it is.
+
+    References: Beck & Teboulle 2003; Bauschke, Bolte & Teboulle 2017 (relative smoothness).
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = (LOSS, NO_CONSTRAINTS, PROJECTION)
+
+    max_steps: int = 20_000
+    step_size: float | None = None
+    decay_after: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.require_positive("inner.MirrorDescent", step_size=self.step_size, decay_after=self.decay_after)
+
+    def init(self, problem, params, hparams, data):
+        """Take logarithms, and a first step from the curvature along the gradient."""
+        dtype = _tree.dtype(params)
+        logs = jax.tree.map(lambda x: jnp.log(jnp.maximum(x, 0)), params)
+        params = _softmax(logs)
+        gradient, curvature = curvature_along_gradient(problem, params, hparams, data)
+        reach = 1 / (curvature if problem.lipschitz is None else jnp.asarray(problem.lipschitz(hparams, data)))
+        reach = jax.lax.stop_gradient(reach.astype(dtype))
+        step_size = reach if self.step_size is None else jnp.asarray(self.step_size, dtype)
+        return _State(params, logs, gradient, step_size, reach, Progress.start(dtype, 1, 1))
+
+    def step(self, problem, state, hparams, data):
+        """One exponentiated-gradient step."""
+        step_size, trials = self._step_size(problem, state, hparams, data)
+        logs = _moved(state.logs, state.gradient, step_size)
+        params = _softmax(logs)
+        gradient = jax.grad(problem.inner_loss)(params, hparams, data)
+        pushed = problem.proximal_step(_tree.add_scaled(params, -state.reach, gradient), hparams, data, state.reach)
+        distance = _tree.norm(_tree.sub(pushed, params))
+        progress = self.advance(state.progress, params, distance, grad_evals=trials + 1)
+        return _State(params, logs, gradient, step_size, state.reach, progress)
+
+    def _step_size(self, problem, state, hparams, data):
+        """The step, and the gradients that its search took. The search is not differentiated."""
+        if self.step_size is not None:
+            if self.decay_after is None:
+                return state.step_size, 0
+            beyond = jnp.maximum(state.progress.steps + 1 - self.decay_after, 1).astype(state.step_size.dtype)
+            return self.step_size / jnp.sqrt(beyond), 0
+        x, logs, gradient, hparams = jax.lax.stop_gradient((state.params, state.logs, state.gradient, hparams))
+
+        def too_long(carry):
+            step_size, halvings = carry
+            moved = _moved(logs, gradient, step_size)
+            after = _softmax(moved)
+            d = _tree.sub(after, x)
+            bend = _tree.sub(jax.grad(problem.inner_loss)(after, hparams, data), gradient)
+            above = ~(_tree.vdot(bend, d) <= _symmetric_divergence(d, moved, logs) / step_size)
+            return above & (halvings < _MAX_HALVINGS)
+
+        start = (jax.lax.stop_gradient(state.step_size) * 1.5, jnp.int32(0))
+        step_size, halvings = jax.lax.while_loop(too_long, lambda carry: (carry[0] / 2, carry[1] + 1), start)
+        return step_size, halvings + 1
+
+
+def _softmax(logs: PyTree) -> PyTree:
+    return jax.tree.map(lambda y: jax.nn.softmax(y, axis=-1), logs)
+
+
+def _moved(logs: PyTree, gradient: PyTree, step_size: jax.Array) -> PyTree:
+    """log x⁺, each row normalized; −∞ stays −∞."""
+    return jax.tree.map(
+        lambda y, g: jax.nn.log_softmax(y - step_size.astype(y.dtype) * jnp.where(jnp.isfinite(y), g, 0), axis=-1),
+        logs,
+        gradient,
+    )
+
+
+def _symmetric_divergence(d: PyTree, logs_after: PyTree, logs: PyTree) -> jax.Array:
+    """KL(x⁺‖x) + KL(x‖x⁺) = ⟨log x⁺ − log x, d⟩, with nothing from entries that stay zero."""
+    return _tree.vdot(jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(b), a - b, 0), logs_after, logs), d)
