@@ -90,8 +90,9 @@ class _WholeState:
 class Optimistix(InnerSolver):
     """Any solver of optimistix, run as a whole; its answer is judged like every solver's.
 
-    A minimizer gets the inner loss, a least-squares solver `Problem.residuals`, a root finder the inner gradient. Its own
-    tolerances should be tighter than rtol. Not differentiated: use `hypergrad.Implicit`.
+    An answer that is not good enough is the start of another run, as long as each run halves the residual. A minimizer gets
+    the inner loss, a least-squares solver `Problem.residuals`, a root finder the inner gradient. Its own tolerances should
+    be tighter than rtol. Not differentiated: use `hypergrad.Implicit`.
 
     Args:
       solver: such as `optimistix.BFGS(rtol=1e-8, atol=1e-8)` or `optimistix.LevenbergMarquardt(rtol=1e-8, atol=1e-8)`.
@@ -125,7 +126,7 @@ class Optimistix(InnerSolver):
         return _WholeState(params, Progress.start(_tree.dtype(params)))
 
     def step(self, problem, state, hparams, data):
-        """The whole solve, and its verdict."""
+        """One run, and its verdict."""
         import optimistix as optx
 
         def residuals(x, args):
@@ -146,13 +147,11 @@ class Optimistix(InnerSolver):
         start = jax.lax.stop_gradient(state.params)
         found = run(function, self.solver, start, args, max_steps=self.max_steps, throw=False)
         x = _tree.cast_like(jax.lax.stop_gradient(found.value), start)
-        steps = jnp.asarray(found.stats["num_steps"], jnp.int32)
-        progress = self.advance(
-            state.progress, x, displacement(problem, x, hparams, data), grad_evals=steps + 1, hvps=1, failed=True
-        )
-        stopped = jnp.where(steps >= self.max_steps, Status.MAX_STEPS, progress.status).astype(jnp.int32)
-        status = jnp.where(progress.status == Status.STAGNATED, stopped, progress.status)
-        return _WholeState(x, dataclasses.replace(progress, steps=jnp.maximum(steps, 1), status=status))
+        steps = jnp.maximum(jnp.asarray(found.stats["num_steps"], jnp.int32), 1)
+        distance, norm = displacement(problem, x, hparams, data), _tree.norm(x)
+        better = distance / jnp.where(norm > 0, norm, 1) <= state.progress.residual / 2
+        progress = self.advance(state.progress, x, distance, grad_evals=steps + 1, hvps=1, failed=~better)
+        return _WholeState(x, dataclasses.replace(progress, steps=state.progress.steps + steps))
 
     def _kind(self):
         import optimistix as optx
