@@ -85,8 +85,8 @@ MUTATIONS = [
         "bilevel/optimality/_mirror.py",
         "return project(_tree.sub(jax.tree.map(jnp.multiply, inverse, b), hvp(row_sums(b))))",
         "return project(_tree.add_scaled(jax.tree.map(jnp.multiply, inverse, b), 1, hvp(row_sums(b))))",
-        CATALOG,
-        "oracles and MirrorDescent",
+        OPTIMALITY,
+        "symmetric_form_of_mirror",
     ),
     (
         "bilevel/optimality/_mirror.py",

@@ -149,6 +149,32 @@ class TestReducedSystems:
 
 
 @pytest.mark.usefixtures("x64")
+def test_the_symmetric_form_of_mirror_descent_is_exact_on_the_support():
+    """For every right-hand side there, row sums that are not zero included."""
+
+    def loss(params, hparams, data):
+        return squares(params.ravel(), hparams, data) / 10 - jnp.vdot(hparams, params)
+
+    shift = np.random.default_rng(5).normal(size=(6, 4))
+    projected = bl.Problem(
+        inner_loss=loss, projection=lambda x, hparams, data: jax.vmap(projection_simplex)(x), polyhedral=True
+    )
+    solution = solved(projected, shift, jnp.full((6, 4), 0.25))
+    support = np.flatnonzero(np.asarray(solution) > 0)
+    assert 8 <= support.size <= 21
+    problem = dataclasses.replace(projected, optimality=optimality.MirrorDescent(step=0.3))
+    system = optimality.bind(problem).system(solution, shift)
+    dense = jax.vmap(lambda v: system.operator.matvec(v.reshape(6, 4)).ravel(), out_axes=1)(jnp.eye(24))
+    inside = dense[np.ix_(support, support)]
+    assert np.linalg.norm(inside - inside.T) > 0.1
+    b = np.zeros(24)
+    b[support] = RNG.normal(size=support.size)
+    for solve, matrix in ((system.solve, inside), (system.solve_transposed, inside.T)):
+        found = solve(linear.Direct(), jnp.asarray(b.reshape(6, 4)))
+        np.testing.assert_allclose(np.ravel(found.value)[support], np.linalg.solve(matrix, b[support]), rtol=1e-8)
+
+
+@pytest.mark.usefixtures("x64")
 class TestHigherDerivatives:
     def test_hessian_of_a_lasso_is_that_of_its_closed_form(self):
         target = jnp.array([3.0, -0.2, -2.0, 0.5, 0.1])
