@@ -137,10 +137,15 @@ def test_ridge_metrics(x64):
     assert setup.metrics(result.hparams, result.params)["test_r2"] > 0.2
 
 
-@pytest.mark.parametrize("task", [tasks.Ridge(), tasks.SVM(data="iris"), tasks.SVM(data="wine")], ids=lambda t: t.data)
+@pytest.mark.parametrize(
+    "task",
+    [tasks.Ridge(), tasks.Lasso(), tasks.Logistic(data="wine"), tasks.SVM(data="iris"), tasks.SVM(data="wine")],
+    ids=lambda t: f"{type(t).__name__}-{t.data}",
+)
 def test_setups_have_the_asked_precision_and_no_test_data(dtype, task):
     setup = task.setup(0, dtype)
-    assert {leaf.dtype for leaf in jax.tree.leaves((setup.hparams, setup.params, setup.data))} == {jnp.dtype(dtype)}
+    leaves = jax.tree.leaves((setup.hparams, setup.params, setup.data))
+    assert {leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)} == {jnp.dtype(dtype)}
     assert set(setup.data) == {"train", "validation"}
     again = task.setup(0, dtype)
     for a, b in zip(jax.tree.leaves(setup.data), jax.tree.leaves(again.data), strict=True):
@@ -171,3 +176,41 @@ def test_ridge_on_a_wide_file(x64):
     result = bl.minimize(setup.problem, setup.hparams, setup.params, setup.data, inner=inner, steps=3)
     assert result.failures == 0
     assert result.history[2]["outer_loss"] < result.history[0]["outer_loss"]
+
+
+@pytest.mark.parametrize("per_feature", [False, True])
+def test_lasso_matches_scikit_learn_and_differences(x64, per_feature):
+    from sklearn.linear_model import Lasso
+
+    setup = tasks.Lasso(per_feature=per_feature).setup(0, "float64")
+    assert setup.hparams.shape == ((10,) if per_feature else ())
+    found = estimate(setup, setup.hparams)
+    assert int(found.status) == bl.Status.CONVERGED
+    features, targets, _ = setup.data["train"]
+    alpha = float(np.exp(np.ravel(setup.hparams)[0]))
+    model = Lasso(alpha=alpha, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(features, targets)
+    np.testing.assert_allclose(found.params, model.coef_, atol=1e-9)
+    assert 2 <= setup.metrics(setup.hparams, found.params)["support"] < 10
+    report = bl.check_hypergradient(setup.problem, setup.hparams, setup.params, setup.data, inner=PRECISE, directions=2)
+    assert report.ok
+    assert max(report.gaps) < 1e-5
+
+
+def test_logistic_matches_scikit_learn_and_differences(x64):
+    from sklearn.linear_model import LogisticRegression
+
+    setup = tasks.Logistic(data="wine", penalty=0.05).setup(0, "float64")
+    features, targets = setup.data["train"]
+    precise = bl.inner.LBFGS(rtol=1e-12)
+    params = precise.solve(setup.problem, setup.params, setup.hparams, setup.data).params
+    model = LogisticRegression(C=1 / (0.05 * len(targets)), fit_intercept=False, tol=1e-12, max_iter=10_000)
+    np.testing.assert_allclose(params.T, model.fit(features, targets).coef_, atol=1e-6)
+    report = bl.check_hypergradient(setup.problem, setup.hparams, setup.params, setup.data, inner=precise, directions=2)
+    assert report.ok
+    assert max(report.gaps) < 1e-5
+
+
+@pytest.mark.parametrize(("task", "penalty"), [(tasks.Lasso, 1.0), (tasks.Lasso, 0.0), (tasks.Logistic, -1.0)])
+def test_a_penalty_out_of_range_is_refused(task, penalty):
+    with pytest.raises(ValueError, match=r"task\.penalty must be"):
+        task(penalty=penalty)

@@ -8,10 +8,10 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel import datasets
 from bilevel.datasets import NpzPath
 from bilevel.problem import Problem
 from bilevel.tasks._base import Setup, Task
+from bilevel.tasks._regression import Regression
 
 
 def inner_loss(params, hparams, data):
@@ -51,41 +51,17 @@ class Ridge(Task):
 
     def setup(self, seed, dtype):
         """Split, standardize, and state the problem."""
-        table = datasets.load_table(self.data, "regression")
-        split = datasets.standardize(datasets.split_rows(table, self.validation, self.test, seed))
-        mean, deviation = split.train.targets.mean(), split.train.targets.std()
-        if not deviation > 0:
-            raise datasets.DataError(f"{self.data}: y is constant on the training rows: there is nothing to fit")
-
-        def rows(part):
-            return jnp.asarray(part.features, dtype), jnp.asarray((part.targets - mean) / deviation, dtype)
-
-        count = split.train.features.shape[1]
-
-        def metrics(hparams, params):
-            def errors(part):
-                return part.targets - (part.features @ np.asarray(params, np.float64) * deviation + mean)
-
-            test = split.test
-            squares = np.mean(errors(test) ** 2)
-            return {
-                "validation_rmse": float(np.sqrt(np.mean(errors(split.validation) ** 2))),
-                "test_rmse": float(np.sqrt(squares)),
-                "test_r2": float(1 - squares / np.var(test.targets)),
-            }
-
+        table = Regression.load(self.data, self.validation, self.test, seed)
         return Setup(
             problem=Problem(inner_loss, outer_loss),
-            hparams=jnp.full(count, np.log(self.penalty), dtype),
-            params=jnp.zeros(count, dtype),
-            data={"train": rows(split.train), "validation": rows(split.validation)},
-            title=f"ridge regression on {self.data}, one penalty per feature",
-            sizes={
-                "training rows": len(split.train.features),
-                "validation rows": len(split.validation.features),
-                "test rows": len(split.test.features),
-                "features": count,
+            hparams=jnp.full(table.count, np.log(self.penalty), dtype),
+            params=jnp.zeros(table.count, dtype),
+            data={
+                "train": table.rows(table.split.train, dtype),
+                "validation": table.rows(table.split.validation, dtype),
             },
-            metrics=metrics,
+            title=f"ridge regression on {self.data}, one penalty per feature",
+            sizes=table.sizes,
+            metrics=lambda hparams, params: table.metrics(params),
             physical=lambda hparams: {"penalty": np.exp(np.asarray(hparams, np.float64))},
         )
