@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import precision
 
 import bilevel as bl
 from bilevel import tasks
@@ -30,8 +31,8 @@ def estimate(setup, hparams, linear=None):
 
 @pytest.fixture(scope="module")
 def digits():
-    with jax.enable_x64(True):
-        yield tasks.SVM().setup(0, "float64")
+    with precision("float64"):
+        return tasks.SVM().setup(0, "float64")
 
 
 def crammer_singer(setup_split, theta):
