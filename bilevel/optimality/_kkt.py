@@ -122,7 +122,7 @@ def _solution(params) -> KKTSolution:
     if not isinstance(params, KKTSolution):
         raise TypeError(
             f"optimality.KKT: params must be a bilevel.optimality.KKTSolution(primal, dual_eq, dual_ineq), "
-            f"got {type(params).__name__}"
+            f"got {_tree.shapes(params)}"
         )
     return params
 
