@@ -86,5 +86,5 @@ def test_the_installed_package_runs_from_another_folder(installed, tmp_path):
 
 def test_the_console_script_shows_its_help(installed, tmp_path):
     printed = call(str(installed / "bin" / "bilevel"), "--help", cwd=tmp_path, PYTHONPATH=str(installed))
-    assert "task: ridge, svm" in printed
+    assert "task: lasso, logistic, ridge, svm" in printed
     assert "steps: 100" in printed

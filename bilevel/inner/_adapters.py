@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, Progress, curvature_along_gradient
+from bilevel.inner._base import InnerSolver, PlainState, Progress, curvature_along_gradient
 from bilevel.inner._judge import displacement
 from bilevel.inner._needs import LOSS, NO_CONSTRAINTS, SMOOTH, Need
 
@@ -79,13 +79,6 @@ class Optax(InnerSolver):
         return _OptaxState(_tree.where(done, x, moved), optimizer, state.reach, progress)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _WholeState:
-    params: PyTree
-    progress: Progress
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimistix(InnerSolver):
     """Any solver of optimistix, run as a whole; its answer is judged like every solver's.
@@ -123,7 +116,7 @@ class Optimistix(InnerSolver):
 
     def init(self, problem, params, hparams, data):
         """Nothing to prepare."""
-        return _WholeState(params, Progress.start(_tree.dtype(params)))
+        return PlainState(params, Progress.start(_tree.dtype(params)))
 
     def step(self, problem, state, hparams, data):
         """One run, and its verdict."""
@@ -151,7 +144,7 @@ class Optimistix(InnerSolver):
         distance, norm = displacement(problem, x, hparams, data), _tree.norm(x)
         better = distance / jnp.where(norm > 0, norm, 1) <= state.progress.residual / 2
         progress = self.advance(state.progress, x, distance, grad_evals=steps + 1, hvps=1, failed=~better)
-        return _WholeState(x, dataclasses.replace(progress, steps=state.progress.steps + steps))
+        return PlainState(x, dataclasses.replace(progress, steps=state.progress.steps + steps))
 
     def _kind(self):
         import optimistix as optx

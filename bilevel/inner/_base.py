@@ -47,6 +47,15 @@ class Progress:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class PlainState:
+    """The state of a solver that carries nothing but its point and its progress."""
+
+    params: PyTree
+    progress: Progress
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class InnerSolution:
     """What an inner solve returns: the inner variable and how the solve ended (see `Progress`)."""
 

@@ -10,18 +10,10 @@ import jax.numpy as jnp
 
 from bilevel import _tree, linear
 from bilevel._status import Status
-from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, Progress
+from bilevel.inner._base import InnerSolver, PlainState, Progress
 from bilevel.inner._needs import LOSS, SMOOTH, Need
 
 _ARMIJO, _MAX_HALVINGS = 1e-4, 40
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _State:
-    params: PyTree
-    progress: Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +37,7 @@ class Newton(InnerSolver):
 
     def init(self, problem, params, hparams, data):
         """Nothing to prepare."""
-        return _State(params, Progress.start(_tree.dtype(params)))
+        return PlainState(params, Progress.start(_tree.dtype(params)))
 
     def step(self, problem, state, hparams, data):
         """One Newton step; a point that passes the stopping test is kept as it is."""
@@ -69,7 +61,7 @@ class Newton(InnerSolver):
             failed=length == 0,
         )
         length = jnp.where(progress.status == Status.CONVERGED, 0, length)
-        return _State(_tree.add_scaled(x, length, direction), progress)
+        return PlainState(_tree.add_scaled(x, length, direction), progress)
 
     def _search(self, problem, x, value, gradient, direction, hparams, data):
         """The step length, 0 if none is found; near rounding, where decrease does not show, 1."""

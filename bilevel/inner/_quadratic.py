@@ -10,16 +10,8 @@ import jax.numpy as jnp
 
 from bilevel import _tree, linear
 from bilevel._status import Status
-from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, Progress
+from bilevel.inner._base import InnerSolver, PlainState, Progress
 from bilevel.inner._needs import LOSS, SMOOTH, Need
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _State:
-    params: PyTree
-    progress: Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +33,7 @@ class Quadratic(InnerSolver):
 
     def init(self, problem, params, hparams, data):
         """The start serves iterative linear solvers only."""
-        return _State(params, Progress.start(_tree.dtype(params)))
+        return PlainState(params, Progress.start(_tree.dtype(params)))
 
     def step(self, problem, state, hparams, data):
         """Solve, then evaluate the gradient at the answer."""
@@ -67,4 +59,4 @@ class Quadratic(InnerSolver):
             progress.grad_evals + 2,
             progress.hvps + found.matvecs,
         )
-        return _State(found.value, progress)
+        return PlainState(found.value, progress)

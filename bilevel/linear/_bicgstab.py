@@ -13,11 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel import _checks, _tree
+from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.linear import _precondition, _sweeps
-from bilevel.linear._base import LinearSolver
+from bilevel.linear import _sweeps
 
 
 class _State(NamedTuple):
@@ -31,7 +30,7 @@ class _State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BiCGStab(LinearSolver):
+class BiCGStab(_sweeps.Preconditioned):
     """Stabilized biconjugate gradients (van der Vorst 1992), for general A; a handful of vectors, two products a step.
 
     Residuals fall erratically. A breakdown starts afresh from the residual at hand as long as each start halves it.
@@ -43,55 +42,39 @@ class BiCGStab(LinearSolver):
     Statuses besides `CONVERGED`: `BREAKDOWN` (a coefficient vanished, or the residual ran away), `STAGNATED`, `MAX_STEPS`.
     """
 
-    max_steps: int | None = None
-    preconditioner: _precondition.Precondition = None
+    def sweep(self, matvec, precondition, r, goal, left):
+        """One run of the recurrence."""
+        eps = _tree.eps(r)
+        shadow = r
 
-    def __post_init__(self):
-        super().__post_init__()
-        _checks.require_positive("linear.BiCGStab", max_steps=self.max_steps)
-        _precondition.check("linear.BiCGStab", self.preconditioner)
+        def unfinished(s: _State):
+            return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
 
-    def attempt(self, operator, b, init, tolerance):
-        """Sweeps of BiCGStab."""
-        limit = 10 * _tree.size(b) if self.max_steps is None else self.max_steps
-        precondition, cost = _precondition.build(self.preconditioner, operator, b)
-        matvec = _sweeps.product(operator)
-        found = _sweeps.run(operator, b, init, tolerance, limit, lambda *args: _sweep(matvec, precondition, *args))
-        return dataclasses.replace(found, matvecs=found.matvecs + cost)
+        def step(s: _State):
+            p = precondition(s.direction)
+            v = matvec(p)
+            along = _tree.vdot(shadow, v)
+            alpha = _ratio(s.rho, along)
+            half = _tree.add_scaled(s.residual, -alpha, v)
+            q = precondition(half)
+            t = matvec(q)
+            omega = _ratio(_tree.vdot(t, half), _tree.vdot(t, t))
+            x = _tree.add_scaled(_tree.add_scaled(s.x, alpha, p), omega, q)
+            residual = _tree.add_scaled(half, -omega, t)
+            norm, rho = _tree.norm(residual), _tree.vdot(shadow, residual)
+            beta = _ratio(rho, s.rho) * _ratio(alpha, omega)
+            direction = _tree.add_scaled(residual, beta, _tree.add_scaled(s.direction, -omega, v))
+            broken = (
+                (jnp.abs(along) <= eps * _tree.norm(v)) | (jnp.abs(rho) <= eps * norm) | (omega == 0) | (norm > 1 / eps)
+            )
+            reason = jnp.where(broken, Status.BREAKDOWN, Status.MAX_STEPS)
+            reason = jnp.where(jnp.isfinite(norm) & jnp.isfinite(rho), reason, Status.NON_FINITE).astype(jnp.int32)
+            return _State(x, residual, direction, rho, norm, reason, s.steps + 1)
 
-
-def _sweep(matvec, precondition, r, goal, left) -> _sweeps.Sweep:
-    eps = _tree.eps(r)
-    shadow = r
-
-    def unfinished(s: _State):
-        return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
-
-    def step(s: _State):
-        p = precondition(s.direction)
-        v = matvec(p)
-        along = _tree.vdot(shadow, v)
-        alpha = _ratio(s.rho, along)
-        half = _tree.add_scaled(s.residual, -alpha, v)
-        q = precondition(half)
-        t = matvec(q)
-        omega = _ratio(_tree.vdot(t, half), _tree.vdot(t, t))
-        x = _tree.add_scaled(_tree.add_scaled(s.x, alpha, p), omega, q)
-        residual = _tree.add_scaled(half, -omega, t)
-        norm, rho = _tree.norm(residual), _tree.vdot(shadow, residual)
-        beta = _ratio(rho, s.rho) * _ratio(alpha, omega)
-        direction = _tree.add_scaled(residual, beta, _tree.add_scaled(s.direction, -omega, v))
-        broken = (
-            (jnp.abs(along) <= eps * _tree.norm(v)) | (jnp.abs(rho) <= eps * norm) | (omega == 0) | (norm > 1 / eps)
-        )
-        reason = jnp.where(broken, Status.BREAKDOWN, Status.MAX_STEPS)
-        reason = jnp.where(jnp.isfinite(norm) & jnp.isfinite(rho), reason, Status.NON_FINITE).astype(jnp.int32)
-        return _State(x, residual, direction, rho, norm, reason, s.steps + 1)
-
-    one = jnp.ones((), _tree.dtype(r))
-    start = _State(_tree.zeros_like(r), r, r, _tree.vdot(r, r), one, jnp.int32(Status.MAX_STEPS), jnp.int32(0))
-    end = jax.lax.while_loop(unfinished, step, start)
-    return _sweeps.Sweep(end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, 2 * end.steps)
+        one = jnp.ones((), _tree.dtype(r))
+        start = _State(_tree.zeros_like(r), r, r, _tree.vdot(r, r), one, jnp.int32(Status.MAX_STEPS), jnp.int32(0))
+        end = jax.lax.while_loop(unfinished, step, start)
+        return _sweeps.Sweep(end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, 2 * end.steps)
 
 
 def _ratio(a, b):

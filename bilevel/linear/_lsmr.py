@@ -12,11 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel import _checks, _tree
+from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.linear import _sweeps
-from bilevel.linear._base import LinearSolver
 
 
 class _State(NamedTuple):
@@ -51,7 +50,7 @@ class _Residual(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LSMR(LinearSolver):
+class LSMR(_sweeps.LeastSquares):
     """LSMR (Fong & Saunders 2011): MINRES on AᵀA x = Aᵀ b without forming it, for general, even singular A.
 
     The answer of least norm (from a zero start) among those of least residual. A step is a product with A and one with
@@ -64,58 +63,48 @@ class LSMR(LinearSolver):
     the precision), `MAX_STEPS`. `matvecs` counts the products with Aᵀ too.
     """
 
-    max_steps: int | None = None
+    def sweep(self, forward, backward, r, goal, left):
+        """One run of the recurrence."""
+        eps = _tree.eps(r)
+        one = jnp.ones((), _tree.dtype(r))
+        zero = 0 * one
 
-    def __post_init__(self):
-        super().__post_init__()
-        _checks.require_positive("linear.LSMR", max_steps=self.max_steps)
+        def unfinished(s: _State):
+            return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
 
-    def attempt(self, operator, b, init, tolerance):
-        """Sweeps of LSMR; corrections lie in the range of Aᵀ."""
-        limit = 10 * _tree.size(b) if self.max_steps is None else self.max_steps
-        forward, backward = _sweeps.product(operator), _sweeps.product(operator.transpose(b))
-        return _sweeps.run(operator, b, init, tolerance, limit, lambda *args: _sweep(forward, backward, *args))
+        def step(s: _State):
+            beta, u = _unit(_tree.add_scaled(forward(s.v), -s.alpha, s.u))
+            alpha, v = _unit(_tree.add_scaled(backward(u), -beta, s.v))
+            cosine, sine, rho = _rotation(s.alpha_bar, beta)
+            theta = sine * alpha
+            theta_bar = s.sine_bar * rho
+            cosine_bar, sine_bar, rho_bar = _rotation(s.cosine_bar * rho, theta)
+            zeta = cosine_bar * s.zeta_bar
+            zeta_bar = -sine_bar * s.zeta_bar
+            h_bar = _tree.add_scaled(s.h, -_over(theta_bar * rho, s.rho * s.rho_bar), s.h_bar)
+            x = _tree.add_scaled(s.x, _over(zeta, rho * rho_bar), h_bar)
+            h = _tree.add_scaled(v, -_over(theta, rho), s.h)
+            residual, norm = _residual_norm(s, cosine, sine, theta_bar, rho_bar, zeta)
+            size = jnp.hypot(s.size, beta)
+            least_squares = jnp.abs(zeta_bar) <= 10 * eps * size * norm
+            reason = jnp.where(least_squares, Status.STAGNATED, Status.MAX_STEPS)
+            reason = jnp.where(jnp.isfinite(alpha) & jnp.isfinite(beta), reason, Status.NON_FINITE).astype(jnp.int32)
+            return _State(
+                x, u, v, h, h_bar, alpha, cosine * alpha, zeta_bar, rho, rho_bar, cosine_bar, sine_bar, residual, norm,
+                jnp.hypot(size, alpha), reason, s.steps + 1,
+            )  # fmt: skip
 
-
-def _sweep(forward, backward, r, goal, left) -> _sweeps.Sweep:
-    eps = _tree.eps(r)
-    one = jnp.ones((), _tree.dtype(r))
-    zero = 0 * one
-
-    def unfinished(s: _State):
-        return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
-
-    def step(s: _State):
-        beta, u = _unit(_tree.add_scaled(forward(s.v), -s.alpha, s.u))
-        alpha, v = _unit(_tree.add_scaled(backward(u), -beta, s.v))
-        cosine, sine, rho = _rotation(s.alpha_bar, beta)
-        theta = sine * alpha
-        theta_bar = s.sine_bar * rho
-        cosine_bar, sine_bar, rho_bar = _rotation(s.cosine_bar * rho, theta)
-        zeta = cosine_bar * s.zeta_bar
-        zeta_bar = -sine_bar * s.zeta_bar
-        h_bar = _tree.add_scaled(s.h, -_over(theta_bar * rho, s.rho * s.rho_bar), s.h_bar)
-        x = _tree.add_scaled(s.x, _over(zeta, rho * rho_bar), h_bar)
-        h = _tree.add_scaled(v, -_over(theta, rho), s.h)
-        residual, norm = _residual_norm(s, cosine, sine, theta_bar, rho_bar, zeta)
-        size = jnp.hypot(s.size, beta)
-        least_squares = jnp.abs(zeta_bar) <= 10 * eps * size * norm
-        reason = jnp.where(least_squares, Status.STAGNATED, Status.MAX_STEPS)
-        reason = jnp.where(jnp.isfinite(alpha) & jnp.isfinite(beta), reason, Status.NON_FINITE).astype(jnp.int32)
-        return _State(
-            x, u, v, h, h_bar, alpha, cosine * alpha, zeta_bar, rho, rho_bar, cosine_bar, sine_bar, residual, norm,
-            jnp.hypot(size, alpha), reason, s.steps + 1,
+        alpha, v = _unit(backward(r))
+        reason = jnp.where(alpha > 0, Status.MAX_STEPS, Status.STAGNATED).astype(jnp.int32)
+        blank = _tree.zeros_like(r)
+        start = _State(
+            blank, r, v, v, blank, alpha, alpha, alpha, one, one, one, zero, _Residual(one, zero, one, zero, zero, zero), one,
+            alpha, reason, jnp.int32(0),
         )  # fmt: skip
-
-    alpha, v = _unit(backward(r))
-    reason = jnp.where(alpha > 0, Status.MAX_STEPS, Status.STAGNATED).astype(jnp.int32)
-    blank = _tree.zeros_like(r)
-    start = _State(
-        blank, r, v, v, blank, alpha, alpha, alpha, one, one, one, zero, _Residual(one, zero, one, zero, zero, zero), one,
-        alpha, reason, jnp.int32(0),
-    )  # fmt: skip
-    end = jax.lax.while_loop(unfinished, step, start)
-    return _sweeps.Sweep(end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, 2 * end.steps + 1)
+        end = jax.lax.while_loop(unfinished, step, start)
+        return _sweeps.Sweep(
+            end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, 2 * end.steps + 1
+        )
 
 
 def _residual_norm(s: _State, cosine, sine, theta_bar, rho_bar, zeta) -> tuple[_Residual, jax.Array]:

@@ -14,11 +14,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel import _checks, _tree
+from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.linear import _precondition, _sweeps
-from bilevel.linear._base import LinearSolver
+from bilevel.linear import _sweeps
 
 
 class _State(NamedTuple):
@@ -43,7 +42,7 @@ class _State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MINRES(LinearSolver):
+class MINRES(_sweeps.Preconditioned):
     """MINRES (Paige & Saunders 1975): min ‖A x − b‖ over Krylov spaces, for symmetric A of any sign.
 
     One product a step. For saddle points and Hessians away from a minimum, and for singular consistent systems.
@@ -56,73 +55,57 @@ class MINRES(LinearSolver):
     the precision), `MAX_STEPS`, `BREAKDOWN` (the preconditioner is not positive definite).
     """
 
-    max_steps: int | None = None
-    preconditioner: _precondition.Precondition = None
+    def sweep(self, matvec, precondition, r, goal, left):
+        """One run of the recurrence."""
+        eps = _tree.eps(r)
+        one = jnp.ones((), _tree.dtype(r))
 
-    def __post_init__(self):
-        super().__post_init__()
-        _checks.require_positive("linear.MINRES", max_steps=self.max_steps)
-        _precondition.check("linear.MINRES", self.preconditioner)
+        def unfinished(s: _State):
+            return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
 
-    def attempt(self, operator, b, init, tolerance):
-        """Sweeps of MINRES."""
-        limit = 10 * _tree.size(b) if self.max_steps is None else self.max_steps
-        precondition, cost = _precondition.build(self.preconditioner, operator, b)
-        matvec = _sweeps.product(operator)
-        found = _sweeps.run(operator, b, init, tolerance, limit, lambda *args: _sweep(matvec, precondition, *args))
-        return dataclasses.replace(found, matvecs=found.matvecs + cost)
+        def step(s: _State):
+            v = _tree.scale(1 / s.beta, s.conditioned)
+            ahead = _tree.add_scaled(matvec(v), -s.beta / s.beta_before, s.before)
+            alpha = _tree.vdot(v, ahead)
+            ahead = _tree.add_scaled(ahead, -alpha / s.beta, s.now)
+            conditioned = precondition(ahead)
+            square = _tree.vdot(ahead, conditioned)
+            beta = jnp.sqrt(jnp.maximum(square, 0))
+            size = jnp.maximum(s.size, jnp.sqrt(alpha**2 + beta**2 + jnp.where(s.steps > 0, s.beta, 0) ** 2))
+            upper = s.cosine * s.delta + s.sine * alpha
+            corner = s.sine * s.delta - s.cosine * alpha
+            delta = -s.cosine * beta
+            least_squares = jnp.hypot(corner, delta) <= 10 * eps * size  # ‖A r‖ / ‖r‖, of the residual before this step
+            gamma = jnp.hypot(corner, beta)
+            inverse = 1 / jnp.where(gamma > 0, gamma, 1)
+            cosine, sine = corner * inverse, beta * inverse
+            w = _tree.add_scaled(_tree.add_scaled(v, -s.epsilon, s.w_before), -upper, s.w)
+            w = _tree.scale(inverse, w)
+            # A long step that gains little leads along the null space; so does one whose rounding would undo its gain.
+            length = size * _tree.norm(w)
+            futile = (eps ** (2 / 3) * length > 1) & (sine > 0.99) | (eps * length * jnp.abs(cosine) > 0.1)
+            phi = sine * s.phi
+            residual = _tree.scale(sine**2, s.residual)
+            residual = _tree.add_scaled(residual, -phi * cosine / jnp.where(beta > 0, beta, 1), ahead)
+            reason = jnp.where(least_squares | futile, Status.STAGNATED, Status.MAX_STEPS)
+            reason = jnp.where(square < -eps * s.beta**2, Status.BREAKDOWN, reason)
+            reason = jnp.where(jnp.isfinite(square) & jnp.isfinite(alpha), reason, Status.NON_FINITE).astype(jnp.int32)
+            go = reason == Status.MAX_STEPS
+            x = _tree.where(go, _tree.add_scaled(s.x, cosine * s.phi, w), s.x)
+            norm = jnp.where(go, _tree.norm(residual), s.norm)
+            # beta = 0 ends the Krylov space: the residual is then zero, or no step can lower it.
+            return _State(
+                x, residual, s.now, ahead, conditioned, s.w, w, jnp.where(beta > 0, beta, 1), s.beta, delta, s.sine * beta,
+                cosine, sine, phi, size, jnp.where(beta > 0, norm, 0), reason, s.steps + 1,
+            )  # fmt: skip
 
-
-def _sweep(matvec, precondition, r, goal, left) -> _sweeps.Sweep:
-    eps = _tree.eps(r)
-    one = jnp.ones((), _tree.dtype(r))
-
-    def unfinished(s: _State):
-        return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
-
-    def step(s: _State):
-        v = _tree.scale(1 / s.beta, s.conditioned)
-        ahead = _tree.add_scaled(matvec(v), -s.beta / s.beta_before, s.before)
-        alpha = _tree.vdot(v, ahead)
-        ahead = _tree.add_scaled(ahead, -alpha / s.beta, s.now)
-        conditioned = precondition(ahead)
-        square = _tree.vdot(ahead, conditioned)
-        beta = jnp.sqrt(jnp.maximum(square, 0))
-        size = jnp.maximum(s.size, jnp.sqrt(alpha**2 + beta**2 + jnp.where(s.steps > 0, s.beta, 0) ** 2))
-        upper = s.cosine * s.delta + s.sine * alpha
-        corner = s.sine * s.delta - s.cosine * alpha
-        delta = -s.cosine * beta
-        least_squares = jnp.hypot(corner, delta) <= 10 * eps * size  # ‖A r‖ / ‖r‖, of the residual before this step
-        gamma = jnp.hypot(corner, beta)
-        inverse = 1 / jnp.where(gamma > 0, gamma, 1)
-        cosine, sine = corner * inverse, beta * inverse
-        w = _tree.add_scaled(_tree.add_scaled(v, -s.epsilon, s.w_before), -upper, s.w)
-        w = _tree.scale(inverse, w)
-        # A long step that gains little leads along the null space; so does one whose rounding would undo its gain.
-        length = size * _tree.norm(w)
-        futile = (eps ** (2 / 3) * length > 1) & (sine > 0.99) | (eps * length * jnp.abs(cosine) > 0.1)
-        phi = sine * s.phi
-        residual = _tree.scale(sine**2, s.residual)
-        residual = _tree.add_scaled(residual, -phi * cosine / jnp.where(beta > 0, beta, 1), ahead)
-        reason = jnp.where(least_squares | futile, Status.STAGNATED, Status.MAX_STEPS)
-        reason = jnp.where(square < -eps * s.beta**2, Status.BREAKDOWN, reason)
-        reason = jnp.where(jnp.isfinite(square) & jnp.isfinite(alpha), reason, Status.NON_FINITE).astype(jnp.int32)
-        go = reason == Status.MAX_STEPS
-        x = _tree.where(go, _tree.add_scaled(s.x, cosine * s.phi, w), s.x)
-        norm = jnp.where(go, _tree.norm(residual), s.norm)
-        # beta = 0 ends the Krylov space: the residual is then zero, or no step can lower it.
-        return _State(
-            x, residual, s.now, ahead, conditioned, s.w, w, jnp.where(beta > 0, beta, 1), s.beta, delta, s.sine * beta,
-            cosine, sine, phi, size, jnp.where(beta > 0, norm, 0), reason, s.steps + 1,
+        zero, conditioned = _tree.zeros_like(r), precondition(r)
+        square = _tree.vdot(r, conditioned)
+        beta = jnp.sqrt(jnp.where(square > 0, square, 1))
+        reason = jnp.where(square > 0, Status.MAX_STEPS, Status.BREAKDOWN).astype(jnp.int32)
+        start = _State(
+            zero, r, zero, r, conditioned, zero, zero, beta, one, 0 * one, 0 * one, -one, 0 * one, beta, 0 * one, one, reason,
+            jnp.int32(0),
         )  # fmt: skip
-
-    zero, conditioned = _tree.zeros_like(r), precondition(r)
-    square = _tree.vdot(r, conditioned)
-    beta = jnp.sqrt(jnp.where(square > 0, square, 1))
-    reason = jnp.where(square > 0, Status.MAX_STEPS, Status.BREAKDOWN).astype(jnp.int32)
-    start = _State(
-        zero, r, zero, r, conditioned, zero, zero, beta, one, 0 * one, 0 * one, -one, 0 * one, beta, 0 * one, one, reason,
-        jnp.int32(0),
-    )  # fmt: skip
-    end = jax.lax.while_loop(unfinished, step, start)
-    return _sweeps.Sweep(end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, end.steps)
+        end = jax.lax.while_loop(unfinished, step, start)
+        return _sweeps.Sweep(end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, end.steps)

@@ -8,11 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel import _checks, _tree
+from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.linear import _sweeps
-from bilevel.linear._base import LinearSolver
 
 
 class _State(NamedTuple):
@@ -27,7 +26,7 @@ class _State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NormalCG(LinearSolver):
+class NormalCG(_sweeps.LeastSquares):
     """CG on AᵀA x = Aᵀ b (Hestenes & Stiefel 1952), for general A. It squares the condition number: never a default.
 
     For comparison with libraries that take it by default, and for A near an orthogonal matrix, where nothing is faster. A
@@ -41,44 +40,34 @@ class NormalCG(LinearSolver):
     the precision), `MAX_STEPS`. `matvecs` counts the products with Aᵀ too.
     """
 
-    max_steps: int | None = None
+    def sweep(self, forward, backward, r, goal, left):
+        """One run of the recurrence."""
+        eps = _tree.eps(r)
 
-    def __post_init__(self):
-        super().__post_init__()
-        _checks.require_positive("linear.NormalCG", max_steps=self.max_steps)
+        def unfinished(s: _State):
+            return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
 
-    def attempt(self, operator, b, init, tolerance):
-        """Sweeps of CGLS."""
-        limit = 10 * _tree.size(b) if self.max_steps is None else self.max_steps
-        forward, backward = _sweeps.product(operator), _sweeps.product(operator.transpose(b))
-        return _sweeps.run(operator, b, init, tolerance, limit, lambda *args: _sweep(forward, backward, *args))
+        def step(s: _State):
+            product = forward(s.direction)
+            square = _tree.vdot(product, product)
+            alpha = s.gamma / jnp.where(square > 0, square, 1)
+            x = _tree.add_scaled(s.x, alpha, s.direction)
+            residual = _tree.add_scaled(s.residual, -alpha, product)
+            gradient = backward(residual)
+            gamma, norm = _tree.vdot(gradient, gradient), _tree.norm(residual)
+            direction = _tree.add_scaled(gradient, gamma / s.gamma, s.direction)
+            size = jnp.maximum(s.size, jnp.sqrt(square) / _tree.norm(s.direction))
+            least_squares = (jnp.sqrt(gamma) <= 10 * eps * size * norm) | (square == 0)
+            reason = jnp.where(least_squares, Status.STAGNATED, Status.MAX_STEPS)
+            reason = jnp.where(jnp.isfinite(gamma) & jnp.isfinite(square), reason, Status.NON_FINITE).astype(jnp.int32)
+            return _State(x, residual, direction, gamma, norm, size, reason, s.steps + 1)
 
-
-def _sweep(forward, backward, r, goal, left) -> _sweeps.Sweep:
-    eps = _tree.eps(r)
-
-    def unfinished(s: _State):
-        return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
-
-    def step(s: _State):
-        product = forward(s.direction)
-        square = _tree.vdot(product, product)
-        alpha = s.gamma / jnp.where(square > 0, square, 1)
-        x = _tree.add_scaled(s.x, alpha, s.direction)
-        residual = _tree.add_scaled(s.residual, -alpha, product)
-        gradient = backward(residual)
-        gamma, norm = _tree.vdot(gradient, gradient), _tree.norm(residual)
-        direction = _tree.add_scaled(gradient, gamma / s.gamma, s.direction)
-        size = jnp.maximum(s.size, jnp.sqrt(square) / _tree.norm(s.direction))
-        least_squares = (jnp.sqrt(gamma) <= 10 * eps * size * norm) | (square == 0)
-        reason = jnp.where(least_squares, Status.STAGNATED, Status.MAX_STEPS)
-        reason = jnp.where(jnp.isfinite(gamma) & jnp.isfinite(square), reason, Status.NON_FINITE).astype(jnp.int32)
-        return _State(x, residual, direction, gamma, norm, size, reason, s.steps + 1)
-
-    gradient = backward(r)
-    gamma = _tree.vdot(gradient, gradient)
-    one = jnp.ones((), _tree.dtype(r))
-    reason = jnp.where(gamma > 0, Status.MAX_STEPS, Status.STAGNATED).astype(jnp.int32)
-    start = _State(_tree.zeros_like(r), r, gradient, gamma, one, jnp.sqrt(gamma), reason, jnp.int32(0))
-    end = jax.lax.while_loop(unfinished, step, start)
-    return _sweeps.Sweep(end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, 2 * end.steps + 1)
+        gradient = backward(r)
+        gamma = _tree.vdot(gradient, gradient)
+        one = jnp.ones((), _tree.dtype(r))
+        reason = jnp.where(gamma > 0, Status.MAX_STEPS, Status.STAGNATED).astype(jnp.int32)
+        start = _State(_tree.zeros_like(r), r, gradient, gamma, one, jnp.sqrt(gamma), reason, jnp.int32(0))
+        end = jax.lax.while_loop(unfinished, step, start)
+        return _sweeps.Sweep(
+            end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, 2 * end.steps + 1
+        )

@@ -7,16 +7,19 @@ final accuracy is that of the product with A.
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bilevel import _tree
+from bilevel import _checks, _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.linear._base import Attempt, Operator
+from bilevel.linear import _precondition
+from bilevel.linear._base import Attempt, LinearSolver, Operator
 
 
 class Sweep(NamedTuple):
@@ -26,6 +29,61 @@ class Sweep(NamedTuple):
     reason: jax.Array | int
     steps: jax.Array | int
     matvecs: jax.Array | int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preconditioned(LinearSolver, abc.ABC):
+    """Base of the methods that sweep with products with A and a preconditioner; a subclass writes `sweep`.
+
+    Args:
+      max_steps: step limit; `None` is ten times the number of unknowns.
+      preconditioner: one of `bilevel.linear`, or a function v ↦ M⁻¹ v, linear.
+    """
+
+    max_steps: int | None = None
+    preconditioner: _precondition.Precondition = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.require_positive(f"linear.{type(self).__name__}", max_steps=self.max_steps)
+        _precondition.check(f"linear.{type(self).__name__}", self.preconditioner)
+
+    @abc.abstractmethod
+    def sweep(self, matvec, precondition, r, goal, left) -> Sweep:
+        """Solve A d = r, where ‖r‖ = 1, to a residual norm of `goal` in at most `left` steps."""
+
+    def attempt(self, operator, b, init, tolerance):
+        """Sweep until the true residual is within the tolerance."""
+        limit = 10 * _tree.size(b) if self.max_steps is None else self.max_steps
+        precondition, cost = _precondition.build(self.preconditioner, operator, b)
+        matvec = product(operator)
+        found = run(operator, b, init, tolerance, limit, lambda *args: self.sweep(matvec, precondition, *args))
+        return dataclasses.replace(found, matvecs=found.matvecs + cost)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeastSquares(LinearSolver, abc.ABC):
+    """Base of the methods that sweep with products with A and Aᵀ; a subclass writes `sweep`.
+
+    Args:
+      max_steps: step limit; `None` is ten times the number of unknowns.
+    """
+
+    max_steps: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.require_positive(f"linear.{type(self).__name__}", max_steps=self.max_steps)
+
+    @abc.abstractmethod
+    def sweep(self, forward, backward, r, goal, left) -> Sweep:
+        """Minimize ‖A d − r‖, where ‖r‖ = 1, in at most `left` steps; corrections lie in the range of Aᵀ."""
+
+    def attempt(self, operator, b, init, tolerance):
+        """Sweep until the true residual is within the tolerance, or falls no more."""
+        limit = 10 * _tree.size(b) if self.max_steps is None else self.max_steps
+        forward, backward = product(operator), product(operator.transpose(b))
+        return run(operator, b, init, tolerance, limit, lambda *args: self.sweep(forward, backward, *args))
 
 
 class _State(NamedTuple):

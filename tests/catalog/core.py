@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import itertools
@@ -70,16 +71,16 @@ class Case:
         return [jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), self.value) for _ in range(DIRECTIONS)]
 
 
-class Oracle:
+class Oracle(abc.ABC):
     """Directional derivatives of the measured quantity, from elsewhere."""
 
     vjp: Callable[[Any], Any] | None = None
     jacobian: Callable[[], Any] | None = None
     _tangents: list | None = None
 
+    @abc.abstractmethod
     def jvp(self, direction):
         """The tangent along a direction in hparams."""
-        raise NotImplementedError
 
     def tangents(self, directions):
         """Those along all directions, computed once."""
@@ -94,9 +95,12 @@ class Closed(Oracle):
     def __init__(self, case: Case, function: Callable[[Any], Any]):
         hparams = case.hparams
         agree(jax.jit(function)(hparams), case.value, 1e-9)
-        self.jvp = jax.jit(lambda d: jax.jvp(function, (hparams,), (d,))[1])
+        self._push = jax.jit(lambda d: jax.jvp(function, (hparams,), (d,))[1])
         self.vjp = jax.jit(lambda w: jax.vjp(function, hparams)[1](w)[0])
         self.jacobian = jax.jit(lambda: jax.jacrev(function)(hparams))
+
+    def jvp(self, direction):
+        return self._push(direction)
 
 
 class Tangents(Oracle):
