@@ -48,9 +48,9 @@ def low_rank(basis: jax.Array, inverse: jax.Array, rest: jax.Array, like: PyTree
 
     def apply(v):
         flat = ravel_pytree(v)[0].astype(basis.dtype)
-        inside = basis.T @ flat
+        inside = flat @ basis
         outside = flat - basis @ inside
-        outside = outside - basis @ (basis.T @ outside)  # twice is enough, where `rest` is large
+        outside = outside - basis @ (outside @ basis)  # twice is enough, where `rest` is large
         return _tree.cast_like(unravel(basis @ (inverse * inside) + rest * outside), v)
 
     return apply

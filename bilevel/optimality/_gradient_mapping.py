@@ -24,6 +24,11 @@ class _GradientMapping(Condition, abc.ABC):
     def _step(self, problem, params, hparams, data) -> Any:
         """η, as the prox takes it: a scalar, or a tree of the structure of params."""
 
+    @property
+    def _bound(self) -> int | None:
+        """A bound on the support, where one is given."""
+        return None
+
     def residual(self, problem, params, hparams, data):
         """The gradient mapping; the step is a constant, since at a solution F = 0 whatever the step."""
         step = self._step(problem, params, hparams, data)
@@ -46,7 +51,7 @@ class _GradientMapping(Condition, abc.ABC):
             lambda z: _tree.cast_like(problem.proximal_step(z, hparams, data, step), params), point
         )
         linearization = Linearization(hvp, jacobian, eta, params, _rows_among(problem, params, hparams, data))
-        return System(operator, reduction(linearization, problem.separable, getattr(self, "support", None)))
+        return System(operator, reduction(linearization, problem.separable, self._bound))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,10 @@ class ProximalGradient(_GradientMapping):
 
     def __post_init__(self):
         _checks.require_positive("optimality.ProximalGradient", step=self.step, support=self.support)
+
+    @property
+    def _bound(self):
+        return self.support
 
     def check(self, problem):
         """Require a prox, and a separable one for a support bound."""
