@@ -199,7 +199,7 @@ def check_hypergradient(
       >>> bl.check_hypergradient(problem, jnp.array(0.3), jnp.zeros(2), jnp.array([2.0, 3.0])).ok
       True
     """
-    inner = inner or (inners.LBFGS() if problem.smooth else inners.FISTA())
+    inner = inner or inners.default(problem)
     hypergrad = hypergrad or hypergrads.Implicit()
     inner.check(problem)
     hypergrad.check(problem, inner)

@@ -7,6 +7,7 @@ from bilevel.inner._lbfgs import LBFGS
 from bilevel.inner._mirror import MirrorDescent
 from bilevel.inner._newton import Newton
 from bilevel.inner._quadratic import Quadratic
+from bilevel.problem import Problem
 
 __all__ = [
     "FISTA",
@@ -19,4 +20,10 @@ __all__ = [
     "Optimistix",
     "Progress",
     "Quadratic",
+    "default",
 ]
+
+
+def default(problem: Problem) -> InnerSolver:
+    """The solver of a problem for which none is named: `LBFGS` if it is smooth and unconstrained, else `FISTA`."""
+    return LBFGS() if problem.smooth else FISTA()

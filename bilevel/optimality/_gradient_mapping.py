@@ -13,7 +13,7 @@ from bilevel import _checks, _tree
 from bilevel.linear import System
 from bilevel.optimality._active import Linearization, reduction
 from bilevel.optimality._base import Condition
-from bilevel.optimality._lipschitz import constant, default_step
+from bilevel.optimality._lipschitz import choose_step, constant
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,9 +89,7 @@ class ProximalGradient(_GradientMapping):
             )
 
     def _step(self, problem, params, hparams, data) -> Any:
-        if self.step is not None:
-            return constant(self.step, params)
-        return default_step(problem, params, hparams, data)
+        return choose_step(self.step, problem, params, hparams, data)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,9 +114,7 @@ class ProjectedGradient(_GradientMapping):
         _checks.require_parts("optimality.ProjectedGradient", problem, "inner_loss", "projection")
 
     def _step(self, problem, params, hparams, data) -> Any:
-        if self.step is not None:
-            return constant(self.step, params)
-        return default_step(problem, params, hparams, data)
+        return choose_step(self.step, problem, params, hparams, data)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,10 +142,8 @@ class BlockProximalGradient(_GradientMapping):
             _checks.require_parts("optimality.BlockProximalGradient", problem, "prox")
 
     def _step(self, problem, params, hparams, data) -> Any:
-        if self.step is not None:
-            return _rows(constant(self.step, params), params)
-        if problem.block_lipschitz is None:
-            return _rows(default_step(problem, params, hparams, data), params)
+        if self.step is not None or problem.block_lipschitz is None:
+            return _rows(choose_step(self.step, problem, params, hparams, data), params)
         constants = problem.block_lipschitz(hparams, data)
         if jax.tree.structure(constants) != jax.tree.structure(params):
             raise ValueError(

@@ -14,8 +14,10 @@ from bilevel.problem import Problem
 ITERATIONS = 8
 
 
-def default_step(problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> jax.Array:
-    """1/L: L from `Problem.lipschitz`, or else the Hessian's largest eigenvalue at params. A constant to derivatives."""
+def choose_step(given: float | None, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> jax.Array:
+    """The given step, else 1/L: L from `Problem.lipschitz`, or else the Hessian's largest eigenvalue at params."""
+    if given is not None:
+        return constant(given, params)
     lipschitz = problem.lipschitz
     largest = _curvature(problem, params, hparams, data) if lipschitz is None else lipschitz(hparams, data)
     return constant(1 / largest, params)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from bilevel import _checks, _tree
 from bilevel.linear import Operator, Reduction, System
 from bilevel.optimality._base import Condition
-from bilevel.optimality._lipschitz import constant, default_step
+from bilevel.optimality._lipschitz import choose_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,9 +87,7 @@ class MirrorDescent(Condition):
         return System(operator, _on_the_support(params, gradient, hvp, step))
 
     def _step(self, problem, params, hparams, data):
-        if self.step is not None:
-            return constant(self.step, params)
-        return default_step(problem, params, hparams, data)
+        return choose_step(self.step, problem, params, hparams, data)
 
 
 def _exponentiated(x, push):

@@ -111,7 +111,7 @@ def minimize(
       True
     """
     if inner is None:
-        inner = inners.LBFGS() if problem.smooth else inners.FISTA()
+        inner = inners.default(problem)
     if optimizer is None:
         import optax
 
