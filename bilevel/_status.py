@@ -17,6 +17,9 @@ class Status(enum.IntEnum):
     NEGATIVE_CURVATURE = 3
     NON_FINITE = 4
     BREAKDOWN = 5
+    EXTERNAL_ERROR = 6
+    WRONG_OUTPUT = 7
+    NOT_A_SOLUTION = 8
 
     @property
     def word(self) -> str:
@@ -39,6 +42,12 @@ _MESSAGES = {
     Status.NON_FINITE: "a NaN or an infinity appeared: (a) in the data or the start values, or (b) the iteration diverged",
     Status.BREAKDOWN: "the method broke down, by a division by zero or an exactly singular matrix: try another "
     "linear solver, or check that the problem determines its solution",
+    Status.EXTERNAL_ERROR: "the external solver raised an error, which the log shows: (a) an input that it does not take, or "
+    "(b) a setting that it does not know; the start was returned",
+    Status.WRONG_OUTPUT: "the external solver returned something else than floating-point arrays of the structure and shapes "
+    "of params, as the log shows; the start was returned",
+    Status.NOT_A_SOLUTION: "what the external solver returned does not satisfy the optimality condition to rtol: (a) tighten "
+    "its own tolerance, (b) loosen rtol, or (c) it solves another problem (the scale of a penalty, an intercept)",
 }
 
 

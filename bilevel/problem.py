@@ -4,51 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from bilevel import _tree
+from bilevel.statements import QP, ConeProgram, Factored, LinearModel
+
 if TYPE_CHECKING:
-    from bilevel.operators.cones import Cones
     from bilevel.optimality import Condition
+
+__all__ = ["QP", "ConeProgram", "Factored", "LinearModel", "Problem"]
 
 Loss = Callable[[Any, Any, Any], Any]
 Part = Any  # a Loss, or None where the problem lacks it: whoever calls one has required it first
-
-
-class QP(NamedTuple):
-    """minimize ½zᵀQz + cᵀz subject to Ez = d, Mz ≤ h.
-
-    Attributes:
-      Q: symmetric, shape (n, n); or a `jax.tree_util.Partial` that maps z ↦ Qz, as may E and M be.
-      c: shape (n,).
-      E, d: equalities, shapes (q, n) and (q,); None for none.
-      M, h: inequalities, shapes (r, n) and (r,); None for none.
-    """
-
-    Q: Any
-    c: Any
-    E: Any = None
-    d: Any = None
-    M: Any = None
-    h: Any = None
-
-
-class ConeProgram(NamedTuple):
-    """minimize cᵀz subject to Ez + s = d, s in K.
-
-    Attributes:
-      c: shape (n,).
-      E: shape (m, n).
-      d: shape (m,).
-      cones: K, a `bilevel.operators.cones.Cones`, whose sizes add up to m.
-    """
-
-    c: Any
-    E: Any
-    d: Any
-    cones: Cones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +30,8 @@ class Problem:
     `(params, hparams, data)`; data is an argument, never closed over, so that nothing is compiled into the program.
 
     Attributes:
-      inner_loss: (params, hparams, data) -> scalar, differentiable. None if `residuals`, `datafit` or
-        `quadratic_program` implies it, or if `cone_program` or `optimality` is all there is.
+      inner_loss: (params, hparams, data) -> scalar, differentiable. None if `residuals`, `datafit`, `linear_model` or
+        `quadratic_program` implies it, or if `cone_program`, `fixed_point` or `optimality` is all there is.
       outer_loss: (params, hparams, data) -> scalar, differentiable. May be None where only x* is wanted.
       optimality: the condition that x* satisfies: a `bilevel.optimality.Condition`, or a function
         F(params, hparams, data) with the structure of params, zero at x*. None: what `bilevel.optimality.of` infers.
@@ -74,13 +44,23 @@ class Problem:
         the support.
       lipschitz: (hparams, data) -> a Lipschitz constant L of ∂₁inner_loss; solvers then need no line search.
       block_lipschitz: (hparams, data) -> one constant for each block (row of params), shape (rows,).
+      block_prox: (block, index, hparams, data, step) -> the prox, or projection, of the row `index` of params alone.
       equality: (primal, hparams, data) -> H, zero at a feasible point. params is then a `KKTSolution`.
       inequality: (primal, hparams, data) -> G, not positive at a feasible point. Likewise.
       datafit: (prediction, hparams, data) -> scalar, and
       design: (hparams, data) -> X, shape (m, n): a linear model, which implies the inner loss datafit(X @ params). Solvers
         then take single columns of X.
       residuals: (params, hparams, data) -> r, any pytree; implies the inner loss ½‖r‖².
-      quadratic_program: (hparams, data) -> `QP`; implies inner_loss, equality and inequality.
+      samples: (data) -> the number of training samples, and
+      batch_loss: (params, hparams, data, index) -> scalar: what the samples at `index` say of inner_loss, whose mean over all
+        index sets of one size is inner_loss. For solvers that take minibatches.
+      fixed_point: (params, hparams, data) -> T, with the structure of params, where the solution is the root of x − T(x);
+        implies `optimality`.
+      linear_model: a `LinearModel`; implies inner_loss and, for what it states, prox, block_prox, separable, datafit, design,
+        residuals, quadratic_program, samples and batch_loss. What is given beside it stands.
+      quadratic_program: (hparams, data) -> `QP`. Without an inner_loss it implies that, equality and inequality, and params
+        is a `KKTSolution`. Beside an inner_loss it states the same problem once more, for solvers that take programs;
+        params is then the primal point.
       cone_program: (hparams, data) -> `ConeProgram`.
 
     Example:
@@ -103,11 +83,16 @@ class Problem:
     separable: bool | Literal["rows"] = False
     lipschitz: Callable[[Any, Any], Any] | None = None
     block_lipschitz: Callable[[Any, Any], Any] | None = None
+    block_prox: Part = None
     equality: Part = None
     inequality: Part = None
     datafit: Part = None
     design: Part = None
     residuals: Part = None
+    samples: Part = None
+    batch_loss: Part = None
+    fixed_point: Part = None
+    linear_model: LinearModel | None = None
     quadratic_program: Part = None
     cone_program: Part = None
 
@@ -115,15 +100,15 @@ class Problem:
         if (self.datafit is None) != (self.design is None):
             raise ValueError("Problem: datafit and design state a linear model together: give both or neither")
         for name, function in self._implied_parts().items():
-            if getattr(self, name) is None:
+            if getattr(self, name) in (None, False):
                 object.__setattr__(self, name, function)
         for name in ("inner_loss", "outer_loss"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"Problem: {name} must be a function (params, hparams, data) -> scalar")
         if self.inner_loss is None and self.optimality is None and self.cone_program is None:
             raise TypeError(
-                "Problem: nothing states the inner problem: give inner_loss, residuals, datafit and design, "
-                "quadratic_program, cone_program or optimality"
+                "Problem: nothing states the inner problem: give inner_loss, residuals, linear_model, datafit and design, "
+                "quadratic_program, cone_program, fixed_point or optimality"
             )
         if self.prox is not None and self.projection is not None:
             raise ValueError("Problem: give a prox or a projection, not both; a projection is the prox of an indicator")
@@ -158,12 +143,22 @@ class Problem:
             return self.projection(params, hparams, data)
         return params
 
-    def _implied_parts(self) -> dict[str, Loss]:
-        if self.quadratic_program is not None:
-            return _parts_of(self.quadratic_program)
-        if self.datafit is not None:
-            return {"inner_loss": _of_linear_model(self.datafit, self.design)}
-        return {} if self.residuals is None else {"inner_loss": _half_square(self.residuals)}
+    def _implied_parts(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self.linear_model is not None:
+            found |= self.linear_model.parts()
+            if self.prox is not None or self.projection is not None or self.inner_loss is not None:
+                # Another set or loss was stated: what describes the model's own does not go with it.
+                found = {name: part for name, part in found.items() if name in ("samples", "batch_loss")}
+        elif self.quadratic_program is not None and self.inner_loss is None:
+            found |= _of_program(self.quadratic_program)
+        elif self.datafit is not None:
+            found["inner_loss"] = _of_linear_model(self.datafit, self.design)
+        elif self.residuals is not None:
+            found["inner_loss"] = _half_square(self.residuals)
+        if self.fixed_point is not None and self.inner_loss is None:
+            found["optimality"] = _displacement(self.fixed_point)
+        return found
 
 
 def _half_square(residuals: Loss) -> Loss:
@@ -178,23 +173,15 @@ def _of_linear_model(datafit: Loss, design: Callable[[Any, Any], Any]) -> Loss:
     return lambda params, hparams, data: datafit(design(hparams, data) @ params, hparams, data)
 
 
-def _apply(matrix: Any, z: Any) -> Any:
-    return matrix(z) if callable(matrix) else matrix @ z
+def _displacement(fixed_point: Loss) -> Loss:
+    """x − T(x)."""
+    return lambda params, hparams, data: _tree.sub(params, fixed_point(params, hparams, data))
 
 
-def _parts_of(program: Callable[[Any, Any], QP]) -> dict[str, Loss]:
+def _of_program(program: Callable[[Any, Any], QP]) -> dict[str, Loss]:
     """The loss and the constraints of a quadratic program, as functions."""
-
-    def inner_loss(z, hparams, data):
-        qp = program(hparams, data)
-        return jnp.vdot(z, _apply(qp.Q, z)) / 2 + jnp.vdot(qp.c, z)
-
-    def equality(z, hparams, data):
-        qp = program(hparams, data)
-        return None if qp.E is None else _apply(qp.E, z) - qp.d
-
-    def inequality(z, hparams, data):
-        qp = program(hparams, data)
-        return None if qp.M is None else _apply(qp.M, z) - qp.h
-
-    return {"inner_loss": inner_loss, "equality": equality, "inequality": inequality}
+    return {
+        "inner_loss": lambda z, hparams, data: program(hparams, data).loss(z),
+        "equality": lambda z, hparams, data: program(hparams, data).equality(z),
+        "inequality": lambda z, hparams, data: program(hparams, data).inequality(z),
+    }

@@ -59,6 +59,16 @@ class Estimator(abc.ABC):
 
     @abc.abstractmethod
     def estimate(
-        self, problem: Problem, inner: InnerSolver, params: PyTree, adjoint: PyTree, hparams: PyTree, data: PyTree
+        self,
+        problem: Problem,
+        inner: InnerSolver,
+        params: PyTree,
+        adjoint: PyTree,
+        hparams: PyTree,
+        data: PyTree,
+        prepared: PyTree = None,
     ) -> Hypergradient:
-        """Solve the inner problem from params, and estimate the hypergradient, warm-starting from `adjoint`."""
+        """Solve the inner problem from params, and estimate the hypergradient, warm-starting from `adjoint`.
+
+        `prepared` is what `inner.prepare(problem, data)` returned; None does it here.
+        """

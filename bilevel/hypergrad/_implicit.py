@@ -28,11 +28,11 @@ class Implicit(Estimator):
         """Check the condition against the problem."""
         optimality.of(problem)
 
-    def estimate(self, problem, inner, params, adjoint, hparams, data):
+    def estimate(self, problem, inner, params, adjoint, hparams, data, prepared=None):
         """Solve the inner problem, then its adjoint."""
         condition = optimality.of(problem)
         moving, fixed = _tree.split(hparams)
-        solution = inner.solve(problem, params, hparams, data)
+        solution = inner.solve(problem, params, hparams, data, prepared)
         params = solution.params
 
         def outer_loss(params, moving):

@@ -30,13 +30,15 @@ class Unrolled(Estimator):
     def check(self, problem, inner):
         """Every solver's `step` is differentiable in reverse mode."""
 
-    def estimate(self, problem, inner, params, adjoint, hparams, data):
+    def estimate(self, problem, inner, params, adjoint, hparams, data, prepared=None):
         """Run the steps and pull the outer loss back through them."""
         moving, fixed = _tree.split(hparams)
+        if prepared is None:
+            prepared = inner.prepare(problem, data)
 
         def run(moving):
             hparams = _tree.merge(moving, fixed)
-            state = inner.init(problem, params, hparams, data)
+            state = inner.begin(problem, params, hparams, data, prepared)
             state, _ = jax.lax.scan(
                 lambda state, _: (inner.step(problem, state, hparams, data), None), state, length=self.steps
             )

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, PlainState, Progress, curvature_along_gradient
-from bilevel.inner._judge import displacement
+from bilevel.inner._base import InnerSolver, PlainState, Progress
+from bilevel.inner._judge import judge, reach
 from bilevel.inner._needs import LOSS, NO_CONSTRAINTS, SMOOTH, Need
 
 
@@ -52,12 +52,10 @@ class Optax(InnerSolver):
     def init(self, problem, params, hparams, data):
         """The optimizer's state, and 1/L for the stopping test."""
         dtype = _tree.dtype(params)
-        if problem.lipschitz is not None:
-            reach, evals = 1 / jnp.asarray(problem.lipschitz(hparams, data), dtype), 0
-        else:
-            reach, evals = 1 / curvature_along_gradient(problem, params, hparams, data)[1].astype(dtype), 1
+        evals = int(problem.lipschitz is None)
         optimizer = _tree.as_arrays(self.optimizer.init(params))
-        return _OptaxState(params, optimizer, jax.lax.stop_gradient(reach), Progress.start(dtype, evals, evals))
+        step = reach(problem, params, hparams, data)
+        return _OptaxState(params, optimizer, step, Progress.start(dtype, evals, evals))
 
     def step(self, problem, state, hparams, data):
         """One update; a point that passes the stopping test is kept as it is."""
@@ -141,7 +139,7 @@ class Optimistix(InnerSolver):
         found = run(function, self.solver, start, args, max_steps=self.max_steps, throw=False)
         x = _tree.cast_like(jax.lax.stop_gradient(found.value), start)
         steps = jnp.maximum(jnp.asarray(found.stats["num_steps"], jnp.int32), 1)
-        distance, norm = displacement(problem, x, hparams, data), _tree.norm(x)
+        distance, norm = judge(problem, x, hparams, data)
         better = distance / jnp.where(norm > 0, norm, 1) <= state.progress.residual / 2
         progress = self.advance(state.progress, x, distance, grad_evals=steps + 1, hvps=1, failed=~better)
         return PlainState(x, dataclasses.replace(progress, steps=state.progress.steps + steps))

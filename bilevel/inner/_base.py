@@ -2,7 +2,7 @@
 
 The stopping test is scale-free: a solver stops when one gradient (or proximal-gradient) step of length about 1/L would
 move the inner variable by less than `rtol` of its own Euclidean norm. Multiplying the loss or the variable by a constant
-changes nothing, and a warm start makes it no harder to meet.
+changes nothing, and a warm start makes it no harder to meet. `_judge.py` has the same for fixed points, roots and programs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from bilevel import _checks, _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
+from bilevel.inner._lanes import iterate
 from bilevel.inner._needs import LOSS, NO_CONSTRAINTS, Need, unmet
 from bilevel.problem import Problem
 
@@ -27,7 +28,7 @@ class Progress:
     """How far a solve has come.
 
     Attributes:
-      residual: ‖x − T(x)‖₂ / ‖x‖₂ for one (proximal) gradient step T of length about 1/L.
+      residual: ‖x − T(x)‖₂ / ‖x‖₂ for one (proximal) gradient step T of length about 1/L (see `_judge.Verdict`).
       status: int32 code of `bilevel.Status`; `MAX_STEPS` while running.
       steps, grad_evals, hvps: iterations, gradients and Hessian-vector products of the inner loss so far.
     """
@@ -57,10 +58,18 @@ class PlainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class InnerSolution:
-    """What an inner solve returns: the inner variable and how the solve ended (see `Progress`)."""
+    """What an inner solve returns.
+
+    Attributes:
+      params: the inner variable.
+      progress: how the solve ended.
+      inverse: v ↦ H⁻¹v, the solver's estimate of the inverse Hessian, symmetric and positive definite, where it has one: a
+        `jax.tree_util.Partial`. `hypergrad.Implicit(inverse=…)` uses it.
+    """
 
     params: PyTree
     progress: Progress
+    inverse: Any = None
 
     @property
     def status(self) -> jax.Array:
@@ -108,6 +117,19 @@ class InnerSolver(abc.ABC):
             advice = f"use {' or '.join(fits)}" if fits else "no solver of bilevel.inner serves it"
             raise ValueError(f"inner.{type(self).__name__} needs {missing[0]}: {advice}")
 
+    def prepare(self, problem: Problem, data: PyTree) -> PyTree:
+        """What depends on the data alone, computed once for all outer steps: a pytree of arrays; None for nothing."""
+        del problem, data
+
+    def inverse(self, state: Any) -> Any:
+        """v ↦ H⁻¹v at the end of a solve, as a `jax.tree_util.Partial`; None where the solver knows nothing of it."""
+        del state
+
+    def begin(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree, prepared: PyTree = None) -> Any:
+        """`init`, with what `prepare` returned; solvers that prepare something override this."""
+        del prepared
+        return self.init(problem, params, hparams, data)
+
     @abc.abstractmethod
     def init(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> Any:
         """The state at the start; it has the attributes `params` and `progress`."""
@@ -116,53 +138,58 @@ class InnerSolver(abc.ABC):
     def step(self, problem: Problem, state: Any, hparams: PyTree, data: PyTree) -> Any:
         """One iteration, differentiable in reverse mode."""
 
-    def solve(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> InnerSolution:
-        """Iterate from params until the stopping test, a failure or the step limit."""
+    def solve(
+        self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree, prepared: PyTree = None
+    ) -> InnerSolution:
+        """Iterate from params until the stopping test, a failure or the step limit.
+
+        Under `vmap` each lane takes its own number of steps, and lanes that are done cost nothing more.
+
+        Args:
+          problem: what to solve.
+          params: the start.
+          hparams, data: handed to the functions of the problem.
+          prepared: what `prepare(problem, data)` returned, to save doing it again.
+        """
+        if prepared is None:
+            prepared = self.prepare(problem, data)
 
         def running(state):
             return (state.progress.status == Status.MAX_STEPS) & (state.progress.steps < self.max_steps)
 
-        state = jax.lax.while_loop(
+        state = iterate(
             running,
-            lambda state: self.step(problem, state, hparams, data),
-            self.init(problem, params, hparams, data),
+            lambda state, arguments: self.step(problem, state, *arguments),
+            self.begin(problem, params, hparams, data, prepared),
+            (hparams, data),
         )
-        return InnerSolution(state.params, state.progress)
+        return InnerSolution(state.params, state.progress, self.inverse(state))
 
     def advance(
         self,
         progress: Progress,
         params: PyTree,
-        displacement: jax.Array,
+        distance: jax.Array,
         *,
+        size: jax.Array | None = None,
         grad_evals: jax.Array | int,
         hvps: jax.Array | int = 0,
         failed: jax.Array | bool = False,
         failure: Status = Status.STAGNATED,
     ) -> Progress:
-        """The progress after one iteration that ended at params, whose next gradient step has norm `displacement`."""
-        norm = _tree.norm(params)
+        """The progress after one iteration that ended at params, `distance` from a solution (against `size`, or ‖params‖)."""
+        norm = _tree.norm(params) if size is None else size
         rtol = max(self.rtol, 4 * _tree.eps(params))
-        small = displacement <= jnp.maximum(rtol * norm, self.atol)
+        small = distance <= jnp.maximum(rtol * norm, self.atol)
         status = jnp.where(small, Status.CONVERGED, jnp.where(failed, failure, Status.MAX_STEPS))
-        status = jnp.where(jnp.isfinite(displacement) & jnp.isfinite(norm), status, Status.NON_FINITE)
+        status = jnp.where(jnp.isfinite(distance) & jnp.isfinite(norm), status, Status.NON_FINITE)
         return Progress(
-            residual=displacement / jnp.where(norm > 0, norm, 1),
+            residual=distance / jnp.where(norm > 0, norm, 1),
             status=status.astype(jnp.int32),
             steps=progress.steps + 1,
             grad_evals=progress.grad_evals + jnp.asarray(grad_evals, jnp.int32),
             hvps=progress.hvps + jnp.asarray(hvps, jnp.int32),
         )
-
-
-def curvature_along_gradient(
-    problem: Problem, params: PyTree, hparams: PyTree, data: PyTree
-) -> tuple[PyTree, jax.Array]:
-    """The inner gradient g and ‖Hg‖/‖g‖, an underestimate of the Lipschitz constant. One gradient, one product."""
-    gradient, hvp = jax.linearize(lambda x: jax.grad(problem.inner_loss)(x, hparams, data), params)
-    norm = _tree.norm(gradient)
-    curvature = _tree.norm(hvp(gradient)) / jnp.where(norm > 0, norm, 1)
-    return gradient, jnp.where(curvature > 0, curvature, 1)
 
 
 def _all_solvers(base: type[InnerSolver] = InnerSolver) -> list[type[InnerSolver]]:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from bilevel import _checks, _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, Progress, curvature_along_gradient
+from bilevel.inner._base import InnerSolver, Progress
+from bilevel.inner._judge import curvature_along_gradient
 
 _MAX_HALVINGS = 60
 

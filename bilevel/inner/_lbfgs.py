@@ -12,7 +12,8 @@ from jax.flatten_util import ravel_pytree
 from bilevel import _checks
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, Progress, curvature_along_gradient
+from bilevel.inner._base import InnerSolver, Progress
+from bilevel.inner._judge import curvature_along_gradient
 from bilevel.inner._needs import LOSS, SMOOTH, Need
 
 _ARMIJO, _CURVATURE, _MAX_TRIALS = 1e-4, 0.9, 30

@@ -23,6 +23,14 @@ def _parts(*names: str) -> Callable[[Problem], str | None]:
     return obstacle
 
 
+def _any_of(*names: str) -> Callable[[Problem], str | None]:
+    def obstacle(problem):
+        given = any(getattr(problem, name) is not None for name in names)
+        return None if given else f"has no Problem.{' and no Problem.'.join(names)}"
+
+    return obstacle
+
+
 def _none_of(*names: str) -> Callable[[Problem], str | None]:
     def obstacle(problem):
         given = [name for name in names if getattr(problem, name) is not None]
@@ -40,6 +48,34 @@ NO_CONSTRAINTS = Need(
 )
 PROJECTION = Need("a set with a projection", _parts("projection"))
 RESIDUALS = Need("residuals", _parts("residuals"))
+MAP = Need("a fixed-point map or an inner loss", _any_of("fixed_point", "inner_loss"))
+ROOT = Need("an inner loss, a fixed-point map or an optimality function", _any_of("inner_loss", "optimality"))
+PROGRAM = Need("a quadratic program", _parts("quadratic_program"))
+PROGRAM_OR_CONES = Need("a quadratic or a cone program", _any_of("quadratic_program", "cone_program"))
+SEPARABLE_OR_POLYHEDRAL = Need(
+    "a separable prox or the projection on a polyhedron",
+    lambda problem: (
+        None
+        if problem.smooth or problem.separable or problem.polyhedral
+        else "declares neither Problem.separable nor Problem.polyhedral"
+    ),
+)
+
+
+def linear_model(loss: str, *, l1: bool) -> Need:
+    """A linear model of this loss, with an ℓ1 penalty or without."""
+
+    def obstacle(problem: Problem) -> str | None:
+        model = problem.linear_model
+        if model is None:
+            return "has no Problem.linear_model"
+        if model.loss != loss:
+            return f"has a {model.loss} loss in Problem.linear_model"
+        if (model.l1 is not None) != l1:
+            return f"has {'no' if l1 else 'an'} ℓ1 penalty in Problem.linear_model"
+        return None
+
+    return Need(f"a linear model with a {loss} loss and {'an' if l1 else 'no'} ℓ1 penalty", obstacle)
 
 
 def unmet(needs: Iterable[Need], problem: Problem) -> list[str]:

@@ -27,6 +27,7 @@ class NestedState:
       adjoint: the last adjoint, start of the next.
       optimizer: the optimizer's state.
       step: outer steps done.
+      prepared: what the inner solver computed once, from the data alone.
     """
 
     hparams: PyTree
@@ -34,6 +35,7 @@ class NestedState:
     adjoint: PyTree
     optimizer: PyTree
     step: jax.Array
+    prepared: PyTree = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Nested:
             adjoint=_tree.zeros_like(params),
             optimizer=_tree.as_arrays(self.optimizer.init(moving)),
             step=jnp.array(0, jnp.int32),
+            prepared=self.inner.prepare(self.problem, data),
         )
 
     def step(self, state: NestedState, data: PyTree) -> tuple[NestedState, dict[str, jax.Array]]:
@@ -95,7 +98,9 @@ class Nested:
 
         def estimate(moving) -> Hypergradient:
             hparams = _tree.merge(moving, fixed)
-            return self.hypergrad.estimate(self.problem, self.inner, state.params, state.adjoint, hparams, data)
+            return self.hypergrad.estimate(
+                self.problem, self.inner, state.params, state.adjoint, hparams, data, state.prepared
+            )
 
         @jax.custom_jvp
         def value_fn(moving):
@@ -119,6 +124,7 @@ class Nested:
             adjoint=_tree.where(_tree.all_finite(found.adjoint), found.adjoint, state.adjoint),
             optimizer=_tree.where(usable, _tree.cast_like(optimizer, state.optimizer), state.optimizer),
             step=state.step + 1,
+            prepared=state.prepared,
         )
         return following, _metrics(found)
 

@@ -9,16 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.datasets import NpzPath
-from bilevel.operators.prox import prox_lasso
-from bilevel.problem import Problem
+from bilevel.problem import LinearModel, Problem
 from bilevel.tasks._base import Setup, Task
 from bilevel.tasks._regression import Regression
-
-
-def datafit(prediction, hparams, data):
-    """‖prediction − y‖²/(2m) on the m training rows."""
-    fit = prediction - data["train"][1]
-    return jnp.vdot(fit, fit) / (2 * fit.size)
 
 
 def outer_loss(params, hparams, data):
@@ -29,10 +22,7 @@ def outer_loss(params, hparams, data):
 
 problem = Problem(
     outer_loss=outer_loss,
-    datafit=datafit,
-    design=lambda hparams, data: data["train"][0],
-    prox=lambda params, hparams, data, step: prox_lasso(params, jnp.exp(hparams), step),
-    separable=True,
+    linear_model=LinearModel(loss="squared", rows=lambda data: data["train"][:2], l1=jnp.exp, mean=True),
     lipschitz=lambda hparams, data: data["train"][2],
 )
 

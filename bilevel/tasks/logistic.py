@@ -12,32 +12,28 @@ import optax
 
 from bilevel import datasets
 from bilevel.datasets import NpzPath
-from bilevel.problem import Problem
+from bilevel.problem import LinearModel, Problem
 from bilevel.tasks._base import Setup, Task
-
-
-def _cross_entropy(params, features, targets):
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(features @ params, targets))
-
-
-def inner_loss(params, hparams, data):
-    """Mean cross-entropy of the training rows + ½Σ exp(θᵢ)‖wᵢ‖²."""
-    return _cross_entropy(params, *data["train"]) + jnp.vdot(jnp.exp(hparams), jnp.sum(params**2, axis=1)) / 2
 
 
 def outer_loss(params, hparams, data):
     """Mean cross-entropy of the validation rows."""
-    return _cross_entropy(params, *data["validation"])
+    features, targets = data["validation"]
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(features @ params, targets))
 
 
-problem = Problem(inner_loss, outer_loss)
+problem = Problem(
+    outer_loss=outer_loss,
+    linear_model=LinearModel(loss="logistic", rows=lambda data: data["train"], l2=jnp.exp, mean=True),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logistic(Task):
     """Multinomial logistic regression: one ℓ2 penalty per feature, chosen on validation loss.
 
-    Inner variable: weights W, shape (features, classes), without an intercept. hparams: θ, log penalties, shape (features,).
+    min over W of the mean cross-entropy of the training rows + ½Σ exp(θᵢ)‖wᵢ‖². Inner variable: weights W, shape (features,
+    classes), without an intercept. hparams: θ, log penalties, shape (features,).
 
     Args:
       data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or the path of an `.npz` file with X, y.

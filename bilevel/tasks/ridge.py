@@ -9,16 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.datasets import NpzPath
-from bilevel.problem import Problem
+from bilevel.problem import LinearModel, Problem
 from bilevel.tasks._base import Setup, Task
 from bilevel.tasks._regression import Regression
-
-
-def inner_loss(params, hparams, data):
-    """½‖Xw − y‖² + ½Σ exp(θᵢ)wᵢ² on the training rows."""
-    features, targets = data["train"]
-    fit = features @ params - targets
-    return (jnp.vdot(fit, fit) + jnp.vdot(jnp.exp(hparams), params**2)) / 2
 
 
 def outer_loss(params, hparams, data):
@@ -27,11 +20,18 @@ def outer_loss(params, hparams, data):
     return jnp.mean((features @ params - targets) ** 2)
 
 
+problem = Problem(
+    outer_loss=outer_loss,
+    linear_model=LinearModel(loss="squared", rows=lambda data: data["train"], l2=jnp.exp),
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ridge(Task):
     """Ridge regression: one penalty per feature, chosen on validation error.
 
-    Features and targets are standardized by the training rows. hparams: θ, log penalties, shape (features,).
+    min over w of ½‖Xw − y‖² + ½Σ exp(θᵢ)wᵢ². Features and targets are standardized by the training rows. hparams: θ, log
+    penalties, shape (features,).
 
     Args:
       data: `diabetes` (442 × 10, from scikit-learn), or the path of an `.npz` file with arrays X and y.
@@ -53,7 +53,7 @@ class Ridge(Task):
         """Split, standardize, and state the problem."""
         table = Regression.load(self.data, self.validation, self.test, seed)
         return Setup(
-            problem=Problem(inner_loss, outer_loss),
+            problem=problem,
             hparams=jnp.full(table.count, np.log(self.penalty), dtype),
             params=jnp.zeros(table.count, dtype),
             data={

@@ -12,7 +12,8 @@ import numpy as np
 from bilevel import datasets
 from bilevel.datasets import NpzPath
 from bilevel.operators.projection import projection_simplex
-from bilevel.problem import Problem
+from bilevel.problem import QP, Factored, LinearModel, Problem
+from bilevel.statements import apply
 from bilevel.tasks._base import Setup, Task
 
 
@@ -38,26 +39,57 @@ def lipschitz(hparams, data):
     return data["train"]["top_eigenvalue"] / jnp.exp(hparams)
 
 
-problem = Problem(inner_loss, outer_loss, projection=projection, polyhedral=True, lipschitz=lipschitz)
+def quadratic_program(hparams, data):
+    """The same dual as ½⟨x, Kx⟩/θ + ⟨x, Y − KY/θ⟩ + const subject to row sums 1 and x ≥ 0, K = XXᵀ."""
+    train, theta = data["train"], jnp.exp(hparams)
+    targets = train["targets"]
+    gram = train["gram"] / theta if "gram" in train else Factored(train["features"], 1 / theta)
+    return QP(
+        Q=gram,
+        c=targets - apply(gram, targets),
+        E=jax.tree_util.Partial(_row_sums),
+        d=jnp.ones(targets.shape[:1], targets.dtype),
+        M=jax.tree_util.Partial(jnp.negative),
+        h=jnp.zeros_like(targets),
+    )
+
+
+def _row_sums(x):
+    return jnp.sum(x, axis=1)
+
+
+def _rows(data):
+    """Features and class numbers."""
+    return data["train"]["features"], jnp.argmax(data["train"]["targets"], axis=1)
+
+
+problem = Problem(
+    inner_loss,
+    outer_loss,
+    projection=projection,
+    polyhedral=True,
+    lipschitz=lipschitz,
+    block_prox=lambda row, index, hparams, data, step: projection_simplex(row),
+    quadratic_program=quadratic_program,
+    linear_model=LinearModel(loss="crammer_singer", rows=_rows, l2=jnp.exp),
+)
 
 
 def make_data(train, train_targets, validation, validation_targets, dtype):
     """The data pytree from arrays: features (m, p) and one-hot targets (m, k).
 
-    Products with XXᵀ go through the m × m Gram matrix where that is cheaper than going through X (p > m/2). Then the
-    features themselves are not part of the data.
+    Products with XXᵀ go through the m × m Gram matrix where that is cheaper than going through X (p > m/2).
     """
     train, validation = np.asarray(train, np.float64), np.asarray(validation, np.float64)
     samples, features = train.shape
     use_gram = 2 * features > samples
     small = train @ train.T if features > samples else train.T @ train
-    parts = {"targets": train_targets, "top_eigenvalue": 1.0001 * _top_eigenvalue(small)}
+    parts = {"features": train, "targets": train_targets, "top_eigenvalue": 1.0001 * _top_eigenvalue(small)}
     held_out = {"targets": validation_targets}
     if use_gram:
         parts["gram"] = small if features > samples else train @ train.T
         held_out["cross_gram"] = validation @ train.T
     else:
-        parts["features"] = train
         held_out["features"] = validation
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), {"train": parts, "validation": held_out})
 
