@@ -70,5 +70,5 @@ class Estimator(abc.ABC):
     ) -> Hypergradient:
         """Solve the inner problem from params, and estimate the hypergradient, warm-starting from `adjoint`.
 
-        `prepared` is what `inner.prepare(problem, data)` returned; None does it here.
+        `prepared` is what `inner.prepare(problem, hparams, data)` returned; None does it here.
         """

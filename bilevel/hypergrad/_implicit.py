@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from bilevel import _tree, linear, optimality
 from bilevel.hypergrad._base import Estimator, Hypergradient
+from bilevel.inner import InnerSolver
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,13 +21,32 @@ class Implicit(Estimator):
 
     Args:
       linear: solver of the adjoint system.
+      precondition: precondition it by the inner solver's own estimate of the inverse Hessian: the pairs of `inner.LBFGS` (as
+        SHINE does), the exact inverse of `inner.Ridge`. The system is then solved by `linear`, if it takes a preconditioner,
+        or in place of `linear.Auto` by `linear.CG`.
+
+    References: Blondel et al. 2022; Ramzi et al., SHINE, 2022.
     """
 
     linear: linear.LinearSolver = dataclasses.field(default_factory=linear.Auto)
+    precondition: bool = False
 
     def check(self, problem, inner):
-        """Check the condition against the problem."""
-        optimality.of(problem)
+        """Check the condition against the problem, and that there is something to precondition with."""
+        condition = optimality.of(problem)
+        if not self.precondition:
+            return
+        if type(inner).inverse is InnerSolver.inverse:
+            raise ValueError(
+                f"hypergrad.Implicit: precondition=True needs a solver that estimates the inverse Hessian, and "
+                f"inner.{type(inner).__name__} does not: use inner.LBFGS or inner.Ridge, or precondition=False"
+            )
+        if not isinstance(condition, optimality.Stationary):
+            raise ValueError(
+                "hypergrad.Implicit: precondition=True needs the Hessian as its system, which is optimality.Stationary's, not "
+                f"optimality.{type(condition).__name__}'s: use precondition=False"
+            )
+        self._solver(None)
 
     def estimate(self, problem, inner, params, adjoint, hparams, data, prepared=None):
         """Solve the inner problem, then its adjoint."""
@@ -44,7 +64,8 @@ class Implicit(Estimator):
 
         value, (cotangent, direct) = jax.value_and_grad(outer_loss, argnums=(0, 1))(params, moving)
         system = condition.system(problem, params, hparams, data)
-        found = system.solve_transposed(self.linear, cotangent, adjoint)
+        solver = self._solver(solution.inverse) if self.precondition else self.linear
+        found = system.solve_transposed(solver, cotangent, adjoint)
         residual_value, pull = jax.vjp(residual, moving)
         scale = _tree.norm(cotangent)
         return Hypergradient(
@@ -59,3 +80,14 @@ class Implicit(Estimator):
             grad_evals=solution.progress.grad_evals,
             hvps=solution.progress.hvps + found.matvecs + 1,
         )
+
+    def _solver(self, inverse):
+        """The linear solver with this preconditioner."""
+        if isinstance(self.linear, linear.Auto):
+            return linear.CG(rtol=self.linear.rtol, atol=self.linear.atol, preconditioner=inverse)
+        if not isinstance(self.linear, linear.CG | linear.MINRES):
+            raise ValueError(
+                f"hypergrad.Implicit: precondition=True needs a linear solver that takes a preconditioner, and "
+                f"linear.{type(self.linear).__name__} takes none: use linear.CG or linear.MINRES"
+            )
+        return dataclasses.replace(self.linear, preconditioner=inverse)

@@ -34,13 +34,14 @@ class Unrolled(Estimator):
         """Run the steps and pull the outer loss back through them."""
         moving, fixed = _tree.split(hparams)
         if prepared is None:
-            prepared = inner.prepare(problem, data)
+            prepared = inner.prepare(problem, hparams, data)
+        extra = () if prepared is None else (prepared,)
 
         def run(moving):
             hparams = _tree.merge(moving, fixed)
-            state = inner.begin(problem, params, hparams, data, prepared)
+            state = inner.init(problem, params, hparams, data, *extra)
             state, _ = jax.lax.scan(
-                lambda state, _: (inner.step(problem, state, hparams, data), None), state, length=self.steps
+                lambda state, _: (inner.step(problem, state, hparams, data, *extra), None), state, length=self.steps
             )
             return problem.outer_loss(state.params, hparams, data), (
                 state.params,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import inspect
 from typing import Any, ClassVar
 
 import jax
@@ -114,21 +115,20 @@ class InnerSolver(abc.ABC):
         missing = unmet(self.needs, problem)
         if missing:
             fits = [f"inner.{other.__name__}" for other in _all_solvers() if not unmet(other.needs, problem)]
-            advice = f"use {' or '.join(fits)}" if fits else "no solver of bilevel.inner serves it"
+            advice = f"use {', '.join(fits)}" if fits else "no solver of bilevel.inner serves it"
             raise ValueError(f"inner.{type(self).__name__} needs {missing[0]}: {advice}")
 
-    def prepare(self, problem: Problem, data: PyTree) -> PyTree:
-        """What depends on the data alone, computed once for all outer steps: a pytree of arrays; None for nothing."""
-        del problem, data
+    def prepare(self, problem: Problem, hparams: PyTree, data: PyTree) -> PyTree:
+        """What depends on the data alone (of hparams only the shapes may matter), computed once for all outer steps.
+
+        Returns:
+          A pytree of arrays, which `init` and `step` then get as their last argument; None for nothing.
+        """
+        del problem, hparams, data
 
     def inverse(self, state: Any) -> Any:
         """v ↦ H⁻¹v at the end of a solve, as a `jax.tree_util.Partial`; None where the solver knows nothing of it."""
         del state
-
-    def begin(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree, prepared: PyTree = None) -> Any:
-        """`init`, with what `prepare` returned; solvers that prepare something override this."""
-        del prepared
-        return self.init(problem, params, hparams, data)
 
     @abc.abstractmethod
     def init(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> Any:
@@ -149,10 +149,11 @@ class InnerSolver(abc.ABC):
           problem: what to solve.
           params: the start.
           hparams, data: handed to the functions of the problem.
-          prepared: what `prepare(problem, data)` returned, to save doing it again.
+          prepared: what `prepare(problem, hparams, data)` returned, to save doing it again.
         """
         if prepared is None:
-            prepared = self.prepare(problem, data)
+            prepared = self.prepare(problem, hparams, data)
+        arguments = (hparams, data) if prepared is None else (hparams, data, prepared)
 
         def running(state):
             return (state.progress.status == Status.MAX_STEPS) & (state.progress.steps < self.max_steps)
@@ -160,8 +161,8 @@ class InnerSolver(abc.ABC):
         state = iterate(
             running,
             lambda state, arguments: self.step(problem, state, *arguments),
-            self.begin(problem, params, hparams, data, prepared),
-            (hparams, data),
+            self.init(problem, params, *arguments),
+            arguments,
         )
         return InnerSolution(state.params, state.progress, self.inverse(state))
 
@@ -193,7 +194,8 @@ class InnerSolver(abc.ABC):
 
 
 def _all_solvers(base: type[InnerSolver] = InnerSolver) -> list[type[InnerSolver]]:
-    """Every public solver of this package, by name."""
+    """Every public solver of this package, the ones that serve most problems first, then by name."""
     found = [each for child in base.__subclasses__() for each in (child, *_all_solvers(child))]
-    own = {cls for cls in found if cls.__module__.startswith("bilevel.") and not cls.__name__.startswith("_")}
-    return sorted(own, key=lambda cls: cls.__name__)
+    own = {cls for cls in found if cls.__module__.startswith("bilevel.") and not inspect.isabstract(cls)}
+    own = {cls for cls in own if not cls.__name__.startswith("_")}
+    return sorted(own, key=lambda cls: (cls.__name__ not in ("FISTA", "LBFGS"), cls.__name__))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from bilevel import _tree, linear
 from bilevel._status import Status
+from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, PlainState, Progress
 from bilevel.inner._needs import LOSS, SMOOTH, Need
 
@@ -20,7 +22,7 @@ _ARMIJO, _MAX_HALVINGS = 1e-4, 40
 class Newton(InnerSolver):
     """x⁺ = x + t d with H d = −∇f, t halved from 1 until f falls by Armijo's rule.
 
-    Where the Hessian is not positive definite, or the linear solve misses its tolerance, d is a gradient step of length 1/L.
+    Where the answer does not point downhill, as where the Hessian is not positive definite, d is a gradient step of length 1/L.
     Converges in a handful of steps where n is small enough to factor H, or products with it are cheap.
 
     Args:
@@ -50,8 +52,8 @@ class Newton(InnerSolver):
         found = linear.differentiable_solve(self.linear, operator, _tree.scale(-1, gradient))
         fallback = _tree.scale(-1 / curvature, gradient)
         downhill = _tree.vdot(found.value, gradient) < 0
-        direction = _tree.where(found.converged & downhill, found.value, fallback)
-        length = self._search(problem, x, value, gradient, direction, hparams, data)
+        direction = _tree.where(downhill, found.value, fallback)
+        length = backtrack(lambda x, h: problem.inner_loss(x, h, data), x, value, gradient, direction, hparams)
         progress = self.advance(
             state.progress,
             x,
@@ -63,17 +65,25 @@ class Newton(InnerSolver):
         length = jnp.where(progress.status == Status.CONVERGED, 0, length)
         return PlainState(_tree.add_scaled(x, length, direction), progress)
 
-    def _search(self, problem, x, value, gradient, direction, hparams, data):
-        """The step length, 0 if none is found; near rounding, where decrease does not show, 1."""
-        x, value, gradient, direction, hparams = jax.lax.stop_gradient((x, value, gradient, direction, hparams))
-        slope = _tree.vdot(gradient, direction)
-        slack = 10 * _tree.eps(x) * jnp.abs(value)
 
-        def too_long(carry):
-            length, halvings = carry
-            after = problem.inner_loss(_tree.add_scaled(x, length, direction), hparams, data)
-            return ~(after <= value + _ARMIJO * length * slope + slack) & (halvings < _MAX_HALVINGS)
+def backtrack(
+    loss: Callable[[PyTree, PyTree], jax.Array],
+    x: PyTree,
+    value: jax.Array,
+    gradient: PyTree,
+    direction: PyTree,
+    hparams: PyTree,
+) -> jax.Array:
+    """The step length, 0 if none is found; near rounding, where decrease does not show, 1. Not differentiated."""
+    x, value, gradient, direction, hparams = jax.lax.stop_gradient((x, value, gradient, direction, hparams))
+    slope = _tree.vdot(gradient, direction)
+    slack = 10 * _tree.eps(x) * jnp.abs(value)
 
-        start = (jnp.ones((), value.dtype), jnp.int32(0))
-        length, halvings = jax.lax.while_loop(too_long, lambda carry: (carry[0] / 2, carry[1] + 1), start)
-        return jnp.where(halvings < _MAX_HALVINGS, length, 0)
+    def too_long(carry):
+        length, halvings = carry
+        after = loss(_tree.add_scaled(x, length, direction), hparams)
+        return ~(after <= value + _ARMIJO * length * slope + slack) & (halvings < _MAX_HALVINGS)
+
+    start = (jnp.ones((), value.dtype), jnp.int32(0))
+    length, halvings = jax.lax.while_loop(too_long, lambda carry: (carry[0] / 2, carry[1] + 1), start)
+    return jnp.where(halvings < _MAX_HALVINGS, length, 0)

@@ -11,7 +11,7 @@ import optax
 
 from bilevel import _checks, _tree
 from bilevel._tree import PyTree
-from bilevel.hypergrad import Estimator, Hypergradient
+from bilevel.hypergrad import Estimator, Hypergradient, misfits
 from bilevel.inner import InnerSolver
 from bilevel.problem import Problem
 
@@ -84,7 +84,7 @@ class Nested:
             adjoint=_tree.zeros_like(params),
             optimizer=_tree.as_arrays(self.optimizer.init(moving)),
             step=jnp.array(0, jnp.int32),
-            prepared=self.inner.prepare(self.problem, data),
+            prepared=self.inner.prepare(self.problem, hparams, data),
         )
 
     def step(self, state: NestedState, data: PyTree) -> tuple[NestedState, dict[str, jax.Array]]:
@@ -130,8 +130,9 @@ class Nested:
 
     def _check(self, hparams: PyTree, params: PyTree, data: PyTree) -> None:
         _checks.require_parts("outer.Nested", self.problem, "outer_loss")
-        self.inner.check(self.problem)
-        self.hypergrad.check(self.problem, self.inner)
+        reasons = misfits(self.problem, self.inner, self.hypergrad)
+        if reasons:
+            raise ValueError("; and ".join(reasons))
         for name, tree in (("hparams", hparams), ("params", params)):
             if not any(_tree.is_inexact(x) for x in jax.tree.leaves(tree)):
                 raise TypeError(f"{name} has no floating-point leaf to optimize: got {_tree.shapes(tree)}")

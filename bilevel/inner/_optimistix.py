@@ -1,4 +1,4 @@
-"""Solvers of other packages under the contract: optax's optimizers step by step, optimistix's solvers as a whole."""
+"""Any solver of optimistix under the contract, run as a whole."""
 
 from __future__ import annotations
 
@@ -9,72 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
-from bilevel._status import Status
-from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, PlainState, Progress
-from bilevel.inner._judge import judge, reach
-from bilevel.inner._needs import LOSS, NO_CONSTRAINTS, SMOOTH, Need
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _OptaxState:
-    params: PyTree
-    optimizer: PyTree
-    reach: jax.Array
-    progress: Progress
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Optax(InnerSolver):
-    """Any optax optimizer, each update followed by the problem's projection or prox (with step 1/L, for the prox).
-
-    A prox is exact only for plain gradient descent with the same step: for a problem with one, prefer `FISTA`. The
-    stopping test is that of all solvers, so that an optimizer with too large a step ends as `MAX_STEPS`.
-
-    Args:
-      optimizer: a `GradientTransformation`, such as `optax.adam(1e-2)`.
-    """
-
-    needs: ClassVar[tuple[Need, ...]] = (LOSS, NO_CONSTRAINTS)
-
-    optimizer: Any
-    max_steps: int = 10_000
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not (callable(getattr(self.optimizer, "init", None)) and callable(getattr(self.optimizer, "update", None))):
-            raise TypeError(
-                f"inner.Optax: optimizer must be an optax GradientTransformation, such as optax.adam(1e-2), got "
-                f"{self.optimizer!r}"
-            )
-
-    def init(self, problem, params, hparams, data):
-        """The optimizer's state, and 1/L for the stopping test."""
-        dtype = _tree.dtype(params)
-        evals = int(problem.lipschitz is None)
-        optimizer = _tree.as_arrays(self.optimizer.init(params))
-        step = reach(problem, params, hparams, data)
-        return _OptaxState(params, optimizer, step, Progress.start(dtype, evals, evals))
-
-    def step(self, problem, state, hparams, data):
-        """One update; a point that passes the stopping test is kept as it is."""
-        import optax
-
-        x = state.params
-
-        def value_fn(x):
-            return problem.inner_loss(x, hparams, data)
-
-        value, gradient = jax.value_and_grad(value_fn)(x)
-        pushed = problem.proximal_step(_tree.add_scaled(x, -state.reach, gradient), hparams, data, state.reach)
-        progress = self.advance(state.progress, x, _tree.norm(_tree.sub(pushed, x)), grad_evals=1)
-        update = optax.with_extra_args_support(self.optimizer).update
-        updates, optimizer = update(gradient, state.optimizer, x, value=value, grad=gradient, value_fn=value_fn)
-        moved = problem.proximal_step(_tree.cast_like(optax.apply_updates(x, updates), x), hparams, data, state.reach)
-        done = progress.status == Status.CONVERGED
-        optimizer = _tree.cast_like(optimizer, state.optimizer)
-        return _OptaxState(_tree.where(done, x, moved), optimizer, state.reach, progress)
+from bilevel.inner._judge import judge
+from bilevel.inner._needs import LOSS, SMOOTH, Need
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

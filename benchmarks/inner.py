@@ -1,0 +1,197 @@
+"""Inner solvers against those of the same kind in jaxopt and optimistix, and the lasso against celer, skglm, scikit-learn.
+
+In one process, paired: time from a common start to an objective within 1e-6 of the optimum, relatively. The optimum is certified by
+a lower bound. Each contender gets the loosest tolerance of a grid that reaches it (two per decade), and the fastest of its
+settings: jaxopt its line searches or the step 1/L, its own objective or the function that ours get. Everything is compiled
+beforehand; data and hyperparameters are arguments; float64 unless `--dtype float32`.
+
+A ratio is theirs over ours in one repetition, the order alternating; its interval goes from 5 % to 95 %. What our solvers
+prepare from the data, once for all outer steps, is not in it.
+
+Run: python benchmarks/inner.py [--problems lasso] [--kinds FISTA] [--repeats 9]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+import warnings
+from typing import Any, NamedTuple
+
+import _inner_contenders as by
+import _inner_problems as problems
+import jax
+import jaxopt
+import numpy as np
+import optimistix as optx
+from bilevel import inner
+
+TARGET = 1e-6
+MIRROR = {"max_steps": by.MAX_STEPS}
+LONG = {"max_steps": by.MAX_STEPS}
+PLAIN = {"acceleration": False, **LONG}
+
+INSTANCES = {
+    "logistic": [problems.logistic],
+    "lasso": [lambda dtype: problems.lasso(dtype, 1 / 10), lambda dtype: problems.lasso(dtype, 1 / 50)],
+    "svm": [lambda dtype: problems.svm_dual(dtype, 1), lambda dtype: problems.svm_dual(dtype, 1 / 10)],
+    "nnls": [problems.nnls],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Ours and theirs, of one kind."""
+
+    kind: str
+    ours: by.Family
+    package: str
+    theirs: by.Family
+
+
+PAIRS = {
+    "logistic": [
+        Pair("LBFGS", by.ours(inner.LBFGS), "jaxopt", by.jaxopt_lbfgs),
+        Pair("LBFGS", by.ours(inner.LBFGS), "optimistix", by.optimistix("minimise", LBFGS=optx.LBFGS, BFGS=optx.BFGS)),
+        Pair("FISTA", by.ours(inner.FISTA, **LONG), "jaxopt", by.jaxopt_logistic(jaxopt.GradientDescent)),
+        Pair("Newton", by.ours(inner.Newton), "optimistix", by.optimistix("root_find", Newton=optx.Newton)),
+    ],
+    "lasso": [
+        Pair("FISTA", by.ours(inner.FISTA, **LONG), "jaxopt", by.jaxopt_lasso()),
+        Pair("best", by.ours(inner.FISTA, **LONG), "celer", by.lasso_by_numpy("celer")),
+        Pair("best", by.ours(inner.FISTA, **LONG), "skglm", by.lasso_by_numpy("skglm")),
+        Pair("best", by.ours(inner.FISTA, **LONG), "sklearn", by.lasso_by_numpy("sklearn")),
+    ],
+    "svm": [
+        Pair("FISTA", by.ours(inner.FISTA, **LONG), "jaxopt", by.jaxopt_svm),
+        Pair("MirrorDescent", by.ours(inner.MirrorDescent, **MIRROR), "jaxopt", by.jaxopt_svm_mirror),
+    ],
+    "nnls": [
+        Pair("FISTA", by.ours(inner.FISTA, **LONG), "jaxopt", by.jaxopt_nnls),
+    ],
+}
+
+
+class Calibrated(NamedTuple):
+    """A setting with its tolerance, and what it then reaches."""
+
+    tol: float
+    solve: by.Solve
+    gap: float
+    steps: int
+    setting: str = ""
+
+
+def seconds(solve: by.Solve) -> tuple[float, Any]:
+    begun = time.perf_counter()
+    found = solve()
+    return time.perf_counter() - begun, found
+
+
+def calibrate(make: Any, instance: problems.Instance, reference: float) -> Calibrated | None:
+    """The loosest tolerance that reaches the target: by decades, then half a decade back. None: none does."""
+    for exponent in range(2, -14, -1):
+        found = attempt(make, 10.0**exponent, instance, reference)
+        if found.gap <= TARGET:
+            looser = attempt(make, 10 ** (exponent + 0.5), instance, reference)
+            return looser if looser.gap <= TARGET else found
+        if found.steps >= by.MAX_STEPS:
+            return None
+    return None
+
+
+def attempt(make: Any, tol: float, instance: problems.Instance, reference: float) -> Calibrated:
+    solve = make(tol)
+    params, steps = solve()
+    return Calibrated(tol, solve, instance.gap(params, reference), int(steps))
+
+
+def fastest(family: by.Family, instance: problems.Instance, reference: float) -> Calibrated | None:
+    """The fastest calibrated setting of a family."""
+    found = []
+    for setting, make in family(instance).items():
+        calibrated = calibrate(make, instance, reference)
+        if calibrated is not None:
+            found.append((min(seconds(calibrated.solve)[0] for _ in range(3)), setting, calibrated))
+    _, setting, calibrated = min(found, default=(0, "", None))
+    return calibrated and calibrated._replace(setting=setting)
+
+
+def paired(first: by.Solve, second: by.Solve, repeats: int) -> np.ndarray:
+    """Seconds of both, shape (repeats, 2), the order alternating."""
+    times = np.empty((repeats, 2))
+    for repeat in range(repeats):
+        for which in (0, 1) if repeat % 2 else (1, 0):
+            times[repeat, which] = seconds((first, second)[which])[0]
+    return times
+
+
+def compare(instance: problems.Instance, pairs: list[Pair], repeats: int) -> list[dict[str, Any]]:
+    """Print one row per pair; return those rows."""
+    reference, rows = instance.reference(), []
+    known: dict[Any, Calibrated | None] = {}
+    for pair in pairs:
+        for family in (pair.ours, pair.theirs):
+            if family not in known:
+                known[family] = fastest(family, instance, reference)
+        mine, theirs = known[pair.ours], known[pair.theirs]
+        if mine is None or theirs is None:
+            missing = "ours" if mine is None else "theirs"
+            print(f"{instance.name:18}{pair.kind:20}{pair.package:11}{missing}: not reached", flush=True)
+            continue
+        times = paired(mine.solve, theirs.solve, repeats)
+        low, ratio, high = np.percentile(times[:, 1] / times[:, 0], [5, 50, 95])
+        mine_ms, theirs_ms = 1e3 * np.median(times, axis=0)
+        print(
+            f"{instance.name:18}{pair.kind:20}{pair.package:11}{mine_ms:9.2f}{theirs_ms:10.2f}"
+            f"{f'{ratio:.2f} [{low:.2f}, {high:.2f}]':>22}  {describe(mine)} | {describe(theirs)}",
+            flush=True,
+        )
+        rows.append({"problem": instance.name, "package": pair.package, "ratio": ratio, "low": low, "high": high})
+    return rows
+
+
+def describe(contender: Calibrated) -> str:
+    name = f"{contender.setting}, " if contender.setting else ""
+    return f"{name}tol {contender.tol:.0e}, {contender.steps} steps, gap {contender.gap:.0e}"
+
+
+def verdict(rows: list[dict[str, Any]]) -> None:
+    """The geometric mean against jaxopt, and the problems on which ours are slower."""
+    against = [row for row in rows if row["package"] == "jaxopt"]
+    if against:
+        mean = np.exp(np.mean(np.log([row["ratio"] for row in against])))
+        print(f"\ngeometric mean against jaxopt, {len(against)} pairs: {mean:.2f}")
+    for name in dict.fromkeys(row["problem"] for row in rows):
+        slower = [row for row in rows if row["problem"] == name and row["high"] < 1]
+        print(f"{name}: {'slower than ' + ', '.join(row['package'] for row in slower) if slower else 'no interval below 1'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", nargs="+", choices=INSTANCES, default=list(INSTANCES))
+    parser.add_argument("--kinds", nargs="+", help="only pairs of these kinds")
+    parser.add_argument("--packages", nargs="+", help="only pairs against these packages")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--dtype", choices=("float64", "float32"), default="float64")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    jax.config.update("jax_enable_x64", True)
+    print(f"{jax.devices()[0].device_kind}, {options.dtype}; ratio: theirs over ours [5 %, 95 %]")
+    print(f"{'':49}{'ours ms':>9}{'theirs ms':>10}{'ratio':>22}  ours | theirs")
+    rows = []
+    for name in options.problems:
+        pairs = [
+            pair
+            for pair in PAIRS[name]
+            if (not options.kinds or pair.kind in options.kinds)
+            and (not options.packages or pair.package in options.packages)
+        ]
+        for instance in INSTANCES[name]:
+            rows += compare(instance(options.dtype), pairs, options.repeats)
+    verdict(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Which parts go together, decided from what they declare, before anything is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bilevel import optimality
+from bilevel.hypergrad._base import Estimator
+from bilevel.inner import InnerSolver
+from bilevel.problem import Problem
+
+
+def misfits(problem: Problem, inner: InnerSolver, hypergrad: Estimator | None = None) -> list[str]:
+    """Why a problem, with the optimality condition that it names or implies, a solver and an estimator do not go together.
+
+    Returns:
+      A sentence for each reason, which names the part, what it needs, what is missing and what fits; empty if they do.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> problem = bl.Problem(lambda x, theta, data: jnp.sum((x - theta) ** 2), projection=lambda x, theta, data: x)
+      >>> bl.hypergrad.misfits(problem, bl.inner.FISTA())
+      []
+      >>> bl.hypergrad.misfits(problem, bl.inner.LBFGS())[0][:61]
+      'inner.LBFGS needs a smooth unconstrained inner problem, and t'
+    """
+    checks: list[Callable[[], object]] = [lambda: inner.check(problem), lambda: _check_point(problem, inner)]
+    if hypergrad is not None:
+        checks.append(lambda: hypergrad.check(problem, inner))
+    found = []
+    for check in checks:
+        try:
+            check()
+        except (TypeError, ValueError) as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def _check_point(problem: Problem, inner: InnerSolver) -> None:
+    """A condition that fits the problem, and takes the kind of point that solvers of this problem return."""
+    condition = optimality.of(problem)
+    if isinstance(condition, optimality.KKT | optimality.QuadraticProgram) and not problem.constrained:
+        raise ValueError(
+            f"optimality.{type(condition).__name__} takes a point with its multipliers, and inner.{type(inner).__name__} returns "
+            "the primal point of this problem, whose set is not stated by Problem.equality and Problem.inequality: use the "
+            "condition that the problem implies (optimality=auto)"
+        )

@@ -1,0 +1,168 @@
+"""Fixed-point iteration and Anderson acceleration, of a problem's own map or of its (proximal) gradient step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from bilevel import _checks, _tree
+from bilevel._tree import PyTree
+from bilevel.inner._base import InnerSolver, Progress
+from bilevel.inner._needs import MAP, NO_CONSTRAINTS, Need
+from bilevel.optimality._lipschitz import ITERATIONS, choose_step
+from bilevel.problem import Problem
+
+_GROWTH = 2.0  # of the residual, over the least so far, at which an extrapolation is undone
+_RIDGE = 1e-12  # of the mixing weights' normal equations, relative to their trace
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+    params: PyTree
+    eta: jax.Array  # of the gradient step; 0 where the problem has a map of its own
+    progress: Progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedPointIteration(InnerSolver):
+    """x⁺ = (1 − β)x + βT(x).
+
+    T is `Problem.fixed_point`, or else the (proximal) gradient step of length 1/L. Converges where T is a contraction, or
+    for β < 1 nonexpansive.
+
+    Args:
+      damping: β.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = (MAP, NO_CONSTRAINTS)
+
+    max_steps: int = 50_000
+    damping: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"inner.FixedPointIteration: damping must be above 0 and at most 1, got {self.damping}")
+
+    def init(self, problem, params, hparams, data):
+        """Choose the step of the gradient."""
+        eta, progress = _begin(problem, params, hparams, data)
+        return _State(params, eta, progress)
+
+    def step(self, problem, state, hparams, data):
+        """One application of the map."""
+        x = state.params
+        moved = _apply(problem, x, state.eta, hparams, data)
+        distance = _tree.norm(_tree.sub(moved, x))
+        x = moved if self.damping == 1 else _tree.add_scaled(x, self.damping, _tree.sub(moved, x))
+        return _State(x, state.eta, self.advance(state.progress, x, distance, grad_evals=1))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _AndersonState:
+    params: PyTree  # T of the last point
+    point: jax.Array  # raveled, like all below: where T is taken next
+    points: jax.Array  # (memory, n): the last ones, at number % memory
+    moves: jax.Array  # (memory, n): T(x) − x of these
+    filled: jax.Array
+    least: jax.Array  # the smallest ‖T(x) − x‖ so far
+    best: jax.Array  # T of the point that it belongs to
+    eta: jax.Array
+    progress: Progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Anderson(InnerSolver):
+    """x⁺ = Σᵢ αᵢ((1 − β)xᵢ + βT(xᵢ)) over the last points, with weights that add up to one and make Σᵢ αᵢ(T(xᵢ) − xᵢ) smallest.
+
+    T as for `FixedPointIteration`. Like a quasi-Newton method for roots: for maps that are expensive or contract slowly, such
+    as an implicit layer. Where ‖T(x) − x‖ grows to twice the least seen, it starts over from there, so that it converges where
+    the plain iteration does. What it returns is T of a point, which is feasible. Unrolled, the weights count as constants.
+
+    Args:
+      memory: points kept.
+      damping: β.
+
+    References: Anderson 1965; Walker & Ni 2011 (type II); Mai & Johansson 2020 (with a prox).
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = (MAP, NO_CONSTRAINTS)
+
+    max_steps: int = 5000
+    memory: int = 5
+    damping: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.require_positive("inner.Anderson", memory=self.memory, damping=self.damping)
+
+    def init(self, problem, params, hparams, data):
+        """An empty memory."""
+        eta, progress = _begin(problem, params, hparams, data)
+        flat = ravel_pytree(params)[0]
+        empty = jnp.zeros((self.memory, flat.size), flat.dtype)
+        infinity = jnp.array(jnp.inf, flat.dtype)
+        return _AndersonState(params, flat, empty, empty, jnp.int32(0), infinity, flat, eta, progress)
+
+    def step(self, problem, state, hparams, data):
+        """One application of the map, and the mix of what is remembered."""
+        unravel = ravel_pytree(state.params)[1]
+        moved = ravel_pytree(_apply(problem, unravel(state.point), state.eta, hparams, data))[0]
+        move = moved - state.point
+        size = jnp.linalg.norm(jax.lax.stop_gradient(move))
+        astray = (size > _GROWTH * state.least) | ~jnp.isfinite(size)
+        better = size < state.least
+        slot = state.progress.steps % self.memory
+        points, moves = state.points.at[slot].set(state.point), state.moves.at[slot].set(move)
+        filled = jnp.minimum(state.filled + 1, self.memory)
+        place = (slot - jnp.arange(self.memory)) % self.memory  # newest first
+        weights = jax.lax.stop_gradient(_mixing(moves[place], filled))
+        mixed = weights @ points[place] + self.damping * (weights @ moves[place])
+        usable = jnp.isfinite(jax.lax.stop_gradient(mixed)).all()
+        best = jnp.where(better, moved, state.best)
+        restart = astray & (state.filled > 0)
+        params = unravel(jnp.where(restart, state.best, moved))
+        return _AndersonState(
+            params=params,
+            point=jnp.where(restart, best, jnp.where(usable, mixed, moved)),
+            points=points,
+            moves=moves,
+            filled=jnp.where(restart, 0, filled),
+            least=jnp.minimum(size, state.least),
+            best=best,
+            eta=state.eta,
+            progress=self.advance(state.progress, params, jnp.where(restart, state.least, size), grad_evals=1),
+        )
+
+
+def _mixing(moves: jax.Array, filled: jax.Array) -> jax.Array:
+    """α for moves, newest first, of which so many count: least ‖Σ αᵢ movesᵢ‖ with Σ αᵢ = 1."""
+    known = jnp.arange(len(moves)) < filled
+    changes = jnp.where(known[1:, None], moves[1:] - moves[0], 0)
+    gram = changes @ changes.T
+    ridge = _RIDGE * jnp.trace(gram) + jnp.where(known[1:], 0, 1) + jnp.finfo(gram.dtype).tiny
+    others = jnp.linalg.solve(gram + jnp.diag(ridge), -changes @ moves[0])
+    return jnp.concatenate([1 - jnp.sum(others, keepdims=True), others])
+
+
+def _begin(problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> tuple[jax.Array, Progress]:
+    """The step of the gradient, and a progress that counts what it took."""
+    dtype = _tree.dtype(params)
+    if problem.fixed_point is not None:
+        return jnp.zeros((), dtype), Progress.start(dtype)
+    eta = choose_step(None, problem, params, hparams, data)
+    return eta, Progress.start(dtype, hvps=0 if problem.lipschitz else ITERATIONS)
+
+
+def _apply(problem: Problem, params: PyTree, eta: jax.Array, hparams: PyTree, data: PyTree) -> PyTree:
+    """T."""
+    if problem.fixed_point is not None:
+        return _tree.cast_like(problem.fixed_point(params, hparams, data), params)
+    gradient = jax.grad(problem.inner_loss)(params, hparams, data)
+    return problem.proximal_step(_tree.add_scaled(params, -eta, gradient), hparams, data, eta)

@@ -1,0 +1,235 @@
+"""Operator splitting for quadratic programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import _checks, _tree, linear
+from bilevel._status import Status
+from bilevel._tree import PyTree
+from bilevel.inner._base import InnerSolver, Progress
+from bilevel.inner._judge import judge
+from bilevel.inner._needs import PROGRAM, Need
+from bilevel.inner._program import (
+    Scales,
+    equilibrate,
+    infeasible,
+    largest,
+    positive,
+    program_of,
+    unbounded,
+)
+
+_STIFFER = 1e3  # ρ of equalities, relative to that of inequalities
+_REFINEMENTS = 8
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+    params: PyTree
+    x: jax.Array
+    w: jax.Array  # of the shape of Ax, allowed
+    y: jax.Array  # multipliers
+    rho: jax.Array  # relative to the curvature
+    factor: jax.Array  # of the system; empty where it is too large
+    scales: Scales
+    active: jax.Array  # inequalities with a multiplier
+    polished: jax.Array  # the residual at which this active set was polished last
+    progress: Progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OSQP(InnerSolver):
+    """Operator splitting (ADMM) for a convex `Problem.quadratic_program`; params is a `KKTSolution`, or its primal part.
+
+    With A the rows of E and M and w ≈ Ax within its bounds, each iteration solves one system with the same matrix,
+
+        (Q + σI + Aᵀ diag(ρ) A) x̃ = σx − c + Aᵀ(ρ∘w − y),
+
+    relaxes, clips, and moves the multipliers y. The matrix is factored once, and again when ρ is rebalanced; a large one
+    is solved by products, from the last x̃. Rows are scaled to norm 1, and σ and ρ are in units of the mean curvature of Q.
+    As soon as the active inequalities are the same at two checks, the answer is polished: the program with these as
+    equalities is solved, to rounding. `steps` counts ADMM iterations. Not differentiated: use `hypergrad.Implicit`.
+
+    Statuses besides `CONVERGED` and `MAX_STEPS`: `BREAKDOWN` (the constraints contradict each other, or the loss is
+    unbounded), `NEGATIVE_CURVATURE` (Q is not positive semidefinite; seen where it is factored).
+
+    Args:
+      rho: ρ of the inequalities at the start, 10³ times less than that of the equalities.
+      sigma: σ.
+      relaxation: in (0, 2).
+      check_every: iterations from one check to the next.
+      polish: polish the answer.
+      max_dense: unknowns up to which the matrix is formed and factored.
+      linear: solver of larger systems, for positive definite ones.
+
+    Reference: Stellato, Banjac, Goulart, Bemporad & Boyd 2020.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = (PROGRAM,)
+
+    max_steps: int = 20_000
+    rho: float = 0.1
+    sigma: float = 1e-6
+    relaxation: float = 1.6
+    check_every: int = 25
+    polish: bool = True
+    max_dense: int = 2000
+    linear: linear.LinearSolver = dataclasses.field(default_factory=linear.CG)
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.require_positive("inner.OSQP", rho=self.rho, sigma=self.sigma, check_every=self.check_every)
+        if not 0 < self.relaxation < 2:
+            raise ValueError(f"inner.OSQP: relaxation must lie between 0 and 2, got {self.relaxation}")
+
+    def init(self, problem, params, hparams, data):
+        """Measure, factor, and start from the point and the multipliers of params."""
+        program = program_of("inner.OSQP", problem, params, hparams, data)
+        scales = equilibrate(program, dense=program.c.size <= self.max_dense)
+        x, y = program.point(params)
+        rho = jnp.asarray(self.rho, x.dtype)
+        weights, sigma = self._weights(program, scales, rho)
+        progress = Progress.start(x.dtype)
+        if x.size <= self.max_dense:
+            lifted = self._factor(program, 0 * weights, _tree.eps(x) ** 0.5 * scales.columns)
+            convex, finite = jnp.isfinite(lifted).all(), jnp.isfinite(scales.columns).all()
+            status = jnp.where(
+                convex, Status.MAX_STEPS, jnp.where(finite, Status.NEGATIVE_CURVATURE, Status.NON_FINITE)
+            )
+            progress = dataclasses.replace(progress, status=status.astype(jnp.int32))
+        return _State(
+            params=params,
+            x=x,
+            w=program.project(program.push(x)),
+            y=y,
+            rho=rho,
+            factor=self._factor(program, weights, sigma),
+            scales=scales,
+            active=y > 0,
+            polished=jnp.array(jnp.inf, x.dtype),
+            progress=progress,
+        )
+
+    def step(self, problem, state, hparams, data):
+        """`check_every` iterations, and a check."""
+        program = program_of("inner.OSQP", problem, state.params, hparams, data)
+        weights, sigma = self._weights(program, state.scales, state.rho)
+        solve = self._solver(program, state.factor, weights, sigma)
+
+        def iteration(_, carry):
+            x, w, y, ahead = carry
+            ahead = solve(sigma * x - program.c + program.pull(weights * w - y), ahead)
+            relaxed = self.relaxation * program.push(ahead) + (1 - self.relaxation) * w
+            target = relaxed + y / weights
+            w = program.project(target)
+            return self.relaxation * ahead + (1 - self.relaxation) * x, w, weights * (target - w), ahead
+
+        x, w, y, _ = jax.lax.fori_loop(0, self.check_every, iteration, (state.x, state.w, state.y, state.x))
+        params = program.params(x, y)
+        verdict = judge(problem, params, hparams, data)
+        residual = verdict.distance / positive(verdict.size)
+
+        active = ~program.equal & (y > 0)
+        same = jnp.all(active == state.active)
+        polished = jnp.where(same, state.polished, jnp.inf)
+        if self.polish:
+            due = same & (residual < 0.1 * polished)
+            candidate = _once(due, lambda _: self._polish(program, state.scales, active, x, y), (x, y))
+            better = program.params(*candidate)
+            other = judge(problem, better, hparams, data)
+            improves = due & (other.distance / positive(other.size) < residual)
+            params, verdict = _tree.where(improves, better, params), _tree.where(improves, other, verdict)
+            polished = jnp.where(due, residual, polished)
+
+        rho = self._balanced(program, state, x, w, y)
+        factor = _once(
+            rho != state.rho, lambda _: self._factor(program, *self._weights(program, state.scales, rho)), state.factor
+        )
+        moved = x - state.x, y - state.y
+        certain = unbounded(program, state.scales, x, moved[0]) | infeasible(program, state.scales, x, moved[1])
+        progress = self.advance(
+            state.progress,
+            params,
+            verdict.distance,
+            size=verdict.size,
+            grad_evals=1 + self.polish,
+            hvps=1 + self.polish,
+            failed=certain,
+            failure=Status.BREAKDOWN,
+        )
+        steps = state.progress.steps + self.check_every
+        return _State(
+            params, x, w, y, rho, factor, state.scales, active, polished, dataclasses.replace(progress, steps=steps)
+        )
+
+    def _weights(self, program, scales, rho):
+        """ρ for each row, and σ."""
+        stiffness = jnp.where(program.equal, jnp.asarray(_STIFFER, rho.dtype), 1)
+        return rho * stiffness * scales.rows, self.sigma * scales.columns
+
+    def _factor(self, program, weights, shift):
+        if program.c.size > self.max_dense:
+            return jnp.zeros((0, 0), program.c.dtype)
+        return jnp.linalg.cholesky(_dense(program.system(weights, shift), program.c))
+
+    def _solver(self, program, factor, weights, shift) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """(right-hand side, start) ↦ the solution, or a point ten times closer to it than the start."""
+        if program.c.size <= self.max_dense:
+            return lambda b, start: jax.scipy.linalg.cho_solve((factor, True), b)
+        operator = linear.Operator(program.system(weights, shift), "positive_definite")
+
+        def solve(b, start):
+            left = b - operator.matvec(start)
+            return start + self.linear.attempt(operator, left, jnp.zeros_like(left), 0.1 * _tree.norm(left)).value
+
+        return solve
+
+    def _polish(self, program, scales, active, x, y):
+        """Solve the program with the active rows as equalities: a regularized system, and iterative refinement."""
+        kept = program.equal | active
+        delta = _tree.eps(x) ** 0.375 if x.size <= self.max_dense else 1e-2
+        weights, shift = jnp.where(kept, scales.rows / delta, 0), delta * scales.columns
+        solve = self._solver(program, self._factor(program, weights, shift), weights, shift)
+
+        def refine(_, point):
+            x, y = point
+            above = jnp.where(kept, program.bound - program.push(x), 0)
+            slope = program.hessian(x) + program.c + program.pull(y)
+            move = solve(program.pull(weights * above) - slope, jnp.zeros_like(x))
+            return x + move, y + weights * (program.push(move) - above)
+
+        x, y = jax.lax.fori_loop(0, _REFINEMENTS, refine, (x, jnp.where(kept, y, 0)))
+        return x, jnp.where(program.equal, y, jnp.maximum(y, 0))
+
+    def _balanced(self, program, state, x, w, y):
+        """ρ, changed where the primal and the dual error, each relative to its terms, are too far apart."""
+        e, d = state.scales.residuals, state.scales.variables
+        rows, product, pulled = program.push(x), program.hessian(x), program.pull(y)
+        primal = _relative([rows, -w], e)
+        dual = _relative([product, program.c, pulled], d)
+        factor = jnp.clip(jnp.sqrt(primal / positive(dual)), 1e-3, 1e3)
+        change = (primal > 0) & (dual > 0) & ((factor > 5) | (factor < 0.2))
+        return jnp.where(change, jnp.clip(state.rho * factor, 1e-6, 1e6), state.rho)
+
+
+def _once(wanted: jax.Array, function: Callable[[Any], Any], otherwise: Any) -> Any:
+    """`function(otherwise)` where wanted. A loop, since under `vmap` a `cond` would do the work of both branches always."""
+    _, found = jax.lax.while_loop(lambda s: s[0], lambda s: (jnp.array(False), function(s[1])), (wanted, otherwise))
+    return found
+
+
+def _dense(product: Callable[[jax.Array], jax.Array], like: jax.Array) -> jax.Array:
+    columns = jax.vmap(product)(jnp.eye(like.size, dtype=like.dtype))
+    return (columns + columns.T) / 2
+
+
+def _relative(terms: list[jax.Array], scale: jax.Array) -> jax.Array:
+    """The largest entry of a sum, relative to the largest of its terms."""
+    return largest(scale * sum(terms)) / positive(jnp.stack([largest(scale * term) for term in terms]).max())

@@ -1,0 +1,42 @@
+"""Any Python function as an inner solver."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from bilevel import _checks
+from bilevel.inner._needs import Need
+from bilevel.inner.external import _callback
+from bilevel.inner.external._base import Answer, _External
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Python(_External):
+    """x = function(start, hparams, data), any Python code on NumPy arrays in double precision.
+
+    It gets its own copy of the start; hparams and data must not be written to. A `BCOO` matrix in data comes as a SciPy CSR
+    array. Serves every problem, and is judged by it.
+
+    Args:
+      function: (params, hparams, data) -> params, with the structure and shapes of params, floating-point.
+      max_steps: has no effect.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+
+    function: Callable[..., Any]
+    max_steps: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.require_callable("inner.Python", function=self.function)
+        if self.function is None:
+            raise TypeError("inner.Python: function must be a function (params, hparams, data) -> params, got None")
+
+    def _foreign(self, problem, start, hparams, data):
+        def foreign(start, inputs):
+            return Answer(self.function(start, *_callback.in_scipy(inputs)))
+
+        return foreign, (hparams, data)

@@ -1,0 +1,111 @@
+"""The conformance matrix: every solver on every problem reaches the optimum of another code, or refuses it.
+
+A new solver adds itself to `SOLVERS` and says in `FALLS_SHORT` where its status, not its declared needs, tells that it failed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import inner_cases
+import jax
+import numpy as np
+import optax
+import optimistix
+import pytest
+from inner_cases import MAKERS
+
+from bilevel import inner
+from bilevel._status import Status
+
+TIGHT = {"rtol": 1e-11, "atol": 0.0, "max_steps": 200_000}
+SOLVERS = {
+    "Anderson": inner.Anderson(**TIGHT),
+    "BlockCoordinateDescent": inner.BlockCoordinateDescent(**TIGHT),
+    "FISTA": inner.FISTA(**TIGHT),
+    "FISTA plain": inner.FISTA(**TIGHT, acceleration=False),
+    "FixedPointIteration": inner.FixedPointIteration(**TIGHT),
+    "LBFGS": inner.LBFGS(**TIGHT),
+    "MirrorDescent": inner.MirrorDescent(**TIGHT),
+    "Newton": inner.Newton(**TIGHT),
+    "Optax": inner.Optax(optimizer=optax.sgd(0.002, momentum=0.9), prox_step=0.02, **TIGHT),
+    "Optax SVRG": inner.Optax(
+        optimizer=optax.sgd(0.02), batch_size=7, variance_reduction=True, prox_step=0.02, **TIGHT
+    ),
+    "Optimistix": inner.Optimistix(solver=optimistix.BFGS(rtol=1e-11, atol=1e-11), rtol=1e-8),
+    "Quadratic": inner.Quadratic(rtol=1e-11),
+    "Ridge": inner.Ridge(rtol=1e-11),
+    "SemismoothNewton": inner.SemismoothNewton(**TIGHT),
+}
+SMOOTH = {"quadratic", "logistic", "rosenbrock", "nonlinear_least_squares"}
+CONVEX_SETS = {"nnls", "simplex_qp", "box_qp", "svm_dual"}
+SPARSE = {"lasso", "elastic_net"}
+LOSSES = SMOOTH | CONVEX_SETS | SPARSE
+SERVES = {
+    "Anderson": LOSSES | {"fixed_point"},
+    "BlockCoordinateDescent": LOSSES - {"rosenbrock", "nonlinear_least_squares", "simplex_qp"},
+    "FISTA": LOSSES,
+    "FISTA plain": LOSSES,
+    "FixedPointIteration": LOSSES | {"fixed_point"},
+    "LBFGS": SMOOTH,
+    "MirrorDescent": CONVEX_SETS,
+    "Newton": SMOOTH,
+    "Optax": LOSSES,
+    "Optax SVRG": {"logistic", "lasso", "elastic_net"},
+    "Optimistix": SMOOTH,
+    "Quadratic": SMOOTH,
+    "Ridge": set(),
+    "SemismoothNewton": LOSSES,
+}
+# What the declared needs cannot tell: the solve ends with a status that says so.
+FALLS_SHORT = {
+    ("MirrorDescent", "nnls"): "its set is not made of simplices",
+    ("MirrorDescent", "box_qp"): "its set is not made of simplices",
+    ("Anderson", "rosenbrock"): "the step that suits the start is too long at the solution",
+    ("FixedPointIteration", "rosenbrock"): "the step that suits the start is too long at the solution",
+    ("Quadratic", "logistic"): "the loss is not quadratic",
+    ("Quadratic", "rosenbrock"): "the loss is not quadratic",
+    ("Quadratic", "nonlinear_least_squares"): "the loss is not quadratic",
+}
+REACHES = [(solver, name) for solver in SOLVERS for name in MAKERS if name in SERVES[solver]]
+REACHES = [pair for pair in REACHES if pair not in FALLS_SHORT]
+REFUSES = [(solver, name) for solver in SOLVERS for name in MAKERS if name not in SERVES[solver]]
+
+
+def solve(solver, case):
+    run = jax.jit(lambda p, h, d: solver.solve(case.problem, p, h, d))
+    return run(case.start, case.hparams, case.data)
+
+
+def test_every_solver_is_listed():
+    exported = {
+        cls
+        for cls in map(inner.__dict__.get, inner.__all__)
+        if isinstance(cls, type) and issubclass(cls, inner.InnerSolver) and cls is not inner.InnerSolver
+    }
+    assert exported == {type(solver) for solver in SOLVERS.values()}
+
+
+@pytest.mark.parametrize(("solver", "name"), REACHES)
+@pytest.mark.usefixtures("x64")
+def test_reaches_the_reference(solver, name):
+    case = inner_cases.case(name)
+    SOLVERS[solver].check(case.problem)
+    found = solve(SOLVERS[solver], case)
+    assert Status(int(found.status)) is Status.CONVERGED, f"residual {float(found.residual):.1e}"
+    np.testing.assert_allclose(found.params, case.optimum, atol=1e-6)
+
+
+@pytest.mark.parametrize(("solver", "name"), REFUSES)
+@pytest.mark.usefixtures("x64")
+def test_refuses_what_it_does_not_serve(solver, name):
+    kind = type(SOLVERS[solver]).__name__
+    with pytest.raises(ValueError, match=rf"inner\.{kind}.* needs .*: (use|add|choose|state) "):
+        SOLVERS[solver].check(inner_cases.case(name).problem)
+
+
+@pytest.mark.parametrize(("solver", "name"), FALLS_SHORT)
+@pytest.mark.usefixtures("x64")
+def test_says_where_it_falls_short(solver, name):
+    few = dataclasses.replace(SOLVERS[solver], max_steps=min(SOLVERS[solver].max_steps, 2000))
+    assert Status(int(solve(few, inner_cases.case(name)).status)) is not Status.CONVERGED
