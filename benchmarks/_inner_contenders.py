@@ -137,6 +137,20 @@ def jaxopt_anderson(instance: Instance) -> Settings:
     return _jaxopt(instance, {"": build}, instance.hparams, instance.data)
 
 
+class _SumOfLosses(type(jaxopt_objective.multiclass_logreg)):
+    """jaxopt's `multiclass_logreg` times m: its steps are 2/‖xⱼ‖², which is m times too short for the mean."""
+
+    def subfun(self, predictions, data):
+        return len(data[1]) * super().subfun(predictions, data)
+
+
+def jaxopt_logistic_cd(instance: Instance) -> Settings:
+    """BlockCoordinateDescent, the penalty in the prox."""
+    samples = instance.parts["X"].shape[0]
+    blocks = _blocks(_SumOfLosses(), jaxopt.prox.prox_ridge)
+    return _jaxopt(instance, blocks, samples * instance.hparams, (instance.parts["X"], instance.parts["y"]))
+
+
 def optimistix(kind: str, **solvers: Callable) -> Family:
     """Solvers of optimistix: `"minimise"` the loss, or `"root_find"` a zero of its gradient."""
 
@@ -166,15 +180,11 @@ def optimistix(kind: str, **solvers: Callable) -> Family:
 # Lasso
 
 
-def jaxopt_lasso(acceleration: bool = True) -> Family:
+def jaxopt_lasso(instance: Instance) -> Settings:
     """ProximalGradient."""
-
-    def family(instance):
-        solver = functools.partial(jaxopt.ProximalGradient, prox=jaxopt.prox.prox_lasso, acceleration=acceleration)
-        settings = _steps(solver, {"": jaxopt_objective.least_squares})
-        return _jaxopt(instance, settings, instance.hparams, (instance.parts["X"], instance.parts["y"]))
-
-    return family
+    solver = functools.partial(jaxopt.ProximalGradient, prox=jaxopt.prox.prox_lasso)
+    settings = _steps(solver, {"": jaxopt_objective.least_squares})
+    return _jaxopt(instance, settings, instance.hparams, (instance.parts["X"], instance.parts["y"]))
 
 
 class _SumOfSquares(type(jaxopt_objective.least_squares)):
@@ -187,17 +197,17 @@ class _SumOfSquares(type(jaxopt_objective.least_squares)):
 def jaxopt_lasso_cd(instance: Instance) -> Settings:
     """BlockCoordinateDescent."""
     samples = instance.parts["X"].shape[0]
+    blocks = _blocks(_SumOfSquares(), jaxopt.prox.prox_lasso)
+    return _jaxopt(instance, blocks, samples * instance.hparams, (instance.parts["X"], instance.parts["y"]))
 
+
+def _blocks(fun: Any, block_prox: Callable) -> dict[str, Callable]:
     def build(tol, scale):
         return jaxopt.BlockCoordinateDescent(
-            fun=_SumOfSquares(),
-            block_prox=jaxopt.prox.prox_lasso,
-            tol=tol,
-            maxiter=MAX_STEPS,
-            implicit_diff=False,
+            fun=fun, block_prox=block_prox, tol=tol, maxiter=MAX_STEPS, implicit_diff=False
         )
 
-    return _jaxopt(instance, {"": build}, samples * instance.hparams, (instance.parts["X"], instance.parts["y"]))
+    return {"": build}
 
 
 @functools.cache
@@ -280,18 +290,9 @@ class _SvmDual(type(jaxopt_objective.multiclass_linear_svm_dual)):
 
 def jaxopt_svm_cd(instance: Instance) -> Settings:
     """BlockCoordinateDescent."""
-
-    def build(tol, scale):
-        return jaxopt.BlockCoordinateDescent(
-            fun=_SvmDual(),
-            block_prox=lambda row, _, step: jaxopt_projection.projection_simplex(row),
-            tol=tol,
-            maxiter=MAX_STEPS,
-            implicit_diff=False,
-        )
-
     parts = instance.parts
-    return _jaxopt(instance, {"": build}, None, parts["theta"], (parts["X"], parts["Y"]))
+    blocks = _blocks(_SvmDual(), lambda row, _, step: jaxopt_projection.projection_simplex(row))
+    return _jaxopt(instance, blocks, None, parts["theta"], (parts["X"], parts["Y"]))
 
 
 # Non-negative least squares
@@ -302,6 +303,12 @@ def jaxopt_nnls(instance: Instance) -> Settings:
     solver = functools.partial(jaxopt.ProjectedGradient, projection=jaxopt_projection.projection_non_negative)
     settings = _steps(solver, {"": lambda w, data: jnp.sum((data[0] @ w - data[1]) ** 2) / 2})
     return _jaxopt(instance, settings, None, (instance.parts["X"], instance.parts["y"]))
+
+
+def jaxopt_nnls_cd(instance: Instance) -> Settings:
+    """BlockCoordinateDescent."""
+    blocks = _blocks(_SumOfSquares(), lambda x, _, step: jnp.maximum(x, 0))
+    return _jaxopt(instance, blocks, None, (instance.parts["X"], instance.parts["y"]))
 
 
 def jaxopt_nnls_program(instance: Instance) -> Settings:

@@ -28,9 +28,7 @@ import optimistix as optx
 from bilevel import inner
 
 TARGET = 1e-6
-MIRROR = {"max_steps": by.MAX_STEPS}
 LONG = {"max_steps": by.MAX_STEPS}
-PLAIN = {"acceleration": False, **LONG}
 
 INSTANCES = {
     "logistic": [problems.logistic],
@@ -50,25 +48,35 @@ class Pair:
     theirs: by.Family
 
 
+FISTA = by.ours(inner.FISTA, **LONG)
+BLOCKS = by.ours(inner.BlockCoordinateDescent)
+BEST_LASSO = by.together(FISTA=FISTA, BlockCoordinateDescent=BLOCKS, SemismoothNewton=by.ours(inner.SemismoothNewton))
+
 PAIRS = {
     "logistic": [
         Pair("LBFGS", by.ours(inner.LBFGS), "jaxopt", by.jaxopt_lbfgs),
         Pair("LBFGS", by.ours(inner.LBFGS), "optimistix", by.optimistix("minimise", LBFGS=optx.LBFGS, BFGS=optx.BFGS)),
-        Pair("FISTA", by.ours(inner.FISTA, **LONG), "jaxopt", by.jaxopt_logistic(jaxopt.GradientDescent)),
+        Pair("FISTA", FISTA, "jaxopt", by.jaxopt_logistic(jaxopt.GradientDescent)),
+        Pair("Anderson", by.ours(inner.Anderson, memory=10), "jaxopt", by.jaxopt_anderson),
+        Pair("BlockCoordinateDescent", BLOCKS, "jaxopt", by.jaxopt_logistic_cd),
         Pair("Newton", by.ours(inner.Newton), "optimistix", by.optimistix("root_find", Newton=optx.Newton)),
     ],
     "lasso": [
-        Pair("FISTA", by.ours(inner.FISTA, **LONG), "jaxopt", by.jaxopt_lasso()),
-        Pair("best", by.ours(inner.FISTA, **LONG), "celer", by.lasso_by_numpy("celer")),
-        Pair("best", by.ours(inner.FISTA, **LONG), "skglm", by.lasso_by_numpy("skglm")),
-        Pair("best", by.ours(inner.FISTA, **LONG), "sklearn", by.lasso_by_numpy("sklearn")),
+        Pair("FISTA", FISTA, "jaxopt", by.jaxopt_lasso),
+        Pair("BlockCoordinateDescent", BLOCKS, "jaxopt", by.jaxopt_lasso_cd),
+        Pair("best", BEST_LASSO, "celer", by.lasso_by_numpy("celer")),
+        Pair("best", BEST_LASSO, "skglm", by.lasso_by_numpy("skglm")),
+        Pair("best", BEST_LASSO, "sklearn", by.lasso_by_numpy("sklearn")),
     ],
     "svm": [
-        Pair("FISTA", by.ours(inner.FISTA, **LONG), "jaxopt", by.jaxopt_svm),
-        Pair("MirrorDescent", by.ours(inner.MirrorDescent, **MIRROR), "jaxopt", by.jaxopt_svm_mirror),
+        Pair("FISTA", FISTA, "jaxopt", by.jaxopt_svm),
+        Pair("MirrorDescent", by.ours(inner.MirrorDescent, **LONG), "jaxopt", by.jaxopt_svm_mirror),
+        Pair("BlockCoordinateDescent", BLOCKS, "jaxopt", by.jaxopt_svm_cd),
     ],
     "nnls": [
-        Pair("FISTA", by.ours(inner.FISTA, **LONG), "jaxopt", by.jaxopt_nnls),
+        Pair("FISTA", FISTA, "jaxopt", by.jaxopt_nnls),
+        Pair("BlockCoordinateDescent", BLOCKS, "jaxopt", by.jaxopt_nnls_cd),
+        Pair("OSQP", by.ours(inner.OSQP), "jaxopt", by.jaxopt_nnls_program),
     ],
 }
 

@@ -94,6 +94,11 @@ def where(condition: Any, x: PyTree, y: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
 
 
+def with_derivative_of(y: PyTree, x: PyTree) -> PyTree:
+    """The values of `x` with the derivatives of `y`: a point that is kept, while what leads to it is differentiated."""
+    return jax.tree.map(lambda x, y: jax.lax.stop_gradient(x - y) + y, x, y)
+
+
 def all_finite(x: PyTree) -> jax.Array:
     """Whether no differentiable leaf holds a NaN or an infinity."""
     leaves = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(x) if is_inexact(a)]

@@ -154,6 +154,16 @@ def lasso():
     return linear_case(model, jnp.array(0.3), jnp.zeros(FEATURES), Y, reference)
 
 
+def ridge():
+    from sklearn.linear_model import Ridge
+
+    def reference():
+        return Ridge(alpha=0.3 * ROWS, fit_intercept=False, tol=1e-14).fit(X, Y).coef_
+
+    model = LinearModel(loss="squared", rows=rows, l2=lambda hparams: hparams, mean=True)
+    return linear_case(model, jnp.array(0.3), jnp.zeros(FEATURES), Y, reference)
+
+
 def elastic_net():
     from sklearn.linear_model import ElasticNet
 
@@ -234,6 +244,7 @@ MAKERS = {
     for maker in (
         quadratic,
         logistic,
+        ridge,
         lasso,
         elastic_net,
         nnls,

@@ -1,12 +1,14 @@
-"""Conformance of the inner solvers: each on each problem that it serves, and a refusal where it does not."""
+"""The contract of the inner solvers, beyond the optimum (`test_inner_matrix.py`): precisions, lanes, derivatives, failures."""
 
 from __future__ import annotations
 
+import dataclasses
+
+import inner_cases
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-import optax
-import optimistix
 import problems
 import pytest
 
@@ -14,118 +16,123 @@ import bilevel as bl
 from bilevel import inner
 from bilevel._status import Status
 
-SOLVERS = {
-    "FISTA": inner.FISTA(rtol=1e-13, atol=0.0, max_steps=50_000),
-    "FISTA plain": inner.FISTA(rtol=1e-13, atol=0.0, max_steps=50_000, acceleration=False),
-    "LBFGS": inner.LBFGS(rtol=1e-13, atol=0.0),
-    "Quadratic": inner.Quadratic(rtol=1e-12),
-    "MirrorDescent": inner.MirrorDescent(rtol=1e-13, atol=0.0),
-    "Newton": inner.Newton(rtol=1e-13, atol=0.0),
-    "Optax": inner.Optax(optimizer=optax.sgd(0.01, momentum=0.9), rtol=1e-13, atol=0.0),
-    "Optimistix": inner.Optimistix(solver=optimistix.BFGS(rtol=1e-10, atol=1e-10), rtol=1e-8, atol=0.0),
+# Each of our own solvers on a problem that it is for.
+OWN = {
+    "Anderson": (inner.Anderson(), "fixed_point"),
+    "BlockCoordinateDescent": (inner.BlockCoordinateDescent(), "lasso"),
+    "BlockCoordinateDescent rows": (inner.BlockCoordinateDescent(), "svm_dual"),
+    "FISTA": (inner.FISTA(), "lasso"),
+    "FixedPointIteration": (inner.FixedPointIteration(), "fixed_point"),
+    "LBFGS": (inner.LBFGS(), "logistic"),
+    "MirrorDescent": (inner.MirrorDescent(), "simplex_qp"),
+    "Newton": (inner.Newton(), "logistic"),
+    "Quadratic": (inner.Quadratic(), "quadratic"),
+    "Ridge": (inner.Ridge(), "ridge"),
+    "SemismoothNewton": (inner.SemismoothNewton(), "nnls"),
 }
-SERVES = {
-    "FISTA": set(problems.ALL),
-    "FISTA plain": set(problems.ALL),
-    "LBFGS": {"ridge", "logistic"},
-    "Quadratic": {"ridge"},
-    "MirrorDescent": {"simplex"},
-    "Newton": {"ridge", "logistic"},
-    "Optax": {"ridge", "logistic", "non_negative", "simplex"},
-    "Optimistix": {"ridge", "logistic"},
-}
-PAIRS = [(solver, problem) for solver in SOLVERS for problem in sorted(SERVES[solver])]
+each = pytest.mark.parametrize("name", OWN)
 
 
-def solve(solver, name, dtype="float64", start=None):
-    problem = problems.ALL[name]
-    run = jax.jit(lambda p, h, d: solver.solve(problem, p, h, d))
-    start = problems.start(dtype) if start is None else start
-    return run(start, problems.hparams(name, dtype), problems.data(dtype))
+def solve(solver, case, start=None, jit=True):
+    def run(p, h, d):
+        return solver.solve(case.problem, p, h, d)
+
+    return (jax.jit(run) if jit else run)(case.start if start is None else start, case.hparams, case.data)
 
 
-def reference(name):
-    """The optimum by scikit-learn or SciPy."""
-    from scipy.optimize import lsq_linear, minimize
+def cast(case, dtype):
+    def leaf(x):
+        return jnp.asarray(x, dtype) if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else jnp.asarray(x)
 
-    theta, (features, targets) = np.asarray(problems.hparams(name)), (problems.FEATURES, problems.TARGETS)
-    if name == "ridge":
-        return np.asarray(problems.ridge_solution(problems.hparams(name)))
-    if name == "lasso":
-        from sklearn.linear_model import Lasso
-
-        model = Lasso(alpha=float(np.exp(theta)) / len(targets), fit_intercept=False, tol=1e-14, max_iter=100_000)
-        return model.fit(features, targets).coef_
-    if name == "non_negative":
-        stacked = np.vstack([features, np.diag(np.exp(theta / 2))])
-        return lsq_linear(stacked, np.append(targets, np.zeros(8)), bounds=(0, np.inf), tol=1e-14, method="bvls").x
-    args = (problems.hparams(name), problems.data())
-    loss = jax.jit(lambda x: problems.ALL[name].inner_loss(x, *args))
-    grad = jax.jit(jax.grad(loss))
-    kwargs = {}
-    if name == "simplex":
-        kwargs = {
-            "bounds": [(0, None)] * 8,
-            "constraints": {"type": "eq", "fun": lambda x: x.sum() - 1},
-            "method": "SLSQP",
-        }
-    tight = {"ftol": 1e-16, "maxiter": 1000} if name == "simplex" else {"gtol": 1e-10}
-    return minimize(
-        lambda x: float(loss(x)), np.full(8, 1 / 8), jac=lambda x: np.asarray(grad(x)), options=tight, **kwargs
-    ).x
+    arrays = (jax.tree.map(leaf, part) for part in (case.hparams, case.start, case.data))
+    return dataclasses.replace(case, **dict(zip(("hparams", "start", "data"), arrays, strict=True)))
 
 
-def test_every_solver_is_listed():
+def test_every_own_solver_is_listed():
+    foreign = {"Optax", "Optimistix"}
     exported = {
-        cls
+        cls.__name__
         for cls in map(inner.__dict__.get, inner.__all__)
-        if isinstance(cls, type) and issubclass(cls, inner.InnerSolver) and cls is not inner.InnerSolver
+        if isinstance(cls, type) and issubclass(cls, inner.InnerSolver) and "external" not in cls.__module__
     }
-    assert exported == {type(solver) for solver in SOLVERS.values()}
+    assert exported - foreign - {"InnerSolver"} == {type(solver).__name__ for solver, _ in OWN.values()}
 
 
-@pytest.mark.parametrize(("solver", "problem"), PAIRS)
-def test_reaches_the_reference(x64, solver, problem):
-    found = solve(SOLVERS[solver], problem)
-    assert Status(int(found.status)) is Status.CONVERGED
-    assert float(found.residual) <= max(1e-12, SOLVERS[solver].rtol)
-    np.testing.assert_allclose(found.params, reference(problem), atol=1e-6)
-
-
-@pytest.mark.parametrize(("solver", "problem"), [(s, p) for s in SOLVERS for p in problems.ALL if p not in SERVES[s]])
-def test_refuses_what_it_does_not_serve(x64, solver, problem):
-    if solver == "Quadratic" and problem == "logistic":
-        assert Status(int(solve(SOLVERS[solver], problem).status)) is Status.STAGNATED
-        return
-    if solver == "MirrorDescent" and problem == "non_negative":
-        assert Status(int(solve(inner.MirrorDescent(max_steps=300), problem).status)) is not Status.CONVERGED
-        return
-    if solver == "Optax" and problem == "lasso":
-        return
-    needs = "a set with a projection" if solver == "MirrorDescent" else "a smooth unconstrained inner problem"
-    with pytest.raises(ValueError, match=rf"inner\.{solver} needs {needs}, and this one has .*: use inner\.FISTA"):
-        SOLVERS[solver].check(problems.ALL[problem])
-
-
-@pytest.mark.parametrize("solver", [inner.FISTA(), inner.LBFGS(), inner.Quadratic()], ids=lambda s: type(s).__name__)
-def test_both_precisions(dtype, solver):
-    found = solve(solver, "ridge", dtype)
-    assert found.params.dtype == dtype
-    assert found.residual.dtype == dtype
-    assert Status(int(found.status)) is Status.CONVERGED
+@each
+def test_both_precisions_are_kept_without_promotion(dtype, name):
+    solver, problem = OWN[name]
     with jax.enable_x64(True):
-        expected = reference("ridge")
-    assert np.linalg.norm(found.params - expected) <= (1e-3 if dtype == "float32" else 1e-4) * np.linalg.norm(expected)
+        optimum = inner_cases.case(problem).optimum
+        case = inner_cases.case(problem)
+    with jax.numpy_dtype_promotion("strict"):
+        found = solve(solver, cast(case, dtype))
+    assert found.params.dtype == found.residual.dtype == dtype
+    assert Status(int(found.status)) is Status.CONVERGED
+    assert np.linalg.norm(found.params - optimum) <= (1e-3 if dtype == "float32" else 1e-4) * np.linalg.norm(optimum)
 
 
-@pytest.mark.parametrize("solver", [inner.FISTA(), inner.LBFGS()], ids=lambda s: type(s).__name__)
-def test_a_warm_start_takes_fewer_steps(x64, solver):
-    cold = solve(solver, "logistic")
-    warm = solve(solver, "logistic", start=cold.params + 1e-6)
-    assert int(warm.steps) < int(cold.steps) / 2
-    again = solve(solver, "logistic", start=solve(SOLVERS["LBFGS"], "logistic").params)
-    assert int(again.steps) == 1
-    assert Status(int(again.status)) is Status.CONVERGED
+@each
+def test_a_warm_start_takes_fewer_steps(x64, name):
+    solver, problem = OWN[name]
+    case = inner_cases.case(problem)
+    cold = solve(solver, case)
+    warm = solve(solver, case, jnp.asarray(case.optimum))
+    assert Status(int(warm.status)) is Status.CONVERGED
+    assert int(warm.steps) <= max(int(cold.steps) / 2, 1)
+
+
+@each
+def test_lanes_of_a_batch_end_as_alone(x64, name):
+    """Six lanes, so that the batch shrinks on the way; each has its own status and count."""
+    solver, problem = OWN[name]
+    solver, case = dataclasses.replace(solver, rtol=1e-10), inner_cases.case(problem)
+    hparams = jax.tree.map(lambda h: jnp.stack([h * scale for scale in (1.0, 0.9, 1.1, 0.5, 2.0, 1.3)]), case.hparams)
+    batch = jax.jit(jax.vmap(lambda h: solver.solve(case.problem, case.start, h, case.data)))(hparams)
+    alone = jax.jit(lambda h: solver.solve(case.problem, case.start, h, case.data))
+    for lane in range(6):
+        single = alone(jax.tree.map(lambda h, lane=lane: h[lane], hparams))
+        np.testing.assert_allclose(batch.params[lane], single.params, rtol=1e-6, atol=1e-8)
+        assert int(batch.status[lane]) == int(single.status) == Status.CONVERGED
+
+
+@each
+def test_unrolled_steps_have_the_derivative_of_the_solution(x64, name):
+    """Differentiated through as many steps as it takes from the solution, and by the implicit function theorem."""
+    solver, problem = OWN[name]
+    case = inner_cases.case(problem)
+    solution = jnp.asarray(case.optimum)
+    weight = jnp.cos(jnp.arange(solution.size)).reshape(solution.shape)
+    stated = dataclasses.replace(case.problem, outer_loss=lambda x, h, d: jnp.vdot(weight, x))
+    steps = 1 if solver.max_steps == 1 else 5000 if name.endswith("rows") else 400
+    exact = bl.hypergrad.Implicit(linear=bl.linear.Auto(rtol=1e-10))
+    slow = bl.hypergrad.Unrolled(steps=steps)
+    tight = dataclasses.replace(solver, rtol=0.0, atol=0.0)  # goes on at the solution
+    found, expected = (
+        jax.jit(lambda p, h, d, e=e, s=s: e.estimate(stated, s, p, jnp.zeros_like(p), h, d).grad)(
+            solution, case.hparams, case.data
+        )
+        for e, s in ((slow, tight), (exact, solver))
+    )
+    scale = max(float(jnp.abs(jax.flatten_util.ravel_pytree(expected)[0]).max()), 1e-3)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * scale)
+
+
+def test_a_hard_lane_does_not_cost_the_batch_its_time(x64):
+    """Evaluations are counted: 63 easy lanes stop paying when they are done."""
+    evaluations = []
+
+    def loss(x, h, d):
+        jax.debug.callback(lambda _: evaluations.append(1), x)
+        return jnp.vdot(x, h * x) / 2 - jnp.sum(x)
+
+    problem = bl.Problem(loss, lipschitz=lambda h, d: jnp.max(h))
+    curvatures = jnp.ones((64, 3)).at[0, 0].set(1e-4)
+    solver = inner.FixedPointIteration(rtol=1e-9, max_steps=2000)
+    found = jax.jit(jax.vmap(lambda h: solver.solve(problem, jnp.zeros(3), h, None)))(curvatures)
+    jax.effects_barrier()
+    assert int(found.steps[0]) == 2000
+    assert int(found.steps[1:].max()) < 5
+    assert len(evaluations) < 3 * 2000  # 64 times 2000 if every lane went on
 
 
 @pytest.mark.parametrize("solver", [inner.FISTA(rtol=1e-8), inner.LBFGS()], ids=lambda s: type(s).__name__)
@@ -166,27 +173,18 @@ def test_pytrees_and_scalars(x64, solver):
     np.testing.assert_allclose(found.params["b"], model.intercept_, rtol=1e-4)
 
 
-@pytest.mark.parametrize("solver", [inner.FISTA(), inner.LBFGS()], ids=lambda s: type(s).__name__)
-def test_vmap_keeps_finished_lanes(x64, solver):
-    """A hard lane does not disturb an easy one, and each has its own status and count."""
-    data = problems.data()
-    thetas = jnp.stack([jnp.full(8, 8.0), jnp.full(8, -6.0)])
-    run = jax.jit(jax.vmap(lambda h: solver.solve(problems.ridge, problems.start(), h, data)))
-    batch = run(thetas)
-    for lane in range(2):
-        alone = solver.solve(problems.ridge, problems.start(), thetas[lane], data)
-        np.testing.assert_allclose(batch.params[lane], alone.params, rtol=1e-9)
-        assert int(batch.steps[lane]) == int(alone.steps)
-    assert int(batch.steps[0]) < int(batch.steps[1])
+def solve_ridge(solver, start=None):
+    start = problems.start() if start is None else start
+    return solver.solve(problems.ridge, start, problems.hparams("ridge"), problems.data())
 
 
 def test_failures_have_their_own_codes(x64):
-    assert Status(int(solve(inner.FISTA(max_steps=3), "ridge").status)) is Status.MAX_STEPS
-    assert Status(int(solve(inner.LBFGS(max_steps=3), "ridge").status)) is Status.MAX_STEPS
-    assert Status(int(solve(inner.FISTA(step_size=10.0), "ridge").status)) is Status.NON_FINITE
+    assert Status(int(solve_ridge(inner.FISTA(max_steps=3)).status)) is Status.MAX_STEPS
+    assert Status(int(solve_ridge(inner.LBFGS(max_steps=3)).status)) is Status.MAX_STEPS
+    assert Status(int(solve_ridge(inner.FISTA(step_size=10.0)).status)) is Status.NON_FINITE
     not_a_number = problems.start().at[0].set(jnp.nan)
     for solver in (inner.FISTA(), inner.LBFGS()):
-        assert Status(int(solve(solver, "ridge", start=not_a_number).status)) is Status.NON_FINITE
+        assert Status(int(solve_ridge(solver, not_a_number).status)) is Status.NON_FINITE
     concave = bl.Problem(lambda x, h, d: -jnp.sum(x**2) + x[0], lambda x, h, d: jnp.sum(x))
     found = inner.Quadratic().solve(concave, jnp.ones(3), jnp.array(0.0), None)
     assert Status(int(found.status)) is Status.NEGATIVE_CURVATURE
@@ -208,7 +206,7 @@ def test_a_known_lipschitz_constant_replaces_the_search(x64):
 
     problem = bl.Problem(no_search, problems.validation_loss, lipschitz=lambda h, d: largest + jnp.exp(h).max())
     found = inner.FISTA(rtol=1e-12).solve(problem, problems.start(), problems.hparams("ridge"), problems.data())
-    np.testing.assert_allclose(found.params, reference("ridge"), rtol=1e-8)
+    np.testing.assert_allclose(found.params, problems.ridge_solution(problems.hparams("ridge")), rtol=1e-8)
     assert int(found.progress.hvps) == 0
 
 
@@ -221,12 +219,6 @@ def test_lbfgs_minimizes_rosenbrock(x64):
     np.testing.assert_allclose(found.params, 1, rtol=1e-6)
 
 
-def test_strict_promotion(strict):
-    for solver in (inner.FISTA(), inner.LBFGS()):
-        found = solver.solve(problems.logistic, problems.start(), problems.hparams("logistic"), problems.data())
-        assert Status(int(found.status)) is Status.CONVERGED
-
-
 def test_settings_are_checked():
     with pytest.raises(ValueError, match=r"inner\.FISTA: max_steps must be positive, got 0"):
         inner.FISTA(max_steps=0)
@@ -237,6 +229,6 @@ def test_settings_are_checked():
 
 
 def test_the_closed_form_hands_its_tolerance_to_the_linear_solver(x64):
-    found = solve(inner.Quadratic(rtol=1e-13, linear=bl.linear.CG()), "ridge")
+    found = solve_ridge(inner.Quadratic(rtol=1e-13, linear=bl.linear.CG()))
     assert Status(int(found.status)) is Status.CONVERGED
     assert float(found.residual) <= 1e-13

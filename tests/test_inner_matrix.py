@@ -37,7 +37,7 @@ SOLVERS = {
     "Ridge": inner.Ridge(rtol=1e-11),
     "SemismoothNewton": inner.SemismoothNewton(**TIGHT),
 }
-SMOOTH = {"quadratic", "logistic", "rosenbrock", "nonlinear_least_squares"}
+SMOOTH = {"quadratic", "ridge", "logistic", "rosenbrock", "nonlinear_least_squares"}
 CONVEX_SETS = {"nnls", "simplex_qp", "box_qp", "svm_dual"}
 SPARSE = {"lasso", "elastic_net"}
 LOSSES = SMOOTH | CONVEX_SETS | SPARSE
@@ -51,10 +51,10 @@ SERVES = {
     "MirrorDescent": CONVEX_SETS,
     "Newton": SMOOTH,
     "Optax": LOSSES,
-    "Optax SVRG": {"logistic", "lasso", "elastic_net"},
+    "Optax SVRG": {"ridge", "logistic", "lasso", "elastic_net"},
     "Optimistix": SMOOTH,
-    "Quadratic": SMOOTH,
-    "Ridge": set(),
+    "Quadratic": SMOOTH - {"logistic"},
+    "Ridge": {"ridge"},
     "SemismoothNewton": LOSSES,
 }
 # What the declared needs cannot tell: the solve ends with a status that says so.
@@ -63,7 +63,6 @@ FALLS_SHORT = {
     ("MirrorDescent", "box_qp"): "its set is not made of simplices",
     ("Anderson", "rosenbrock"): "the step that suits the start is too long at the solution",
     ("FixedPointIteration", "rosenbrock"): "the step that suits the start is too long at the solution",
-    ("Quadratic", "logistic"): "the loss is not quadratic",
     ("Quadratic", "rosenbrock"): "the loss is not quadratic",
     ("Quadratic", "nonlinear_least_squares"): "the loss is not quadratic",
 }

@@ -39,9 +39,15 @@ def misfits(problem: Problem, inner: InnerSolver, hypergrad: Estimator | None = 
 def _check_point(problem: Problem, inner: InnerSolver) -> None:
     """A condition that fits the problem, and takes the kind of point that solvers of this problem return."""
     condition = optimality.of(problem)
+    point = f"inner.{type(inner).__name__} returns"
     if isinstance(condition, optimality.KKT | optimality.QuadraticProgram) and not problem.constrained:
         raise ValueError(
-            f"optimality.{type(condition).__name__} takes a point with its multipliers, and inner.{type(inner).__name__} returns "
-            "the primal point of this problem, whose set is not stated by Problem.equality and Problem.inequality: use the "
-            "condition that the problem implies (optimality=auto)"
+            f"optimality.{type(condition).__name__} takes a point with its multipliers, and {point} the primal point of this "
+            "problem, whose set is not stated by Problem.equality and Problem.inequality: use the condition that the problem "
+            "implies (optimality=auto)"
+        )
+    if isinstance(condition, optimality.MirrorDescent) and problem.smooth:
+        raise ValueError(
+            f"optimality.MirrorDescent takes a point of a set, and {point} the minimum over the whole space of this problem, "
+            "which has no Problem.projection: use optimality.Stationary"
         )

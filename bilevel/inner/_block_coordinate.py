@@ -94,7 +94,7 @@ class BlockCoordinateDescent(InnerSolver):
         return _State(params, blocks.image(params), step, Progress.start(params.dtype, evals, evals))
 
     def step(self, problem, state, hparams, data, prepared=None):
-        """One working set, swept until it is nearly solved; a point that passes the stopping test is kept."""
+        """One working set, swept until it is nearly solved; after the stopping test just the proximal gradient step."""
         x = state.params
         blocks = blocks_of(problem, x, hparams, data, prepared)
         pushed = blocks.prox_all(x - state.reach * blocks.gradient(blocks.image(x)), state.reach)
@@ -102,11 +102,12 @@ class BlockCoordinateDescent(InnerSolver):
 
         still = jax.lax.stop_gradient
         constant = blocks_of(problem, x, still(hparams), data, prepared)
-        done = progress.status == Status.CONVERGED
         new, image = jax.lax.cond(
-            done, lambda: still((x, state.image)), lambda: self._swept(constant, still(state), still(pushed))
+            progress.status == Status.CONVERGED,
+            lambda: still((pushed, state.image)),
+            lambda: self._swept(constant, still(state), still(pushed)),
         )
-        return _State(jnp.where(done, x, pushed + still(new - pushed)), still(image), state.reach, progress)
+        return _State(pushed + still(new - pushed), still(image), state.reach, progress)
 
     def _swept(self, blocks: Blocks, state: _State, pushed: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Choose the working set at a point, from the proximal gradient step there, and sweep: the new point, its image."""
@@ -162,7 +163,7 @@ def _swept_once(blocks: Blocks, sweep: _Sweep) -> _Sweep:
             s.x.at[j].set(new),
             blocks.pushed(s.image, j, delta),
             s.blocks.at[s.count].set(j),  # those that moved gather at the front
-            s.count + (square > 0),
+            s.count + (square > 0).astype(s.count.dtype),
             s.moved + lipschitz**2 * square,
         )
 

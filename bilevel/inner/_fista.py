@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,10 @@ from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, Progress
 from bilevel.inner._judge import curvature_along_gradient
 
-_MAX_HALVINGS = 60
+_SAFETY = 0.7  # step times curvature; momentum is stable below 4/3
+_OVERSHOT = 4.0  # step times curvature beyond which a step is taken back
+_FIRST_GROWTH, _GROWTH, _PATIENCE = 2.0, 0.1, 10
+_SMALLEST = 2.0**-60  # against 1/L
 
 
 @jax.tree_util.register_dataclass
@@ -21,27 +25,41 @@ _MAX_HALVINGS = 60
 class _State:
     params: PyTree
     extrapolated: PyTree
+    base: PyTree  # where the last step began
+    slope: PyTree  # the gradient there
     momentum: jax.Array
     step_size: jax.Array
+    reach: jax.Array  # 1/L, the step by which the stopping test is taken
+    cuts: jax.Array  # how often curvature has shortened the step
     progress: Progress
+
+
+class _Choice(NamedTuple):
+    step_size: jax.Array
+    reach: jax.Array
+    cuts: jax.Array
+    overshot: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FISTA(InnerSolver):
-    """Accelerated proximal gradient with adaptive restart and backtracking.
+    """Accelerated proximal gradient with adaptive restart and adaptive steps, one gradient per iteration.
 
     x⁺ = prox_{ηg}(y − η∇f(y)),  y⁺ = x⁺ + β(x⁺ − x). Momentum restarts whenever it points uphill. Serves every problem
     with a smooth loss: with a projection it is accelerated projected gradient, with neither prox nor projection
     accelerated gradient descent; `acceleration=False` gives the plain kinds.
 
-    The step is 1/L where `Problem.lipschitz` gives L; else it starts from the curvature along the first gradient and is
-    halved until the loss lies below its quadratic model. Unrolled, steps and restarts count as constants.
+    η follows the curvature c = ‖∇f(y⁺) − ∇f(y)‖/‖y⁺ − y‖ along the path, which is often far below L: it grows, by less
+    the more often it had to be cut, up to 0.7/c, and never falls below 1/L where `Problem.lipschitz` gives L. Where
+    ηc > 4, or the loss is not finite, the step is taken back and repeated with a shorter one. Unrolled, steps and restarts
+    count as constants.
 
     Args:
       step_size: a fixed η, instead.
       acceleration: use momentum.
 
-    References: Beck & Teboulle 2009; O'Donoghue & Candès 2015 (gradient restart).
+    References: Beck & Teboulle 2009; O'Donoghue & Candès 2015 (gradient restart); Malitsky & Mishchenko 2020 (steps from
+    local curvature, without momentum).
     """
 
     max_steps: int = 5000
@@ -64,52 +82,74 @@ class FISTA(InnerSolver):
             _, curvature = curvature_along_gradient(problem, params, hparams, data)
             step_size, grad_evals, hvps = 1 / curvature.astype(dtype), 1, 1
         step_size = jax.lax.stop_gradient(step_size)
-        return _State(params, params, jnp.ones((), dtype), step_size, Progress.start(dtype, grad_evals, hvps))
+        return _State(
+            params=params,
+            extrapolated=params,
+            base=params,
+            slope=_tree.zeros_like(params),
+            momentum=jnp.ones((), dtype),
+            step_size=step_size,
+            reach=step_size,
+            cuts=jnp.zeros((), jnp.int32),
+            progress=Progress.start(dtype, grad_evals, hvps),
+        )
 
     def step(self, problem, state, hparams, data):
-        """One proximal-gradient step from the extrapolated point."""
+        """One proximal-gradient step from the extrapolated point, or again from the last one if that overshot."""
         y = state.extrapolated
-        value, gradient = jax.value_and_grad(problem.inner_loss)(y, hparams, data)
-        backtracking = self.step_size is None and problem.lipschitz is None
-        step_size = state.step_size
-        if backtracking:
-            step_size = self._backtrack(problem, y, value, gradient, step_size, hparams, data)
+        gradient = jax.grad(problem.inner_loss)(y, hparams, data)
+        chosen = self._choose(problem, state, gradient)
+        y = _tree.where(chosen.overshot, state.base, y)
+        gradient = _tree.where(chosen.overshot, state.slope, gradient)
+        step_size = chosen.step_size
         params = problem.proximal_step(_tree.add_scaled(y, -step_size, gradient), hparams, data, step_size)
         moved = _tree.sub(params, y)
 
         forward = _tree.sub(params, state.params)
-        uphill = _tree.vdot(moved, forward) < 0
-        momentum = jnp.where(uphill, 1, (1 + jnp.sqrt(1 + 4 * state.momentum**2)) / 2)
-        beta = jnp.where(uphill, 0, (state.momentum - 1) / momentum) if self.acceleration else 0.0
+        restart = (_tree.vdot(moved, forward) < 0) | chosen.overshot
+        momentum = jnp.where(restart, 1, (1 + jnp.sqrt(1 + 4 * state.momentum**2)) / 2)
+        beta = jnp.where(restart, 0, (state.momentum - 1) / momentum) if self.acceleration else 0.0
         return _State(
             params=params,
             extrapolated=_tree.add_scaled(params, jax.lax.stop_gradient(beta), forward),
+            base=y,
+            slope=gradient,
             momentum=jax.lax.stop_gradient(momentum.astype(state.momentum.dtype)),
             step_size=step_size,
+            reach=chosen.reach,
+            cuts=chosen.cuts,
             progress=self.advance(
                 state.progress,
                 params,
-                _tree.norm(moved),
+                _tree.norm(moved) * jnp.maximum(chosen.reach / step_size, 1),
                 grad_evals=1,
-                failed=backtracking & (step_size < state.step_size * 2.0 ** (1 - _MAX_HALVINGS)),
+                failed=step_size < _SMALLEST * chosen.reach,
                 failure=Status.BREAKDOWN,
             ),
         )
 
-    def _backtrack(self, problem, y, value, gradient, step_size, hparams, data):
-        """Halve the step until f(x⁺) ≤ f(y) + ⟨∇f(y), d⟩ + ‖d‖²/(2η), up to rounding; the search is not differentiated."""
-        y, value, gradient, hparams = jax.lax.stop_gradient((y, value, gradient, hparams))
-        slack = 10 * _tree.eps(y) * jnp.abs(value)
+    def _choose(self, problem, state, gradient) -> _Choice:
+        """The next step, from the curvature between the last two gradients where rounding does not drown it."""
+        if self.step_size is not None:
+            return _Choice(state.step_size, state.reach, state.cuts, jnp.array(False))
+        y, base, slope, gradient = jax.lax.stop_gradient((state.extrapolated, state.base, state.slope, gradient))
+        length, bend = _tree.norm(_tree.sub(y, base)), _tree.norm(_tree.sub(gradient, slope))
+        later = state.progress.steps > 0
+        finite = jnp.isfinite(bend)
+        visible = length > 1e-3 * jnp.sqrt(jnp.asarray(_tree.eps(y), length.dtype)) * _tree.norm(y)
+        curvature = jnp.where(length > 0, bend / jnp.where(length > 0, length, 1), 0)
+        overshot = later & (~finite | (visible & (curvature * state.step_size > _OVERSHOT)))
 
-        def too_long(carry):
-            step_size, halvings = carry
-            x = problem.proximal_step(_tree.add_scaled(y, -step_size, gradient), hparams, data, step_size)
-            d = _tree.sub(x, y)
-            model = value + _tree.vdot(gradient, d) + _tree.vdot(d, d) / (2 * step_size)
-            above = ~(problem.inner_loss(x, hparams, data) <= model + slack)
-            return above & (halvings < _MAX_HALVINGS) & jnp.isfinite(value)
-
-        step_size, _ = jax.lax.while_loop(
-            too_long, lambda carry: (carry[0] / 2, carry[1] + 1), (step_size, jnp.int32(0))
-        )
-        return step_size
+        allowed = _SAFETY / jnp.maximum(curvature, jnp.finfo(length.dtype).tiny)
+        reach = state.reach
+        if problem.lipschitz is None:
+            reach = jnp.where(visible & finite & ~overshot, jnp.minimum(reach, allowed), reach)
+        else:
+            allowed = jnp.maximum(allowed, reach)
+        growth = 1 + _GROWTH * _PATIENCE / (_PATIENCE + state.cuts.astype(length.dtype))
+        growth = jnp.where(state.cuts > 0, growth, _FIRST_GROWTH)
+        following = jnp.minimum(state.step_size * growth, allowed)
+        following = jnp.where(finite, following, state.step_size * (_SAFETY / _OVERSHOT**2))
+        step_size = jnp.where(later & (visible | ~finite), following, state.step_size)
+        cuts = state.cuts + (step_size < state.step_size).astype(jnp.int32)
+        return _Choice(step_size, reach, cuts, overshot)

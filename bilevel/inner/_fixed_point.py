@@ -121,7 +121,7 @@ class Anderson(InnerSolver):
         slot = state.progress.steps % self.memory
         points, moves = state.points.at[slot].set(state.point), state.moves.at[slot].set(move)
         filled = jnp.minimum(state.filled + 1, self.memory)
-        place = (slot - jnp.arange(self.memory)) % self.memory  # newest first
+        place = (slot - jnp.arange(self.memory, dtype=slot.dtype)) % self.memory  # newest first
         weights = jax.lax.stop_gradient(_mixing(moves[place], filled))
         mixed = weights @ points[place] + self.damping * (weights @ moves[place])
         usable = jnp.isfinite(jax.lax.stop_gradient(mixed)).all()
@@ -143,10 +143,10 @@ class Anderson(InnerSolver):
 
 def _mixing(moves: jax.Array, filled: jax.Array) -> jax.Array:
     """α for moves, newest first, of which so many count: least ‖Σ αᵢ movesᵢ‖ with Σ αᵢ = 1."""
-    known = jnp.arange(len(moves)) < filled
+    known = jnp.arange(len(moves), dtype=filled.dtype) < filled
     changes = jnp.where(known[1:, None], moves[1:] - moves[0], 0)
     gram = changes @ changes.T
-    ridge = _RIDGE * jnp.trace(gram) + jnp.where(known[1:], 0, 1) + jnp.finfo(gram.dtype).tiny
+    ridge = _RIDGE * jnp.trace(gram) + jnp.where(known[1:], jnp.finfo(gram.dtype).tiny, 1).astype(gram.dtype)
     others = jnp.linalg.solve(gram + jnp.diag(ridge), -changes @ moves[0])
     return jnp.concatenate([1 - jnp.sum(others, keepdims=True), others])
 

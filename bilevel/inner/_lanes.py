@@ -30,7 +30,7 @@ def iterate(
 
     @loop.def_vmap
     def _(lanes, batched, state, arguments, closed_over):
-        where = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
+        where = tuple(jax.tree.map(lambda is_batched: 0 if is_batched else None, batched))
         state = jax.tree.map(
             lambda x, axis: x if axis == 0 else jnp.broadcast_to(x, (lanes, *jnp.shape(x))), state, where[0]
         )

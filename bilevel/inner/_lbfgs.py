@@ -88,7 +88,7 @@ class LBFGS(InnerSolver):
     def step(self, problem, state, hparams, data):
         """One quasi-Newton step."""
         flat, unravel = ravel_pytree(state.params)
-        direction = -_two_loop(state)
+        direction = -_two_loop(*_curvature(state), state.gradient)
         slope = direction @ state.gradient
         steepest = ~(slope < 0)
         direction = jnp.where(steepest, -state.scale * state.gradient, direction)
@@ -136,10 +136,19 @@ class LBFGS(InnerSolver):
             ),
         )
 
+    def inverse(self, state):
+        """The two-loop recursion over the pairs kept."""
+        return jax.tree_util.Partial(_inverse, *_curvature(state))
 
-def _two_loop(state: _State) -> jax.Array:
-    """The inverse-Hessian estimate times the gradient (Nocedal 1980). Empty slots have weight 0 and drop out."""
-    pairs = (state.moves, state.changes, state.weights)
+
+def _curvature(state: _State) -> tuple[jax.Array, ...]:
+    """What the inverse-Hessian estimate is made of."""
+    return state.moves, state.changes, state.weights, state.scale
+
+
+def _two_loop(moves, changes, weights, scale, q: jax.Array) -> jax.Array:
+    """The inverse-Hessian estimate times a vector (Nocedal 1980). Empty slots have weight 0 and drop out."""
+    pairs = (moves, changes, weights)
 
     def newest_first(q, pair):
         move, change, weight = pair
@@ -150,9 +159,14 @@ def _two_loop(state: _State) -> jax.Array:
         (move, change, weight), alpha = item
         return r + (alpha - weight * (change @ r)) * move, None
 
-    q, alphas = jax.lax.scan(newest_first, state.gradient, pairs, reverse=True)
-    r, _ = jax.lax.scan(oldest_first, state.scale * q, (pairs, alphas))
+    q, alphas = jax.lax.scan(newest_first, q, pairs, reverse=True)
+    r, _ = jax.lax.scan(oldest_first, scale * q, (pairs, alphas))
     return r
+
+
+def _inverse(moves, changes, weights, scale, v: PyTree) -> PyTree:
+    flat, unravel = ravel_pytree(v)
+    return unravel(_two_loop(moves, changes, weights, scale, flat))
 
 
 def _already_evaluated(evaluate):

@@ -50,6 +50,14 @@ PROJECTION = Need("a set with a projection", _parts("projection"))
 RESIDUALS = Need("residuals", _parts("residuals"))
 MAP = Need("a fixed-point map or an inner loss", _any_of("fixed_point", "inner_loss"))
 ROOT = Need("an inner loss, a fixed-point map or an optimality function", _any_of("inner_loss", "optimality"))
+QUADRATIC = Need(
+    "a loss that is quadratic in params",
+    lambda problem: (
+        f"has a {problem.linear_model.loss} loss in Problem.linear_model"
+        if problem.linear_model is not None and problem.linear_model.loss != "squared"
+        else None
+    ),
+)
 PROGRAM = Need("a quadratic program", _parts("quadratic_program"))
 PROGRAM_OR_CONES = Need("a quadratic or a cone program", _any_of("quadratic_program", "cone_program"))
 SEPARABLE_OR_POLYHEDRAL = Need(

@@ -42,7 +42,7 @@ class Newton(InnerSolver):
         return PlainState(params, Progress.start(_tree.dtype(params)))
 
     def step(self, problem, state, hparams, data):
-        """One Newton step; a point that passes the stopping test is kept as it is."""
+        """One Newton step; a point that passes the stopping test is kept as it is, with the step's derivative."""
         x = state.params
         (value, gradient), hvp = jax.linearize(lambda x: jax.value_and_grad(problem.inner_loss)(x, hparams, data), x)
         operator = linear.Operator(lambda v: hvp(v)[1], "positive_definite")
@@ -62,8 +62,9 @@ class Newton(InnerSolver):
             hvps=found.matvecs + 1,
             failed=length == 0,
         )
-        length = jnp.where(progress.status == Status.CONVERGED, 0, length)
-        return PlainState(_tree.add_scaled(x, length, direction), progress)
+        done = progress.status == Status.CONVERGED
+        moved = _tree.add_scaled(x, jnp.where(done, 1, length), direction)
+        return PlainState(_tree.where(done, _tree.with_derivative_of(moved, x), moved), progress)
 
 
 def backtrack(

@@ -82,7 +82,7 @@ class Optax(InnerSolver):
         return _State(params, optimizer, step, Progress.start(_tree.dtype(params), evals, evals))
 
     def step(self, problem, state, hparams, data):
-        """One update, or one epoch; a point that passes the stopping test is kept as it is."""
+        """One update, or one epoch; a point that passes the stopping test is kept, with the derivative of the update."""
         x = state.params
 
         def loss(x):
@@ -107,8 +107,9 @@ class Optax(InnerSolver):
             moved, optimizer = self._epoch(problem, state, gradient, follow, hparams, data)
             passes = 2 if self.variance_reduction else 1
         progress = self.advance(state.progress, x, _tree.norm(_tree.sub(pushed, x)), grad_evals=1 + passes)
-        done = progress.status == Status.CONVERGED
-        return _State(_tree.where(done, x, moved), optimizer, state.reach, progress)
+        held = _tree.with_derivative_of(moved, x)
+        x = _tree.where(progress.status == Status.CONVERGED, held, moved)
+        return _State(x, optimizer, state.reach, progress)
 
     def _epoch(self, problem, state, full_gradient, follow, hparams, data):
         """An update for each minibatch of a permutation."""

@@ -15,18 +15,10 @@ from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, Progress
 from bilevel.inner._judge import judge
 from bilevel.inner._needs import PROGRAM, Need
-from bilevel.inner._program import (
-    Scales,
-    equilibrate,
-    infeasible,
-    largest,
-    positive,
-    program_of,
-    unbounded,
-)
+from bilevel.inner._program import Systems, largest, positive, program_of
+from bilevel.inner._scales import Scales, equilibrate, infeasible, unbounded
 
 _STIFFER = 1e3  # ρ of equalities, relative to that of inequalities
-_REFINEMENTS = 8
 
 
 @jax.tree_util.register_dataclass
@@ -53,8 +45,8 @@ class OSQP(InnerSolver):
         (Q + σI + Aᵀ diag(ρ) A) x̃ = σx − c + Aᵀ(ρ∘w − y),
 
     relaxes, clips, and moves the multipliers y. The matrix is factored once, and again when ρ is rebalanced; a large one
-    is solved by products, from the last x̃. Rows are scaled to norm 1, and σ and ρ are in units of the mean curvature of Q.
-    As soon as the active inequalities are the same at two checks, the answer is polished: the program with these as
+    is solved by products, from the last x̃. σ and ρ are in the units of an equilibrated program (a large one is scaled by
+    rows only). As soon as the active inequalities are the same at two checks, the answer is polished: the program with these as
     equalities is solved, to rounding. `steps` counts ADMM iterations. Not differentiated: use `hypergrad.Implicit`.
 
     Statuses besides `CONVERGED` and `MAX_STEPS`: `BREAKDOWN` (the constraints contradict each other, or the loss is
@@ -92,36 +84,33 @@ class OSQP(InnerSolver):
     def init(self, problem, params, hparams, data):
         """Measure, factor, and start from the point and the multipliers of params."""
         program = program_of("inner.OSQP", problem, params, hparams, data)
-        scales = equilibrate(program, dense=program.c.size <= self.max_dense)
+        systems = self._systems(program)
+        scales = equilibrate(program, systems.dense)
         x, y = program.point(params)
         rho = jnp.asarray(self.rho, x.dtype)
         weights, sigma = self._weights(program, scales, rho)
-        progress = Progress.start(x.dtype)
-        if x.size <= self.max_dense:
-            lifted = self._factor(program, 0 * weights, _tree.eps(x) ** 0.5 * scales.columns)
-            convex, finite = jnp.isfinite(lifted).all(), jnp.isfinite(scales.columns).all()
-            status = jnp.where(
-                convex, Status.MAX_STEPS, jnp.where(finite, Status.NEGATIVE_CURVATURE, Status.NON_FINITE)
-            )
-            progress = dataclasses.replace(progress, status=status.astype(jnp.int32))
+        lifted = systems.factor(0 * weights, _tree.eps(x) ** 0.5 * scales.columns)
+        found = jnp.where(jnp.isfinite(scales.columns).all(), Status.NEGATIVE_CURVATURE, Status.NON_FINITE)
+        status = jnp.where(jnp.isfinite(lifted).all(), Status.MAX_STEPS, found).astype(jnp.int32)
         return _State(
             params=params,
             x=x,
             w=program.project(program.push(x)),
             y=y,
             rho=rho,
-            factor=self._factor(program, weights, sigma),
+            factor=systems.factor(weights, sigma),
             scales=scales,
-            active=y > 0,
+            active=~program.equal & (y > 0),
             polished=jnp.array(jnp.inf, x.dtype),
-            progress=progress,
+            progress=dataclasses.replace(Progress.start(x.dtype), status=status),
         )
 
     def step(self, problem, state, hparams, data):
         """`check_every` iterations, and a check."""
         program = program_of("inner.OSQP", problem, state.params, hparams, data)
-        weights, sigma = self._weights(program, state.scales, state.rho)
-        solve = self._solver(program, state.factor, weights, sigma)
+        systems, scales = self._systems(program), state.scales
+        weights, sigma = self._weights(program, scales, state.rho)
+        solve = systems.solver(state.factor, weights, sigma)
 
         def iteration(_, carry):
             x, w, y, ahead = carry
@@ -141,7 +130,9 @@ class OSQP(InnerSolver):
         polished = jnp.where(same, state.polished, jnp.inf)
         if self.polish:
             due = same & (residual < 0.1 * polished)
-            candidate = _once(due, lambda _: self._polish(program, state.scales, active, x, y), (x, y))
+            candidate = _once(
+                due, lambda _: systems.polish(scales.columns, scales.rows, program.equal | active, x, y), (x, y)
+            )
             better = program.params(*candidate)
             other = judge(problem, better, hparams, data)
             improves = due & (other.distance / positive(other.size) < residual)
@@ -149,11 +140,8 @@ class OSQP(InnerSolver):
             polished = jnp.where(due, residual, polished)
 
         rho = self._balanced(program, state, x, w, y)
-        factor = _once(
-            rho != state.rho, lambda _: self._factor(program, *self._weights(program, state.scales, rho)), state.factor
-        )
-        moved = x - state.x, y - state.y
-        certain = unbounded(program, state.scales, x, moved[0]) | infeasible(program, state.scales, x, moved[1])
+        factor = _once(rho != state.rho, lambda _: systems.factor(*self._weights(program, scales, rho)), state.factor)
+        hopeless = unbounded(program, scales, x, x - state.x) | infeasible(program, scales, x, y - state.y)
         progress = self.advance(
             state.progress,
             params,
@@ -161,52 +149,21 @@ class OSQP(InnerSolver):
             size=verdict.size,
             grad_evals=1 + self.polish,
             hvps=1 + self.polish,
-            failed=certain,
+            failed=hopeless,
             failure=Status.BREAKDOWN,
         )
         steps = state.progress.steps + self.check_every
         return _State(
-            params, x, w, y, rho, factor, state.scales, active, polished, dataclasses.replace(progress, steps=steps)
+            params, x, w, y, rho, factor, scales, active, polished, dataclasses.replace(progress, steps=steps)
         )
+
+    def _systems(self, program):
+        return Systems(program, program.c.size <= self.max_dense, self.linear)
 
     def _weights(self, program, scales, rho):
         """ρ for each row, and σ."""
         stiffness = jnp.where(program.equal, jnp.asarray(_STIFFER, rho.dtype), 1)
         return rho * stiffness * scales.rows, self.sigma * scales.columns
-
-    def _factor(self, program, weights, shift):
-        if program.c.size > self.max_dense:
-            return jnp.zeros((0, 0), program.c.dtype)
-        return jnp.linalg.cholesky(_dense(program.system(weights, shift), program.c))
-
-    def _solver(self, program, factor, weights, shift) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """(right-hand side, start) ↦ the solution, or a point ten times closer to it than the start."""
-        if program.c.size <= self.max_dense:
-            return lambda b, start: jax.scipy.linalg.cho_solve((factor, True), b)
-        operator = linear.Operator(program.system(weights, shift), "positive_definite")
-
-        def solve(b, start):
-            left = b - operator.matvec(start)
-            return start + self.linear.attempt(operator, left, jnp.zeros_like(left), 0.1 * _tree.norm(left)).value
-
-        return solve
-
-    def _polish(self, program, scales, active, x, y):
-        """Solve the program with the active rows as equalities: a regularized system, and iterative refinement."""
-        kept = program.equal | active
-        delta = _tree.eps(x) ** 0.375 if x.size <= self.max_dense else 1e-2
-        weights, shift = jnp.where(kept, scales.rows / delta, 0), delta * scales.columns
-        solve = self._solver(program, self._factor(program, weights, shift), weights, shift)
-
-        def refine(_, point):
-            x, y = point
-            above = jnp.where(kept, program.bound - program.push(x), 0)
-            slope = program.hessian(x) + program.c + program.pull(y)
-            move = solve(program.pull(weights * above) - slope, jnp.zeros_like(x))
-            return x + move, y + weights * (program.push(move) - above)
-
-        x, y = jax.lax.fori_loop(0, _REFINEMENTS, refine, (x, jnp.where(kept, y, 0)))
-        return x, jnp.where(program.equal, y, jnp.maximum(y, 0))
 
     def _balanced(self, program, state, x, w, y):
         """ρ, changed where the primal and the dual error, each relative to its terms, are too far apart."""
@@ -223,11 +180,6 @@ def _once(wanted: jax.Array, function: Callable[[Any], Any], otherwise: Any) -> 
     """`function(otherwise)` where wanted. A loop, since under `vmap` a `cond` would do the work of both branches always."""
     _, found = jax.lax.while_loop(lambda s: s[0], lambda s: (jnp.array(False), function(s[1])), (wanted, otherwise))
     return found
-
-
-def _dense(product: Callable[[jax.Array], jax.Array], like: jax.Array) -> jax.Array:
-    columns = jax.vmap(product)(jnp.eye(like.size, dtype=like.dtype))
-    return (columns + columns.T) / 2
 
 
 def _relative(terms: list[jax.Array], scale: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""A quadratic program over vectors: made from the statement over arrays and functions, scaled, and certified hopeless."""
+"""A quadratic program over vectors, made from the statement over arrays and functions, and the systems that solve it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from bilevel import _tree
+from bilevel import _tree, linear
 from bilevel.problem import Problem
 from bilevel.statements import apply
 
-_RUIZ = 10
-_PROBES = 16
-_FAR = 1e4
+_REFINEMENTS = 8
 
 
 class Program(NamedTuple):
@@ -40,10 +38,6 @@ class Program(NamedTuple):
     equal: jax.Array
     point: Callable[[Any], tuple[jax.Array, jax.Array]]
     params: Callable[[jax.Array, jax.Array], Any]
-
-    def system(self, weights: jax.Array, shift: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        """x ↦ (Q + diag(shift) + Aᵀ diag(weights) A) x."""
-        return lambda x: self.hessian(x) + shift * x + self.pull(weights * self.push(x))
 
     def project(self, rows: jax.Array) -> jax.Array:
         """The nearest values of Ax that are allowed."""
@@ -98,64 +92,60 @@ def program_of(who: str, problem: Problem, params: Any, hparams: Any, data: Any)
     )
 
 
-class Scales(NamedTuple):
-    """Units of the variables, D, of the rows, 1/E, and of the loss, 1/κ, in which the entries of Q and A are about 1.
+class Systems(NamedTuple):
+    """Solves with Q + diag(shift) + Aᵀ diag(weights) A, by its factor if `dense`, else by products and `linear`."""
 
-    Attributes:
-      columns: 1/(κD²), the units of Q's diagonal, shape (n,).
-      rows: E²/κ, the units of yᵢ over those of aᵢᵀx, shape (m,).
-      variables: D, shape (n,).
-      residuals: E, shape (m,).
-    """
+    program: Program
+    dense: bool
+    linear: linear.LinearSolver
 
-    columns: jax.Array
-    rows: jax.Array
-    variables: jax.Array
-    residuals: jax.Array
+    def factor(self, weights: jax.Array, shift: jax.Array) -> jax.Array:
+        """The Cholesky factor, NaN if there is none; empty unless dense."""
+        n, dtype = self.program.c.size, self.program.c.dtype
+        if not self.dense:
+            return jnp.zeros((0, 0), dtype)
+        columns = jax.vmap(self._product(weights, shift))(jnp.eye(n, dtype=dtype))
+        return jnp.linalg.cholesky((columns + columns.T) / 2)
 
-    def far(self, program: Program, x: jax.Array) -> jax.Array:
-        """10⁴ times the largest entry of x, or of the bounds, in scaled units."""
-        return _FAR * jnp.maximum(largest(x / self.variables), largest(program.bound * self.residuals))
+    def solver(
+        self, factor: jax.Array, weights: jax.Array, shift: jax.Array
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """(right-hand side, start) ↦ the solution; by products, what leaves a tenth of the start's residual."""
+        if self.dense:
+            return lambda b, start: jax.scipy.linalg.cho_solve((factor, True), b)
+        operator = linear.Operator(self._product(weights, shift), "positive_definite")
 
+        def solve(b, start):
+            left = b - operator.matvec(start)
+            return start + self.linear.attempt(operator, left, jnp.zeros_like(left), 0.1 * _tree.norm(left)).value
 
-def equilibrate(program: Program, dense: bool) -> Scales:
-    """By Ruiz's iteration on the entries where they can be formed; else by random signs, rows and loss alone."""
-    n, dtype = program.c.size, program.c.dtype
-    if dense:
-        unit = jnp.eye(n, dtype=dtype)
-        hessian, rows = jnp.abs(jax.vmap(program.hessian)(unit)), jnp.abs(jax.vmap(program.push)(unit))
+        return solve
 
-        def balance(_, scales):
-            d, e = scales
-            across = jnp.max(hessian * d, axis=1, initial=0), jnp.max(rows * e, axis=1, initial=0)
-            down = jnp.max(rows * d[:, None], axis=0, initial=0)
-            return d / _root(d * jnp.maximum(*across)), e / _root(e * down)
+    def polish(self, columns: jax.Array, rows: jax.Array, kept: jax.Array, x: jax.Array, y: jax.Array):
+        """Solve the program with the rows that are `kept` as equalities, without the others, from (x, y).
 
-        d, e = jax.lax.fori_loop(0, _RUIZ, balance, (jnp.ones(n, dtype), jnp.ones_like(program.bound)))
-        curvature = jnp.mean(d * jnp.max(hessian * d, axis=1, initial=0))
-    else:
-        signs = jax.random.rademacher(jax.random.key(0), (_PROBES, n), dtype)
-        d, e = jnp.ones(n, dtype), 1 / _root(jnp.mean(jax.vmap(program.push)(signs) ** 2, axis=0))
-        curvature = jnp.sum(signs * jax.vmap(program.hessian)(signs)) / (_PROBES * n)
-    # Of a linear program: the largest slope.
-    curvature = positive(jnp.where(curvature > 0, curvature, largest(d * program.c)))
-    return Scales(curvature / d**2, curvature * e**2, d, e)
+        The system of its conditions is regularized by δ in the units `columns` of Q's diagonal and `rows` of y over Ax;
+        iterative refinement takes that back.
+        """
+        program, eps = self.program, _tree.eps(x)
+        # Small enough for a few refinements, large enough not to drown Q in the rounding of AᵀA/δ.
+        delta = eps**0.25 if self.dense else 1e-2
+        weights, shift = jnp.where(kept, rows / delta, 0), eps**0.75 * columns
+        solve = self.solver(self.factor(weights, shift), weights, shift)
 
+        def refine(_, point):
+            x, y = point
+            above = jnp.where(kept, program.bound - program.push(x), 0)
+            slope = program.hessian(x) + program.c + program.pull(y)
+            move = solve(program.pull(weights * above) - slope, jnp.zeros_like(x))
+            return x + move, y + weights * (program.push(move) - above)
 
-def infeasible(program: Program, scales: Scales, x: jax.Array, v: jax.Array) -> jax.Array:
-    """Whether v proves that no point less far than `Scales.far` satisfies the constraints, as ⟨v, b⟩ < −|⟨v, Ax⟩| there."""
-    v = jnp.where(program.equal, v, jnp.maximum(v, 0))
-    most = scales.far(program, x) * jnp.sum(jnp.abs(scales.variables * program.pull(v)))
-    return jnp.vdot(v, program.bound) + most < 0
+        x, y = jax.lax.fori_loop(0, _REFINEMENTS, refine, (x, jnp.where(kept, y, 0)))
+        return x, jnp.where(program.equal, y, jnp.maximum(y, 0))
 
-
-def unbounded(program: Program, scales: Scales, x: jax.Array, v: jax.Array) -> jax.Array:
-    """Whether the loss falls along v farther than `Scales.far`, and the constraints stay satisfied."""
-    length = positive(largest(v / scales.variables))
-    rows = scales.residuals * program.push(v)
-    leaving = largest(jnp.where(program.equal, rows, jnp.maximum(rows, 0)))
-    slope = jnp.vdot(program.c, v) + scales.far(program, x) / length * jnp.vdot(v, program.hessian(v))
-    return (slope < 0) & (_FAR * leaving < length)
+    def _product(self, weights, shift):
+        program = self.program
+        return lambda x: program.hessian(x) + shift * x + program.pull(weights * program.push(x))
 
 
 def largest(x: jax.Array) -> jax.Array:
@@ -166,7 +156,3 @@ def largest(x: jax.Array) -> jax.Array:
 def positive(x: jax.Array) -> jax.Array:
     """x, or 1 where dividing by it would fail."""
     return jnp.where(x > 0, x, 1)
-
-
-def _root(x):
-    return jnp.sqrt(positive(x))

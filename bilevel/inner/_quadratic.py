@@ -11,14 +11,15 @@ import jax.numpy as jnp
 from bilevel import _tree, linear
 from bilevel._status import Status
 from bilevel.inner._base import InnerSolver, PlainState, Progress
-from bilevel.inner._needs import LOSS, SMOOTH, Need
+from bilevel.inner._needs import LOSS, QUADRATIC, SMOOTH, Need
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quadratic(InnerSolver):
     """Solve H x = −∇f(0) once, for an inner loss that is a positive definite quadratic in x (least squares, ridge, …).
 
-    The answer is checked: its residual is ‖∇f(x)‖/‖∇f(0)‖, and a loss that is not quadratic ends as `STAGNATED`.
+    The answer is checked: its residual is ‖∇f(x)‖/‖∇f(0)‖, and a loss that is not quadratic ends as `STAGNATED`, unless a
+    `Problem.linear_model` tells so at once.
 
     Args:
       rtol: bound on that residual.
@@ -26,7 +27,7 @@ class Quadratic(InnerSolver):
         own it is given half of this one's.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (LOSS, SMOOTH)
+    needs: ClassVar[tuple[Need, ...]] = (LOSS, SMOOTH, QUADRATIC)
 
     max_steps: int = 1
     linear: linear.LinearSolver = dataclasses.field(default_factory=linear.Auto)

@@ -66,7 +66,7 @@ class SemismoothNewton(InnerSolver):
         return _State(params, eta, jnp.int32(_SHORT), Progress.start(_tree.dtype(params), hvps=hvps))
 
     def step(self, problem, state, hparams, data):
-        """A burst, if one is due, and a Newton step; a point that passes the stopping test is kept as it is."""
+        """A burst, if one is due, and a Newton step; after the stopping test just T."""
         x = state.params
         pushed = self._pushed(problem, x, state.eta, hparams, data)
         progress = self.advance(state.progress, x, _tree.norm(_tree.sub(pushed, x)), grad_evals=1)
@@ -78,7 +78,7 @@ class SemismoothNewton(InnerSolver):
         progress = dataclasses.replace(
             progress, grad_evals=progress.grad_evals + move.grad_evals, hvps=progress.hvps + move.hvps
         )
-        return _State(_tree.where(done, x, moved), state.eta, move.burst, progress)
+        return _State(moved, state.eta, move.burst, progress)
 
     def _move(self, problem, state, pushed, hparams, data) -> _Move:
         first_order = FISTA()

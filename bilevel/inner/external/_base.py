@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -150,3 +150,10 @@ def _not_differentiable(value: PyTree, inputs: PyTree) -> PyTree:
         return primals[0], jax.tree.map(lambda a: jnp.full_like(a, jnp.nan) * total.astype(a.dtype), primals[0])
 
     return mark(value, moving)
+
+
+def own_options(who: str, options: Any) -> dict[str, Any] | None:
+    """A dict of our own of a mapping, which from a YAML file is none; TypeError for anything else."""
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"{who}: options must be a mapping from names to values, got {options!r}")
+    return None if options is None else dict(options)

@@ -124,8 +124,7 @@ class SklearnLasso(_ScikitLearn):
 
     needs: ClassVar[tuple[Need, ...]] = (linear_model("squared", l1=True), NO_L2)
 
-    tol: float = 1e-14
-    max_steps: int = 100_000
+    tol: float = 1e-12
 
     def _fit(self, rows, start):
         from sklearn.linear_model import Lasso
@@ -150,8 +149,7 @@ class SklearnElasticNet(_ScikitLearn):
 
     needs: ClassVar[tuple[Need, ...]] = (linear_model("squared", l1=True),)
 
-    tol: float = 1e-14
-    max_steps: int = 100_000
+    tol: float = 1e-12
 
     def _fit(self, rows, start):
         from sklearn.linear_model import ElasticNet

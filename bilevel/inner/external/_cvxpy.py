@@ -1,0 +1,116 @@
+"""CVXPY's solvers, for quadratic and cone programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel.inner._needs import PROGRAM_OR_CONES, Need
+from bilevel.inner.external import _callback
+from bilevel.inner.external._base import Answer, _External, own_options
+from bilevel.inner.external._programs import Program, matrix, solve_conic
+from bilevel.optimality import Conic, ConicPoint, KKTSolution
+from bilevel.statements import QP
+
+_TIGHT = {
+    "CLARABEL": {"tol_gap_abs": 1e-12, "tol_gap_rel": 1e-12, "tol_feas": 1e-12},
+    "SCS": {"eps_abs": 1e-10, "eps_rel": 1e-10},
+    "OSQP": {"eps_abs": 1e-10, "eps_rel": 1e-10},
+}
+_LIMIT = {"CLARABEL": "max_iter", "SCS": "max_iters", "OSQP": "max_iter"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CVXPY(_External):
+    """A quadratic or a cone program by CVXPY (`pip install "bilevel[external]"`).
+
+    Of a quadratic program, minimize ½⟨z, Qz⟩ + ⟨c, z⟩ subject to Ez = d, Mz ≤ h, the answer is z, or where the problem has
+    constraint functions a `KKTSolution`; its last digits come from one solve of the KKT system of the active constraints.
+    Matrices that are functions are applied to all unit vectors. Of a cone program the answer is a `ConicPoint`.
+
+    Args:
+      solver: OSQP is for quadratic programs alone.
+      options: of the solver, by its own names, in place of ours, which are tight.
+      max_steps: limit of its iterations.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = (PROGRAM_OR_CONES,)
+
+    max_steps: int = 100_000
+    solver: Literal["CLARABEL", "SCS", "OSQP"] = "CLARABEL"
+    options: Mapping[str, Any] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.solver not in _TIGHT:
+            raise ValueError(f"inner.CVXPY: solver must be CLARABEL, SCS or OSQP, got {self.solver!r}")
+        object.__setattr__(self, "options", own_options("inner.CVXPY", self.options))
+
+    def check(self, problem):
+        """Require a program that the solver takes, and the packages."""
+        super().check(problem)
+        if problem.quadratic_program is None and self.solver == "OSQP":
+            raise ValueError(
+                "inner.CVXPY: OSQP needs a quadratic program, and this one has no Problem.quadratic_program: use solver CLARABEL "
+                "or SCS"
+            )
+        for package in ("cvxpy", self.solver.lower()):
+            if importlib.util.find_spec(package) is None:
+                raise ImportError(
+                    f'inner.CVXPY needs the package {package}, which is not installed: pip install "bilevel[external]"'
+                )
+
+    def _foreign(self, problem, start, hparams, data):
+        if problem.quadratic_program is not None:
+            return self._quadratic(problem.quadratic_program(hparams, data))
+        return self._conic(problem.cone_program(hparams, data))
+
+    def _quadratic(self, program: QP):
+        zero = jnp.zeros_like(program.c)
+        found = {name: matrix(getattr(program, name), program.c) for name in ("Q", "E", "M")}
+        sides = {
+            "d": None if program.E is None else -program.equality(zero),
+            "h": None if program.M is None else -program.inequality(zero),
+        }
+        arrays = QP(c=program.c, **{name: array for name, (array, _) in found.items()}, **sides)
+        columns = QP(c=None, **{name: count for name, (_, count) in found.items()})
+
+        def foreign(start, inputs):
+            whole = Program.of(_callback.in_scipy(inputs), columns)
+            solved = whole.polish(whole.solve(self._minimize))
+            if not isinstance(start, KKTSolution):
+                return Answer(solved.primal.reshape(start.shape), solved.steps)
+            duals = np.split(solved.dual, [whole.equalities])
+            parts = zip((solved.primal, *duals), start, strict=True)
+            return Answer(KKTSolution(*(None if b is None else a.reshape(b.shape) for a, b in parts)), solved.steps)
+
+        return foreign, arrays
+
+    def _conic(self, program):
+        cones = program.cones
+
+        def foreign(start, inputs):
+            c, e, d = _callback.in_scipy(inputs)
+            solved = solve_conic(c, e, d, cones, self._minimize)
+            return Answer(
+                ConicPoint(solved.primal, solved.dual - solved.slack, np.ones(())),
+                solved.steps,
+            )
+
+        return foreign, tuple(program[:3])
+
+    def _minimize(self, objective, constraints) -> int:
+        """Solve, set the variables, return the iterations."""
+        import cvxpy as cp
+
+        program = cp.Problem(cp.Minimize(objective), constraints)
+        limit = {_LIMIT[self.solver]: self.max_steps}
+        program.solve(solver=self.solver, **{**_TIGHT[self.solver], **limit, **(self.options or {})})
+        if program.status not in ("optimal", "optimal_inaccurate"):
+            raise RuntimeError(f"{self.solver} ended with the status {program.status}")
+        return int(program.solver_stats.num_iters or 1)

@@ -1,0 +1,162 @@
+"""SciPy's minimizers and root finders, with values and derivatives by JAX, in double precision."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel import optimality
+from bilevel.inner._needs import LOSS, SMOOTH, Need
+from bilevel.inner.external import _callback
+from bilevel.inner.external._base import Answer, _External, own_options
+
+A_ROOT = Need(
+    "a smooth unconstrained inner problem, a fixed-point map or an optimality condition",
+    lambda problem: (
+        None if problem.optimality is not None or problem.smooth else "is not smooth, and names no Problem.optimality"
+    ),
+)
+
+_TIGHT = {
+    "L-BFGS-B": {"ftol": 0.0, "gtol": 0.0, "maxcor": 20, "maxfun": 2**31 - 1},
+    "BFGS": {"gtol": 0.0},
+    "CG": {"gtol": 0.0},
+    "hybr": {"xtol": 1e-13},
+    "lm": {"xtol": 1e-13, "ftol": 1e-13},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _SciPy(_External):
+    """A method of `scipy.optimize` that calls compiled JAX functions from inside the callback."""
+
+    method: str
+    options: Mapping[str, Any] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.method not in _TIGHT:
+            raise ValueError(f"inner.{type(self).__name__}: no such method: {self.method!r}")
+        object.__setattr__(self, "options", own_options(f"inner.{type(self).__name__}", self.options))
+
+    @abc.abstractmethod
+    def _functions(self, problem: Any) -> tuple[Callable[..., Any], ...]:
+        """What the method asks for, as functions of (params, hparams, data); a pytree like params comes raveled."""
+
+    @abc.abstractmethod
+    def _run(self, functions: list[Callable[[np.ndarray], Any]], start: np.ndarray, options: dict[str, Any]) -> Any:
+        """SciPy's result."""
+
+    def _foreign(self, problem, start, hparams, data):
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), start)
+
+        def compiled(function):
+            return jax.jit(lambda x, inputs: function(_unraveled(x, shapes), *inputs))
+
+        functions = [compiled(function) for function in self._functions(problem)]
+        options = {**_TIGHT[self.method], **(self.options or {})}
+
+        def foreign(start, inputs):
+            with _on_cpu_in_double():
+                inputs = jax.device_put(_callback.aligned(inputs))
+
+                def bind(function):
+                    return lambda x: jax.tree.map(np.asarray, function(_callback.aligned(np.asarray(x, float)), inputs))
+
+                found = self._run([bind(function) for function in functions], _raveled(start, np), options)
+            return Answer(_unraveled(found.x, shapes), getattr(found, "nit", found.nfev), found.nfev)
+
+        return foreign, (hparams, data)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SciPyMinimize(_SciPy):
+    """`scipy.optimize.minimize` on the inner loss, with gradients by JAX, until the loss falls no more.
+
+    Args:
+      method: one that takes a gradient.
+      options: of the method, in place of ours: no tolerances, so that it stops at rounding.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = (LOSS, SMOOTH)
+
+    method: Literal["L-BFGS-B", "BFGS", "CG"] = "L-BFGS-B"
+
+    def _functions(self, problem):
+        def loss(params, hparams, data):
+            value, gradient = jax.value_and_grad(problem.inner_loss)(params, hparams, data)
+            return value, _raveled(gradient, jnp)
+
+        return (loss,)
+
+    def _run(self, functions, start, options):
+        from scipy.optimize import minimize
+
+        def loss(x):
+            value, gradient = functions[0](x)
+            return float(value), gradient
+
+        return minimize(loss, start, jac=True, method=self.method, options={"maxiter": self.max_steps, **options})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SciPyRoot(_SciPy):
+    """`scipy.optimize.root` on the condition that the problem names or implies, with the Jacobian by JAX, for few unknowns.
+
+    F is the inner gradient of a smooth problem, x − T(x) of a fixed-point map, or `Problem.optimality`.
+
+    Args:
+      method: Powell's hybrid method, or Levenberg and Marquardt's.
+      options: of the method, in place of ours, which are tight.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = (A_ROOT,)
+
+    method: Literal["hybr", "lm"] = "hybr"
+
+    def _functions(self, problem):
+        condition = optimality.of(problem)
+
+        def value(params, hparams, data):
+            return _raveled(condition.residual(problem, params, hparams, data), jnp)
+
+        def jacobian(params, hparams, data):
+            flat = _raveled(params, jnp)
+            return jax.jacfwd(lambda x: value(_unraveled(x, params), hparams, data))(flat)
+
+        return value, jacobian
+
+    def _run(self, functions, start, options):
+        from scipy.optimize import root
+
+        value, jacobian = functions
+        limit = {"maxfev" if self.method == "hybr" else "maxiter": self.max_steps}
+        return root(value, start, jac=jacobian, method=self.method, options={**limit, **options})
+
+
+@contextlib.contextmanager
+def _on_cpu_in_double():
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Unknown solver options")
+        yield
+
+
+def _raveled(tree, numpy):
+    """All leaves in one vector."""
+    return numpy.concatenate([numpy.ravel(a) for a in jax.tree.leaves(tree)])
+
+
+def _unraveled(x, like):
+    """Undo `_raveled`."""
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([int(np.prod(a.shape)) for a in leaves])
+    parts = [x[end - int(np.prod(a.shape)) : end].reshape(a.shape) for a, end in zip(leaves, ends, strict=True)]
+    return jax.tree.unflatten(structure, parts)

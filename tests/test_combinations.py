@@ -1,0 +1,179 @@
+"""Solvers and conditions are independent: legal combinations build and agree on the hypergradient, others are refused at build."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import precision
+from test_config import compose
+
+import bilevel as bl
+from bilevel import config, inner, optimality, tasks
+from bilevel.hypergrad import misfits
+from bilevel.optimality._lipschitz import choose_step
+from bilevel.outer import Nested
+
+TASKS = {
+    "ridge": tasks.Ridge(),
+    "svm": tasks.SVM(data="iris", theta=20.0),
+    "lasso": tasks.Lasso(),
+    "logistic": tasks.Logistic(data="iris", penalty=0.05),
+}
+INNER, OPTIMALITY = config.groups()["inner"], config.groups()["optimality"]
+SAMPLE = 16
+DUAL = ("block_coordinate_descent", "fista", "mirror_descent", "semismooth_newton", "sklearn_linear_svc")
+
+
+@functools.cache
+def setup(task):
+    with precision("float64"):
+        return TASKS[task].setup(0, "float64")
+
+
+@functools.cache
+def part(group, choice):
+    node = compose(f"{group}={choice}")[group]
+    return config.build(node) if node else None
+
+
+def problem_of(task, condition):
+    return dataclasses.replace(setup(task).problem, optimality=part("optimality", condition))
+
+
+def triples():
+    return [(task, solver, condition) for task in TASKS for solver in INNER for condition in OPTIMALITY]
+
+
+@functools.cache
+def legal():
+    return [(t, s, c) for t, s, c in triples() if not misfits(problem_of(t, c), part("inner", s))]
+
+
+def nested(task, solver, condition):
+    return Nested(problem_of(task, condition), part("inner", solver), bl.hypergrad.Implicit(), optax.sgd(0.1))
+
+
+@pytest.mark.usefixtures("x64")
+def test_every_legal_pair_is_built_and_every_other_one_refused_with_the_reasons():
+    refused = 0
+    for task, solver, condition in triples():
+        reasons = misfits(problem_of(task, condition), part("inner", solver))
+        made, given = nested(task, solver, condition), setup(task)
+        if not reasons:
+            made.init(given.hparams, given.params, given.data)
+            continue
+        refused += 1
+        with pytest.raises(ValueError, match="needs|takes") as error:
+            made.init(given.hparams, given.params, given.data)
+        assert all(reason in str(error.value) for reason in reasons)
+    assert 0 < refused < len(triples())
+
+
+def test_every_solver_serves_a_task():
+    assert {solver for _, solver, _ in legal()} == set(INNER)
+
+
+def test_each_task_has_its_legal_conditions():
+    found = {task: {c for t, _, c in legal() if t == task} for task in TASKS}
+    assert found == {
+        "ridge": {"auto", "least_squares", "newton", "stationary"},
+        "svm": {"auto", "block_proximal_gradient", "mirror_descent", "projected_gradient"},
+        "lasso": {"auto", "block_proximal_gradient", "proximal_gradient"},
+        "logistic": {"auto", "newton", "stationary"},
+    }
+
+
+@functools.cache
+def reference(task):
+    """The hypergradient at the start, from a precise solve."""
+    given = setup(task)
+    precise = inner.LBFGS(rtol=1e-12) if given.problem.smooth else inner.SemismoothNewton(rtol=1e-12)
+    return hypergradient(given, given.problem, precise)
+
+
+def hypergradient(given, problem, solver):
+    estimator = bl.hypergrad.Implicit(linear=bl.linear.Auto(rtol=1e-11))
+    run = jax.jit(lambda p, h, d: estimator.estimate(problem, solver, p, jnp.zeros_like(p), h, d))
+    return run(given.params, given.hparams, given.data)
+
+
+def sample():
+    """Seeded; every solver at most once, so that as many as there is time for are seen."""
+    order = legal()
+    random.Random(7).shuffle(order)
+    chosen = {solver: (task, solver, condition) for task, solver, condition in order}
+    return sorted(chosen.values())[:: max(len(chosen) // SAMPLE, 1)]
+
+
+def check(task, solver, condition):
+    tight = part("inner", solver)
+    if isinstance(tight, inner.Optax):  # no learning rate suits every problem: here a share of 1/L
+        given = setup(task)
+        step = float(choose_step(None, given.problem, given.params, given.hparams, given.data))
+        rate = (0.05 if tight.batch_size else 1.0) * step
+        tight = dataclasses.replace(tight, optimizer=optax.sgd(rate), prox_step=rate, max_steps=50_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = hypergradient(setup(task), problem_of(task, condition), tight)
+    assert bl.Status(int(found.status)) is bl.Status.CONVERGED
+    expected = reference(task)
+    scale = float(jnp.linalg.norm(expected.grad))
+    np.testing.assert_allclose(found.grad, expected.grad, atol=2e-3 * scale)
+    np.testing.assert_allclose(found.outer_loss, expected.outer_loss, rtol=1e-3)
+
+
+@pytest.mark.parametrize("triple", sample(), ids="-".join)
+@pytest.mark.usefixtures("x64")
+def test_a_sample_of_legal_combinations_agrees(triple):
+    check(*triple)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("triple", legal(), ids="-".join)
+@pytest.mark.usefixtures("x64")
+def test_every_legal_combination_agrees(triple):
+    check(*triple)
+
+
+@pytest.mark.usefixtures("x64")
+def test_any_solution_of_the_svm_is_differentiated_by_any_of_its_conditions():
+    """The paper's decoupling: five solvers by two maps, ten hypergradients, and differences of a sixth solver's loss."""
+    given, found = setup("svm"), {}
+    outer_gradient = jax.jit(jax.grad(given.problem.outer_loss, argnums=(0, 1)))
+    maps = [optimality.MirrorDescent(), optimality.ProjectedGradient()]
+    bound = [optimality.bind(dataclasses.replace(given.problem, optimality=condition)) for condition in maps]
+    pulls = [
+        jax.jit(lambda x, h, w, f=f: bl.root_vjp(f, x, (h, given.data), w, solve=bl.linear.CG(rtol=1e-11))[0])
+        for f in bound
+    ]
+    for name in DUAL:
+        solver = dataclasses.replace(part("inner", name), rtol=1e-9, max_steps=200_000)
+        solution = jax.jit(lambda p, h, d, s=solver: s.solve(given.problem, p, h, d))(
+            given.params, given.hparams, given.data
+        )
+        assert bl.Status(int(solution.status)) is bl.Status.CONVERGED, name
+        cotangent, direct = outer_gradient(solution.params, given.hparams, given.data)
+        for condition, pull in zip(maps, pulls, strict=True):
+            found[name, type(condition).__name__] = float(direct + pull(solution.params, given.hparams, cotangent))
+    assert len(found) == 10
+    values = np.array(list(found.values()))
+    assert abs(values[0]) > 1e-3
+    np.testing.assert_allclose(values, values[0], rtol=1e-5)
+    precise = inner.SemismoothNewton(rtol=1e-13)
+
+    @jax.jit
+    def loss(hparams):
+        x = precise.solve(given.problem, given.params, hparams, given.data).params
+        return given.problem.outer_loss(x, hparams, given.data)
+
+    h = 1e-4
+    difference = (float(loss(given.hparams + h)) - float(loss(given.hparams - h))) / (2 * h)
+    np.testing.assert_allclose(values, difference, rtol=1e-5)
