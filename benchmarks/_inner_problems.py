@@ -192,7 +192,7 @@ def nnls(dtype: str) -> Instance:
         polyhedral=True,
         lipschitz=lambda hparams, data: data[2],
         quadratic_program=lambda hparams, data: bl.problem.QP(
-            data[3], -data[4], M=-jnp.eye(500, dtype=data[3].dtype), h=jnp.zeros_like(data[4])
+            data[3], -data[4], M=jax.tree_util.Partial(jnp.negative), h=jnp.zeros_like(data[4])
         ),
     )
     arrays = (features, targets, eigenvalues[-1], gram, correlation)

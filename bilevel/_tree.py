@@ -28,6 +28,16 @@ def as_arrays(tree: PyTree) -> PyTree:
     return jax.tree.map(convert, tree)
 
 
+def as_data(tree: PyTree) -> PyTree:
+    """Every leaf as a JAX array, and every SciPy sparse matrix as a `jax.experimental.sparse.BCOO`."""
+    import scipy.sparse
+    from jax.experimental.sparse import BCOO
+
+    return jax.tree.map(
+        lambda x: BCOO.from_scipy_sparse(x) if scipy.sparse.issparse(x) else jnp.asarray(x), tree
+    )
+
+
 def split(tree: PyTree) -> tuple[PyTree, PyTree]:
     """Split a tree in two of the same shape: the differentiable leaves and the rest, `None` in the gaps."""
     moving = jax.tree.map(lambda x: x if is_inexact(x) else None, tree)

@@ -48,6 +48,20 @@ def test_jaxopt_page_names_what_exists():
             value = getattr(value, part)
 
 
+def test_the_page_of_inner_solvers_runs_and_names_what_exists(capsys):
+    exec(blocks("docs/inner-solvers.md")[0], {})
+    assert "converged" in capsys.readouterr().out
+    page = (ROOT / "docs" / "inner-solvers.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[2:4] for line in page.splitlines() if line.startswith("| ")][1:]
+    choices = {choice for row in rows for choice in re.findall(r"`(\w+)`", row[0])}
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row[1])}
+    assert choices <= {path.stem for path in (ROOT / "configs" / "inner").glob("*.yaml")}
+    assert named <= set(bl.inner.__all__)
+    external = {name for name in bl.inner.__all__ if name.startswith(("Sklearn", "SciPy", "CVXPY", "Python"))}
+    solvers = {name for name in bl.inner.__all__ if isinstance(getattr(bl.inner, name), type)}
+    assert solvers - {"InnerSolver", "InnerSolution", "Progress"} - external <= named
+
+
 def test_every_path_and_choice_in_the_readme_exists():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for link in re.findall(r"\]\(((?!http)[^)]+)\)", text):
@@ -61,6 +75,6 @@ def test_every_path_and_choice_in_the_readme_exists():
             assert (ROOT / "configs" / group / f"{choice}.yaml").exists(), f"{group}={choice}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "benchmarks/README.md", "experiments/README.md"])
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "benchmarks/README.md", "experiments/README.md", "docs/inner-solvers.md"])
 def test_pages_are_finished(name):
     assert "PLACEHOLDER" not in (ROOT / name).read_text(encoding="utf-8")

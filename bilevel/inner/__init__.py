@@ -17,9 +17,21 @@ from bilevel.inner._quadratic import Quadratic
 from bilevel.inner._ridge import Ridge
 from bilevel.inner._semismooth import SemismoothNewton
 from bilevel.inner._trust_region import TrustRegion
+from bilevel.inner.external import (
+    CVXPY,
+    Python,
+    SciPyMinimize,
+    SciPyRoot,
+    SklearnElasticNet,
+    SklearnLasso,
+    SklearnLinearSVC,
+    SklearnLogisticRegression,
+    SklearnRidge,
+)
 from bilevel.problem import Problem
 
 __all__ = [
+    "CVXPY",
     "FIRE",
     "FISTA",
     "LBFGS",
@@ -36,9 +48,17 @@ __all__ = [
     "Optax",
     "Optimistix",
     "Progress",
+    "Python",
     "Quadratic",
     "Ridge",
+    "SciPyMinimize",
+    "SciPyRoot",
     "SemismoothNewton",
+    "SklearnElasticNet",
+    "SklearnLasso",
+    "SklearnLinearSVC",
+    "SklearnLogisticRegression",
+    "SklearnRidge",
     "TrustRegion",
     "default",
 ]

@@ -13,7 +13,7 @@ from bilevel import _tree, linear
 from bilevel.problem import Problem
 from bilevel.statements import apply
 
-_REFINEMENTS = 8
+_REFINEMENTS = 30
 
 
 class Program(NamedTuple):
@@ -129,18 +129,20 @@ class Systems(NamedTuple):
         """
         program, eps = self.program, _tree.eps(x)
         # Small enough for a few refinements, large enough not to drown Q in the rounding of AᵀA/δ.
-        delta = eps**0.25 if self.dense else 1e-2
-        weights, shift = jnp.where(kept, rows / delta, 0), eps**0.75 * columns
+        delta = eps**0.375 if self.dense else 1e-2
+        weights, shift = jnp.where(kept, rows / delta, 0), eps**0.625 * columns
         solve = self.solver(self.factor(weights, shift), weights, shift)
 
-        def refine(_, point):
-            x, y = point
+        def refine(carry):
+            x, y, _, count = carry
             above = jnp.where(kept, program.bound - program.push(x), 0)
             slope = program.hessian(x) + program.c + program.pull(y)
             move = solve(program.pull(weights * above) - slope, jnp.zeros_like(x))
-            return x + move, y + weights * (program.push(move) - above)
+            moving = largest(move) > eps * largest(x)
+            return x + move, y + weights * (program.push(move) - above), moving, count + 1
 
-        x, y = jax.lax.fori_loop(0, _REFINEMENTS, refine, (x, jnp.where(kept, y, 0)))
+        start = (x, jnp.where(kept, y, 0), jnp.array(True), jnp.int32(0))
+        x, y, *_ = jax.lax.while_loop(lambda carry: carry[2] & (carry[3] < _REFINEMENTS), refine, start)
         return x, jnp.where(program.equal, y, jnp.maximum(y, 0))
 
     def _product(self, weights, shift):

@@ -157,6 +157,8 @@ def _rows_among(problem, params, hparams, data):
     if problem.datafit is None or params.ndim != 1:
         return None
     design = problem.design(hparams, data)
+    if not isinstance(design, jax.Array):
+        return None  # of a sparse matrix no columns are gathered
     _, curvature = jax.linearize(lambda p: jax.grad(problem.datafit)(p, hparams, data), design @ params)
 
     def among(index):

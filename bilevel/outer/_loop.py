@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 
+from bilevel import _tree
 from bilevel import hypergrad as hypergrads
 from bilevel import inner as inners
 from bilevel._status import Status, describe
@@ -79,7 +80,8 @@ def minimize(
       problem: a `Problem`.
       hparams: start of the hyperparameters, any pytree, unconstrained; integer leaves are left alone.
       params: start of the inner variable, any pytree of floating-point arrays.
-      data: one pytree of arrays, handed to every function of the problem.
+      data: one pytree of arrays, handed to every function of the problem; a SciPy sparse matrix becomes a
+        `jax.experimental.sparse.BCOO`.
       inner: inner solver; default `inner.LBFGS()` for a smooth unconstrained problem, else `inner.FISTA()`.
       hypergrad: estimator; default `hypergrad.Implicit()`.
       optimizer: optax transformation; default `optax.adam(0.1)`.
@@ -117,7 +119,7 @@ def minimize(
 
         optimizer = optax.adam(0.1)
     algorithm = Nested(problem, inner, hypergrad or hypergrads.Implicit(), optimizer)
-    data = jax.tree.map(jax.numpy.asarray, data)
+    data = _tree.as_data(data)
     state = algorithm.init(hparams, params, data)
     return run_loop(
         algorithm,

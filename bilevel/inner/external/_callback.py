@@ -8,8 +8,9 @@ copied, which takes arrays that start at a multiple of 64 bytes (`aligned`).
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -71,6 +72,13 @@ def _in_place(on_host, shapes):
             np.asarray(buffer)[...] = value
 
     return buffer_callback(write, shapes, vmap_method="sequential")
+
+
+@contextlib.contextmanager
+def jax_on_host() -> Iterator[None]:
+    """For JAX code that foreign code calls: on the CPU, in double precision."""
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        yield
 
 
 def _read_only(leaf: Any) -> np.ndarray:

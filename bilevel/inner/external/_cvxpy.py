@@ -13,8 +13,8 @@ import numpy as np
 from bilevel.inner._needs import PROGRAM_OR_CONES, Need
 from bilevel.inner.external import _callback
 from bilevel.inner.external._base import Answer, _External, own_options
-from bilevel.inner.external._programs import Program, matrix, solve_conic
-from bilevel.optimality import Conic, ConicPoint, KKTSolution
+from bilevel.inner.external._programs import Program, matrix, refine_conic, solve_conic
+from bilevel.optimality import ConicPoint, KKTSolution
 from bilevel.statements import QP
 
 _TIGHT = {
@@ -31,7 +31,8 @@ class CVXPY(_External):
 
     Of a quadratic program, minimize ½⟨z, Qz⟩ + ⟨c, z⟩ subject to Ez = d, Mz ≤ h, the answer is z, or where the problem has
     constraint functions a `KKTSolution`; its last digits come from one solve of the KKT system of the active constraints.
-    Matrices that are functions are applied to all unit vectors. Of a cone program the answer is a `ConicPoint`.
+    Matrices that are functions are applied to all unit vectors. Of a cone program the answer is a `ConicPoint`; its last digits
+    come from Newton's method on the embedding's residual.
 
     Args:
       solver: OSQP is for quadratic programs alone.
@@ -92,15 +93,11 @@ class CVXPY(_External):
         return foreign, arrays
 
     def _conic(self, program):
-        cones = program.cones
+        cones, refine = program.cones, refine_conic(program.cones)
 
         def foreign(start, inputs):
-            c, e, d = _callback.in_scipy(inputs)
-            solved = solve_conic(c, e, d, cones, self._minimize)
-            return Answer(
-                ConicPoint(solved.primal, solved.dual - solved.slack, np.ones(())),
-                solved.steps,
-            )
+            solved = refine(solve_conic(*inputs, cones, self._minimize), *inputs)
+            return Answer(ConicPoint(solved.primal, solved.dual - solved.slack, np.ones(())), solved.steps)
 
         return foreign, tuple(program[:3])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
@@ -65,7 +64,8 @@ class _SciPy(_External):
         options = {**_TIGHT[self.method], **(self.options or {})}
 
         def foreign(start, inputs):
-            with _on_cpu_in_double():
+            with _callback.jax_on_host(), warnings.catch_warnings():
+                warnings.filterwarnings("error", message="Unknown solver options")
                 inputs = jax.device_put(_callback.aligned(inputs))
 
                 def bind(function):
@@ -140,13 +140,6 @@ class SciPyRoot(_SciPy):
         value, jacobian = functions
         limit = {"maxfev" if self.method == "hybr" else "maxiter": self.max_steps}
         return root(value, start, jac=jacobian, method=self.method, options={**limit, **options})
-
-
-@contextlib.contextmanager
-def _on_cpu_in_double():
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]), warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Unknown solver options")
-        yield
 
 
 def _raveled(tree, numpy):
