@@ -33,9 +33,7 @@ def as_data(tree: PyTree) -> PyTree:
     import scipy.sparse
     from jax.experimental.sparse import BCOO
 
-    return jax.tree.map(
-        lambda x: BCOO.from_scipy_sparse(x) if scipy.sparse.issparse(x) else jnp.asarray(x), tree
-    )
+    return jax.tree.map(lambda x: BCOO.from_scipy_sparse(x) if scipy.sparse.issparse(x) else jnp.asarray(x), tree)
 
 
 def split(tree: PyTree) -> tuple[PyTree, PyTree]:

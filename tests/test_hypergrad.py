@@ -192,3 +192,11 @@ def test_every_solver_can_be_unrolled(x64, inner):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match=r"hypergrad\.Unrolled: steps must be positive, got 0"):
         Unrolled(steps=0)
+
+
+@pytest.mark.parametrize("solver", [bl.inner.OSQP(), bl.inner.SciPyMinimize()], ids=lambda s: type(s).__name__)
+def test_steps_that_are_a_black_box_are_not_unrolled(solver):
+    with pytest.raises(
+        ValueError, match=rf"those of inner\.{type(solver).__name__} are a black box: use hypergrad\.Implicit"
+    ):
+        bl.hypergrad.Unrolled().check(problems.ridge, solver)

@@ -21,14 +21,18 @@ OWN = {
     "Anderson": (inner.Anderson(), "fixed_point"),
     "BlockCoordinateDescent": (inner.BlockCoordinateDescent(), "lasso"),
     "BlockCoordinateDescent rows": (inner.BlockCoordinateDescent(), "svm_dual"),
+    "EqualityQP": (inner.EqualityQP(), "quadratic"),
+    "FIRE": (inner.FIRE(), "logistic"),
     "FISTA": (inner.FISTA(), "lasso"),
     "FixedPointIteration": (inner.FixedPointIteration(), "fixed_point"),
     "LBFGS": (inner.LBFGS(), "logistic"),
+    "LevenbergMarquardt": (inner.LevenbergMarquardt(), "nonlinear_least_squares"),
     "MirrorDescent": (inner.MirrorDescent(), "simplex_qp"),
     "Newton": (inner.Newton(), "logistic"),
     "Quadratic": (inner.Quadratic(), "quadratic"),
     "Ridge": (inner.Ridge(), "ridge"),
     "SemismoothNewton": (inner.SemismoothNewton(), "nnls"),
+    "TrustRegion": (inner.TrustRegion(), "logistic"),
 }
 each = pytest.mark.parametrize("name", OWN)
 
@@ -49,7 +53,7 @@ def cast(case, dtype):
 
 
 def test_every_own_solver_is_listed():
-    foreign = {"Optax", "Optimistix"}
+    foreign = {"Optax", "Optimistix", "OSQP"}  # the last one has a file of its own: `test_inner_programs.py`
     exported = {
         cls.__name__
         for cls in map(inner.__dict__.get, inner.__all__)

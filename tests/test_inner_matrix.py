@@ -36,11 +36,26 @@ SOLVERS = {
     "Quadratic": inner.Quadratic(rtol=1e-11),
     "Ridge": inner.Ridge(rtol=1e-11),
     "SemismoothNewton": inner.SemismoothNewton(**TIGHT),
+    "EqualityQP": inner.EqualityQP(rtol=1e-11),
+    "FIRE": inner.FIRE(**TIGHT),
+    "LevenbergMarquardt": inner.LevenbergMarquardt(**TIGHT),
+    "OSQP": inner.OSQP(rtol=1e-9),
+    "TrustRegion": inner.TrustRegion(**TIGHT),
+    "CVXPY": inner.CVXPY(),
+    "Python": inner.Python(function=lambda z, hparams, data: -np.linalg.solve(data["Q"], data["c"])),
+    "SciPyMinimize": inner.SciPyMinimize(),
+    "SciPyRoot": inner.SciPyRoot(),
+    "SklearnElasticNet": inner.SklearnElasticNet(),
+    "SklearnLasso": inner.SklearnLasso(),
+    "SklearnLinearSVC": inner.SklearnLinearSVC(),
+    "SklearnLogisticRegression": inner.SklearnLogisticRegression(),
+    "SklearnRidge": inner.SklearnRidge(),
 }
 SMOOTH = {"quadratic", "ridge", "logistic", "rosenbrock", "nonlinear_least_squares"}
 CONVEX_SETS = {"nnls", "simplex_qp", "box_qp", "svm_dual"}
 SPARSE = {"lasso", "elastic_net"}
 LOSSES = SMOOTH | CONVEX_SETS | SPARSE
+PROGRAMS = CONVEX_SETS | {"quadratic", "ridge"}
 SERVES = {
     "Anderson": LOSSES | {"fixed_point"},
     "BlockCoordinateDescent": LOSSES - {"rosenbrock", "nonlinear_least_squares", "simplex_qp"},
@@ -56,6 +71,20 @@ SERVES = {
     "Quadratic": SMOOTH - {"logistic"},
     "Ridge": {"ridge"},
     "SemismoothNewton": LOSSES,
+    "EqualityQP": PROGRAMS,
+    "FIRE": SMOOTH,
+    "LevenbergMarquardt": {"ridge", "rosenbrock", "nonlinear_least_squares"},
+    "OSQP": PROGRAMS,
+    "TrustRegion": SMOOTH,
+    "CVXPY": PROGRAMS,
+    "Python": set(MAKERS),
+    "SciPyMinimize": SMOOTH,
+    "SciPyRoot": SMOOTH | {"fixed_point"},
+    "SklearnElasticNet": {"lasso", "elastic_net"},
+    "SklearnLasso": {"lasso"},
+    "SklearnLinearSVC": {"svm_dual"},
+    "SklearnLogisticRegression": {"logistic"},
+    "SklearnRidge": {"ridge"},
 }
 # What the declared needs cannot tell: the solve ends with a status that says so.
 FALLS_SHORT = {
@@ -63,11 +92,15 @@ FALLS_SHORT = {
     ("MirrorDescent", "box_qp"): "its set is not made of simplices",
     ("Anderson", "rosenbrock"): "the step that suits the start is too long at the solution",
     ("FixedPointIteration", "rosenbrock"): "the step that suits the start is too long at the solution",
+    ("SciPyRoot", "rosenbrock"): "MINPACK finds no root from there",
     ("Quadratic", "rosenbrock"): "the loss is not quadratic",
     ("Quadratic", "nonlinear_least_squares"): "the loss is not quadratic",
 }
+FALLS_SHORT |= {("Python", name): "the function solves another problem" for name in MAKERS if name != "quadratic"}
+# Refused when it is traced: whether a program has inequalities is seen in what the function returns.
+REFUSED_LATER = {("EqualityQP", name) for name in CONVEX_SETS}
 REACHES = [(solver, name) for solver in SOLVERS for name in MAKERS if name in SERVES[solver]]
-REACHES = [pair for pair in REACHES if pair not in FALLS_SHORT]
+REACHES = [pair for pair in REACHES if pair not in FALLS_SHORT and pair not in REFUSED_LATER]
 REFUSES = [(solver, name) for solver in SOLVERS for name in MAKERS if name not in SERVES[solver]]
 
 
@@ -101,6 +134,13 @@ def test_refuses_what_it_does_not_serve(solver, name):
     kind = type(SOLVERS[solver]).__name__
     with pytest.raises(ValueError, match=rf"inner\.{kind}.* needs .*: (use|add|choose|state) "):
         SOLVERS[solver].check(inner_cases.case(name).problem)
+
+
+@pytest.mark.parametrize(("solver", "name"), sorted(REFUSED_LATER))
+@pytest.mark.usefixtures("x64")
+def test_refuses_inequalities_when_traced(solver, name):
+    with pytest.raises(ValueError, match=r"inner\.EqualityQP .*inner\.OSQP"):
+        solve(SOLVERS[solver], inner_cases.case(name))
 
 
 @pytest.mark.parametrize(("solver", "name"), FALLS_SHORT)

@@ -341,3 +341,37 @@ def test_misfits_name_the_kind_of_point():
         Problem(problems.least_squares, optimality=bl.optimality.LeastSquares()), inner.Ridge()
     )
     assert len(reasons) == 2
+
+
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [
+        (problems.ridge, inner.LBFGS),
+        (problems.lasso, inner.FISTA),
+        (problems.simplex, inner.FISTA),
+        (Problem(fixed_point=lambda x, hparams, data: jnp.cos(x)), inner.Anderson),
+        (Problem(quadratic_program=lambda hparams, data: QP(jnp.eye(2), hparams)), inner.OSQP),
+        (Problem(cone_program=lambda hparams, data: None), inner.CVXPY),
+    ],
+)
+def test_the_default_solver_serves_the_problem(problem, expected):
+    chosen = inner.default(problem)
+    assert type(chosen) is expected
+    chosen.check(problem)
+
+
+def test_a_fixed_point_is_differentiated_through_minimize(x64):
+    """An implicit layer: the bias that makes the equilibrium hit a target."""
+    weights = 0.4 * jnp.asarray(np.linalg.qr(RNG.normal(size=(4, 4)))[0])
+    problem = Problem(
+        outer_loss=lambda x, bias, data: jnp.sum((x - data["target"]) ** 2),
+        fixed_point=lambda x, bias, data: jnp.tanh(data["weights"] @ x + bias),
+    )
+    data = {"weights": weights, "target": jnp.linspace(-0.5, 0.5, 4)}
+    result = bl.minimize(problem, jnp.zeros(4), jnp.zeros(4), data, steps=60)
+    assert result.failures == 0
+    assert result.outer_loss < 1e-3
+    expected = jnp.arctanh(data["target"]) - weights @ data["target"]
+    np.testing.assert_allclose(result.hparams, expected, atol=0.1)
+    report = bl.check_hypergradient(problem, jnp.full(4, 0.1), jnp.zeros(4), data, inner=inner.Anderson(rtol=1e-12))
+    assert report.ok

@@ -75,6 +75,8 @@ def test_every_path_and_choice_in_the_readme_exists():
             assert (ROOT / "configs" / group / f"{choice}.yaml").exists(), f"{group}={choice}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "benchmarks/README.md", "experiments/README.md", "docs/inner-solvers.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "ARCHITECTURE.md", "benchmarks/README.md", "experiments/README.md", "docs/inner-solvers.md"]
+)
 def test_pages_are_finished(name):
     assert "PLACEHOLDER" not in (ROOT / name).read_text(encoding="utf-8")

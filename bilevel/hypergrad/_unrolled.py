@@ -28,11 +28,17 @@ class Unrolled(Estimator):
         _checks.require_positive("hypergrad.Unrolled", steps=self.steps)
 
     def check(self, problem, inner):
-        """Every solver's `step` is differentiable in reverse mode."""
+        """Require a solver whose steps can be differentiated."""
+        if not inner.differentiable:
+            raise ValueError(
+                f"hypergrad.Unrolled differentiates through the steps of a solver, and those of inner.{type(inner).__name__} are "
+                "a black box: use hypergrad.Implicit"
+            )
 
     def estimate(self, problem, inner, params, adjoint, hparams, data, prepared=None):
         """Run the steps and pull the outer loss back through them."""
         moving, fixed = _tree.split(hparams)
+        inner = inner.unrollable()
         if prepared is None:
             prepared = inner.prepare(problem, hparams, data)
         extra = () if prepared is None else (prepared,)

@@ -65,5 +65,15 @@ __all__ = [
 
 
 def default(problem: Problem) -> InnerSolver:
-    """The solver of a problem for which none is named: `LBFGS` if it is smooth and unconstrained, else `FISTA`."""
+    """The solver of a problem for which none is named.
+
+    `LBFGS` if it is smooth and unconstrained, `OSQP` for a quadratic program, `CVXPY` for a cone program, `Anderson` for a bare
+    fixed point, else `FISTA`.
+    """
+    if problem.cone_program is not None:
+        return CVXPY()
+    if problem.constrained and problem.quadratic_program is not None:
+        return OSQP()
+    if problem.inner_loss is None and problem.fixed_point is not None:
+        return Anderson()
     return LBFGS() if problem.smooth else FISTA()

@@ -100,6 +100,7 @@ class InnerSolver(abc.ABC):
     """
 
     needs: ClassVar[tuple[Need, ...]] = (LOSS, NO_CONSTRAINTS)
+    differentiable: ClassVar[bool] = True  # `step`, in reverse mode
 
     rtol: float = 1e-6
     atol: float = 1e-12
@@ -130,13 +131,17 @@ class InnerSolver(abc.ABC):
         """v ↦ H⁻¹v at the end of a solve, as a `jax.tree_util.Partial`; None where the solver knows nothing of it."""
         del state
 
+    def unrollable(self) -> InnerSolver:
+        """The solver to differentiate through: this one, or one whose steps suit the derivative as well as the point."""
+        return self
+
     @abc.abstractmethod
     def init(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> Any:
         """The state at the start; it has the attributes `params` and `progress`."""
 
     @abc.abstractmethod
     def step(self, problem: Problem, state: Any, hparams: PyTree, data: PyTree) -> Any:
-        """One iteration, differentiable in reverse mode."""
+        """One iteration, differentiable in reverse mode where the class says so (`differentiable`)."""
 
     def solve(
         self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree, prepared: PyTree = None

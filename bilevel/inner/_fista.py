@@ -13,6 +13,7 @@ from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, Progress
 from bilevel.inner._judge import curvature_along_gradient
+from bilevel.optimality._lipschitz import ITERATIONS, choose_step
 
 _SAFETY = 0.7  # step times curvature; momentum is stable below 4/3
 _OVERSHOT = 4.0  # step times curvature beyond which a step is taken back
@@ -51,12 +52,13 @@ class FISTA(InnerSolver):
 
     η follows the curvature c = ‖∇f(y⁺) − ∇f(y)‖/‖y⁺ − y‖ along the path, which is often far below L: it grows, by less
     the more often it had to be cut, up to 0.7/c, and never falls below 1/L where `Problem.lipschitz` gives L. Where
-    ηc > 4, or the loss is not finite, the step is taken back and repeated with a shorter one. Unrolled, steps and restarts
-    count as constants.
+    ηc > 4, or the loss is not finite, the step is taken back and repeated with a shorter one. Unrolled, η is 1/L, since a longer
+    one need not suit the derivative, and restarts count as constants.
 
     Args:
       step_size: a fixed η, instead.
       acceleration: use momentum.
+      adaptive: follow the curvature; False keeps η at 1/L, L from `Problem.lipschitz` or a power iteration.
 
     References: Beck & Teboulle 2009; O'Donoghue & Candès 2015 (gradient restart); Malitsky & Mishchenko 2020 (steps from
     local curvature, without momentum).
@@ -65,10 +67,15 @@ class FISTA(InnerSolver):
     max_steps: int = 5000
     step_size: float | None = None
     acceleration: bool = True
+    adaptive: bool = True
 
     def __post_init__(self):
         super().__post_init__()
         _checks.require_positive("inner.FISTA", step_size=self.step_size)
+
+    def unrollable(self):
+        """With steps of length 1/L."""
+        return dataclasses.replace(self, adaptive=False)
 
     def init(self, problem, params, hparams, data):
         """Choose the first step size."""
@@ -76,8 +83,9 @@ class FISTA(InnerSolver):
         grad_evals = hvps = 0
         if self.step_size is not None:
             step_size = jnp.asarray(self.step_size, dtype)
-        elif problem.lipschitz is not None:
-            step_size = 1 / jnp.asarray(problem.lipschitz(hparams, data), dtype)
+        elif problem.lipschitz is not None or not self.adaptive:
+            step_size = choose_step(None, problem, params, hparams, data)
+            hvps = 0 if problem.lipschitz is not None else ITERATIONS
         else:
             _, curvature = curvature_along_gradient(problem, params, hparams, data)
             step_size, grad_evals, hvps = 1 / curvature.astype(dtype), 1, 1
@@ -130,7 +138,7 @@ class FISTA(InnerSolver):
 
     def _choose(self, problem, state, gradient) -> _Choice:
         """The next step, from the curvature between the last two gradients where rounding does not drown it."""
-        if self.step_size is not None:
+        if self.step_size is not None or not self.adaptive:
             return _Choice(state.step_size, state.reach, state.cuts, jnp.array(False))
         y, base, slope, gradient = jax.lax.stop_gradient((state.extrapolated, state.base, state.slope, gradient))
         length, bend = _tree.norm(_tree.sub(y, base)), _tree.norm(_tree.sub(gradient, slope))

@@ -14,7 +14,7 @@ from bilevel.inner._base import InnerSolver, Progress
 from bilevel.inner._judge import curvature_along_gradient
 from bilevel.inner._needs import LOSS, NO_CONSTRAINTS, PROJECTION, Need
 
-_MAX_HALVINGS = 60
+_SAFETY = 0.7
 
 
 @jax.tree_util.register_dataclass
@@ -37,8 +37,9 @@ class MirrorDescent(InnerSolver):
     judged: a set that is not rows of simplices ends as `MAX_STEPS`, not as converged.
 
     Args:
-      step_size: η for the first `decay_after` steps, then η/√(steps beyond it). None: as long as
-        ⟨∇f(x⁺) − ∇f(x), d⟩ ≤ ⟨log x⁺ − log x, d⟩/η with d = x⁺ − x, growing by half a step, halved where that fails.
+      step_size: η for the first `decay_after` steps, then η/√(steps beyond it). None: a step is taken back where
+        ⟨∇f(x⁺) − ∇f(x), d⟩ > ⟨log x⁺ − log x, d⟩/η with d = x⁺ − x, so that a convex loss never grows; the next one
+        aims at 0.7 of the longest that this allows. One gradient per step.
       decay_after: None keeps a given step as it is.
 
     References: Beck & Teboulle 2003; Bauschke, Bolte & Teboulle 2017 (relative smoothness).
@@ -66,37 +67,42 @@ class MirrorDescent(InnerSolver):
         return _State(params, logs, gradient, step_size, reach, Progress.start(dtype, 1, 1))
 
     def step(self, problem, state, hparams, data):
-        """One exponentiated-gradient step."""
-        step_size, trials = self._step_size(problem, state, hparams, data)
-        logs = _moved(state.logs, state.gradient, step_size)
+        """One exponentiated-gradient step, taken back if it is too long."""
+        logs = _moved(state.logs, state.gradient, state.step_size)
         params = _softmax(logs)
         gradient = jax.grad(problem.inner_loss)(params, hparams, data)
+        if self.step_size is None:
+            step_size, back = self._judged(state, logs, params, gradient)
+            logs, params, gradient = _tree.where(
+                back, (state.logs, state.params, state.gradient), (logs, params, gradient)
+            )
+        else:
+            step_size = self._scheduled(state)
         pushed = problem.proximal_step(_tree.add_scaled(params, -state.reach, gradient), hparams, data, state.reach)
         distance = _tree.norm(_tree.sub(pushed, params))
-        progress = self.advance(state.progress, params, distance, grad_evals=trials + 1)
+        progress = self.advance(state.progress, params, distance, grad_evals=1)
         return _State(params, logs, gradient, step_size, state.reach, progress)
 
-    def _step_size(self, problem, state, hparams, data):
-        """The step, and the gradients that its search took. The search is not differentiated."""
-        if self.step_size is not None:
-            if self.decay_after is None:
-                return state.step_size, 0
-            beyond = jnp.maximum(state.progress.steps + 1 - self.decay_after, 1).astype(state.step_size.dtype)
-            return self.step_size / jnp.sqrt(beyond), 0
-        x, logs, gradient, hparams = jax.lax.stop_gradient((state.params, state.logs, state.gradient, hparams))
+    def _judged(self, state, logs, params, gradient):
+        """The next step size, and whether this step is to be taken back, by the curvature relative to the entropy's."""
+        old, (logs, params, gradient) = jax.lax.stop_gradient((state, (logs, params, gradient)))
+        d = _tree.sub(params, old.params)
+        bend = _tree.vdot(_tree.sub(gradient, old.gradient), d)
+        divergence = _symmetric_divergence(d, logs, old.logs)
+        finite = jnp.isfinite(bend) & jnp.isfinite(divergence)
+        eps = jnp.asarray(_tree.eps(d), divergence.dtype)
+        visible = _tree.norm(d) > 1e-3 * jnp.sqrt(eps) * _tree.norm(old.params)
+        share = old.step_size * bend / jnp.where(divergence > 0, divergence, 1)  # of the longest step that is safe
+        room = _SAFETY / jnp.maximum(share, _SAFETY / 16)
+        room = jnp.where(visible, jnp.where(room > 1, room**0.25, room), 1)
+        return old.step_size * jnp.where(finite, room, 1 / 16), ~finite | (visible & (share > 1))
 
-        def too_long(carry):
-            step_size, halvings = carry
-            moved = _moved(logs, gradient, step_size)
-            after = _softmax(moved)
-            d = _tree.sub(after, x)
-            bend = _tree.sub(jax.grad(problem.inner_loss)(after, hparams, data), gradient)
-            above = ~(_tree.vdot(bend, d) <= _symmetric_divergence(d, moved, logs) / step_size)
-            return above & (halvings < _MAX_HALVINGS)
-
-        start = (jax.lax.stop_gradient(state.step_size) * 1.5, jnp.int32(0))
-        step_size, halvings = jax.lax.while_loop(too_long, lambda carry: (carry[0] / 2, carry[1] + 1), start)
-        return step_size, halvings + 1
+    def _scheduled(self, state):
+        """A given step, decaying after its first `decay_after` times."""
+        if self.decay_after is None:
+            return state.step_size
+        beyond = jnp.maximum(state.progress.steps + 2 - self.decay_after, 1).astype(state.step_size.dtype)
+        return self.step_size / jnp.sqrt(beyond)
 
 
 def _softmax(logs: PyTree) -> PyTree:

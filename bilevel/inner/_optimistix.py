@@ -27,6 +27,7 @@ class Optimistix(InnerSolver):
       max_steps: limit of its steps.
     """
 
+    differentiable: ClassVar[bool] = False
     needs: ClassVar[tuple[Need, ...]] = (LOSS, SMOOTH)
 
     solver: Any

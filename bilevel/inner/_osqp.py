@@ -64,6 +64,7 @@ class OSQP(InnerSolver):
     Reference: Stellato, Banjac, Goulart, Bemporad & Boyd 2020.
     """
 
+    differentiable: ClassVar[bool] = False
     needs: ClassVar[tuple[Need, ...]] = (PROGRAM,)
 
     max_steps: int = 20_000

@@ -82,7 +82,8 @@ def minimize(
       params: start of the inner variable, any pytree of floating-point arrays.
       data: one pytree of arrays, handed to every function of the problem; a SciPy sparse matrix becomes a
         `jax.experimental.sparse.BCOO`.
-      inner: inner solver; default `inner.LBFGS()` for a smooth unconstrained problem, else `inner.FISTA()`.
+      inner: inner solver; default `inner.default(problem)`: L-BFGS for a smooth unconstrained problem, FISTA with a prox or
+        a projection.
       hypergrad: estimator; default `hypergrad.Implicit()`.
       optimizer: optax transformation; default `optax.adam(0.1)`.
       steps: outer steps.

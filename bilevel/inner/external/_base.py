@@ -8,7 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,8 @@ class _External(InnerSolver):
     Args:
       max_steps: limit of the foreign solver's own iterations.
     """
+
+    differentiable: ClassVar[bool] = False
 
     max_steps: int = 10_000
 

@@ -13,7 +13,8 @@ import numpy as np
 from bilevel.inner._needs import PROGRAM_OR_CONES, Need
 from bilevel.inner.external import _callback
 from bilevel.inner.external._base import Answer, _External, own_options
-from bilevel.inner.external._programs import Program, matrix, refine_conic, solve_conic
+from bilevel.inner.external._conic_program import refine_conic, solve_conic
+from bilevel.inner.external._quadratic_program import Program, matrix
 from bilevel.optimality import ConicPoint, KKTSolution
 from bilevel.statements import QP
 
@@ -96,7 +97,8 @@ class CVXPY(_External):
         cones, refine = program.cones, refine_conic(program.cones)
 
         def foreign(start, inputs):
-            solved = refine(solve_conic(*inputs, cones, self._minimize), *inputs)
+            c, e, d = inputs
+            solved = refine(solve_conic(c, e, d, cones, self._minimize), c, e, d)
             return Answer(ConicPoint(solved.primal, solved.dual - solved.slack, np.ones(())), solved.steps)
 
         return foreign, tuple(program[:3])

@@ -18,7 +18,7 @@ import numpy as np
 
 from bilevel.inner._needs import Need, linear_model
 from bilevel.inner.external._base import Answer
-from bilevel.inner.external._scikit_learn import _count, _ScikitLearn, _split, require_classes
+from bilevel.inner.external._rows import _ScikitLearn, count, require_classes, split
 
 _TOLERANCES = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 
@@ -44,7 +44,7 @@ class SklearnLinearSVC(_ScikitLearn):
 
         labels, classes = rows.targets.astype(int), start.shape[1]
         require_classes(labels, classes)
-        scale, root = _split(np.sqrt(rows.l2))
+        scale, root = split(np.sqrt(rows.l2))
         features, penalty = rows.scaled(scale), root**2 / rows.weight
         model = LinearSVC(
             multi_class="crammer_singer",
@@ -58,7 +58,7 @@ class SklearnLinearSVC(_ScikitLearn):
         weights = model.coef_.T
         if classes == 2:  # scikit-learn gives the difference of two vectors that add up to zero
             weights = np.concatenate([-weights / 2, weights / 2], axis=1)
-        return Answer(_Dual(features, labels, classes, penalty).of(weights), _count(model.n_iter_))
+        return Answer(_Dual(features, labels, classes, penalty).of(weights), count(model.n_iter_))
 
 
 class _Dual:
@@ -72,14 +72,14 @@ class _Dual:
         """The best x over several tolerances for what is at a margin."""
         margins = self.features @ weights - self.targets
         lead = margins.max(axis=1, keepdims=True) - margins
-        size, best, least, seen = np.abs(margins).max(), None, np.inf, None
+        size, best, least, seen = np.abs(margins).max(), self.targets, np.inf, None
         for tolerance in _TOLERANCES:
             support = lead <= tolerance * size
             if seen is not None and np.array_equal(support, seen):
                 continue
             seen, found = support, self._on_face(support)
             error = self._error(found)
-            if best is None or error < least:
+            if error < least:
                 best, least = found, error
             if least <= 1e-12 * size:
                 break

@@ -1,21 +1,15 @@
-"""scikit-learn's linear models for `Problem.linear_model`, without an intercept.
-
-The objective is mapped exactly. With ω what each row counts (1, or 1/m for a mean), per-feature penalties are scaled away: with
-v = s∘w and X̃ = X diag(1/s), Xw = X̃v, and s = √l2 makes ½Σ l2ⱼwⱼ² = ½‖v‖², s = l1 makes Σ l1ⱼ|wⱼ| = ‖v‖₁.
-"""
+"""scikit-learn's linear models for `Problem.linear_model`, without an intercept; the objective is mapped exactly."""
 
 from __future__ import annotations
 
-import abc
 import dataclasses
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from bilevel import _checks
 from bilevel.inner._needs import Need, linear_model
-from bilevel.inner.external import _callback
-from bilevel.inner.external._base import Answer, _External
+from bilevel.inner.external._base import Answer
+from bilevel.inner.external._rows import Rows, _ScikitLearn, count, require_classes, scaled_start, split, unscaled
 
 NO_L2 = Need(
     "a linear model without an ℓ2 penalty",
@@ -25,59 +19,6 @@ NO_L2 = Need(
         else None
     ),
 )
-
-
-class Rows(NamedTuple):
-    """The training rows on the host, and the penalties: numbers, or one for each feature; None for none.
-
-    Attributes:
-      weight: ω.
-    """
-
-    features: Any
-    targets: Any
-    l1: Any
-    l2: Any
-    weight: float
-
-    def scaled(self, scale: np.ndarray) -> Any:
-        """X diag(1/scale), for a number or a vector."""
-        if np.ndim(scale) == 0:
-            return self.features
-        if not np.all(scale > 0):
-            raise ValueError(
-                "a per-feature penalty is not positive, and scikit-learn knows one penalty for all features: keep them all "
-                "positive, or give a number"
-            )
-        if isinstance(self.features, np.ndarray):
-            return self.features / scale
-        return self.features.multiply(1 / scale[None, :]).tocsr()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _ScikitLearn(_External):
-    """A model of scikit-learn, fitted to the rows of `Problem.linear_model`."""
-
-    tol: float
-
-    def __post_init__(self):
-        super().__post_init__()
-        _checks.require_positive(f"inner.{type(self).__name__}", tol=self.tol)
-
-    @abc.abstractmethod
-    def _fit(self, rows: Rows, start: np.ndarray) -> Answer:
-        """Fit, from a start where the model takes one."""
-
-    def _foreign(self, problem, start, hparams, data):
-        model = problem.linear_model
-        penalties = [None if penalty is None else penalty(hparams) for penalty in (model.l1, model.l2)]
-
-        def foreign(start, inputs):
-            features, targets, l1, l2 = _callback.in_scipy(inputs)
-            weight = 1 / len(targets) if model.mean else 1.0
-            return self._fit(Rows(features, targets, l1, l2, weight), start)
-
-        return foreign, (*model.rows(data), *penalties)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +41,7 @@ class SklearnRidge(_ScikitLearn):
     def _fit(self, rows, start):
         from sklearn.linear_model import Ridge
 
-        scale, alpha = _split(np.sqrt(rows.l2))
+        scale, alpha = split(np.sqrt(rows.l2))
         model = Ridge(
             alpha=alpha**2 / rows.weight,
             fit_intercept=False,
@@ -109,7 +50,7 @@ class SklearnRidge(_ScikitLearn):
             max_iter=self.max_steps,
         )
         model.fit(rows.scaled(scale), rows.targets)
-        return Answer(_unscaled(model.coef_, scale, start), _count(model.n_iter_))
+        return Answer(unscaled(model.coef_, scale, start), count(model.n_iter_))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +70,7 @@ class SklearnLasso(_ScikitLearn):
     def _fit(self, rows, start):
         from sklearn.linear_model import Lasso
 
-        scale, l1 = _split(rows.l1)
+        scale, l1 = split(rows.l1)
         model = Lasso(
             alpha=l1 / _per_row(rows), fit_intercept=False, tol=self.tol, max_iter=self.max_steps, warm_start=True
         )
@@ -191,7 +132,7 @@ class SklearnLogisticRegression(_ScikitLearn):
         labels = rows.targets > 0 if start.ndim == 1 else rows.targets
         require_classes(labels, classes)
         pair = start.ndim == 2 and classes == 2
-        scale, root = _split(np.sqrt(rows.l2 / 2 if pair else rows.l2))
+        scale, root = split(np.sqrt(rows.l2 / 2 if pair else rows.l2))
         model = LogisticRegression(
             C=rows.weight / root**2,
             fit_intercept=False,
@@ -200,24 +141,10 @@ class SklearnLogisticRegression(_ScikitLearn):
             max_iter=self.max_steps,
             warm_start=True,
         )
-        model.coef_ = _scaled_start(start[:, 1] - start[:, 0] if pair else start, scale)
+        model.coef_ = scaled_start(start[:, 1] - start[:, 0] if pair else start, scale)
         model.fit(rows.scaled(scale), labels)
-        found = model.coef_[0] / scale if classes == 2 else _unscaled(model.coef_, scale, start)
-        return Answer(np.stack([-found / 2, found / 2], axis=1) if pair else found, _count(model.n_iter_))
-
-
-def require_classes(labels: np.ndarray, classes: int) -> None:
-    """Raise ValueError unless every class is there, since scikit-learn numbers those that it sees."""
-    seen = np.unique(labels)
-    if len(seen) != classes:
-        raise ValueError(
-            f"the training rows hold {len(seen)} of the {classes} classes that params has: every class needs a row"
-        )
-
-
-def _split(penalty: np.ndarray) -> tuple[np.ndarray, float]:
-    """(s, c) with penalty = c·s: a number stays one, a vector becomes the scale of the columns."""
-    return (np.ones(()), float(penalty)) if np.ndim(penalty) == 0 else (penalty, 1.0)
+        found = model.coef_[0] / scale if classes == 2 else unscaled(model.coef_, scale, start)
+        return Answer(np.stack([-found / 2, found / 2], axis=1) if pair else found, count(model.n_iter_))
 
 
 def _split_both(l1: np.ndarray, l2: np.ndarray) -> tuple[np.ndarray, float, float]:
@@ -240,21 +167,6 @@ def _per_row(rows: Rows) -> float:
 
 def _descend(model, rows: Rows, scale, start) -> Answer:
     """Coordinate descent from a start."""
-    model.coef_ = _scaled_start(start, scale)
+    model.coef_ = scaled_start(start, scale)
     model.fit(rows.scaled(scale), rows.targets)
-    return Answer(_unscaled(model.coef_, scale, start), _count(model.n_iter_))
-
-
-def _scaled_start(start: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """v = s∘w as scikit-learn keeps it, one row for each target or class."""
-    return np.asfortranarray(np.atleast_2d(start.T * scale))
-
-
-def _unscaled(coefficients: np.ndarray, scale: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """w of scikit-learn's coefficients, in the orientation of params."""
-    found = coefficients / scale
-    return found.reshape(start.shape) if start.ndim == 1 else found.T
-
-
-def _count(steps: Any) -> int:
-    return 1 if steps is None else int(np.max(steps))
+    return Answer(unscaled(model.coef_, scale, start), count(model.n_iter_))

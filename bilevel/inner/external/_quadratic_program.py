@@ -1,4 +1,4 @@
-"""Quadratic and cone programs on the host: their matrices, their solution by CVXPY, and its last digits."""
+"""Quadratic programs on the host: their matrices, their solution by CVXPY, and its last digits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.inner.external import _callback
-from bilevel.operators.cones import Cones
 from bilevel.statements import QP, Factored, apply
 
 _REFINEMENTS = 20
-_MOST_REFINED = 2000
 
 
 class Found(NamedTuple):
@@ -84,7 +81,8 @@ class Program(NamedTuple):
         rows += [self.A[q:] @ z <= self.b[q:]] if q < len(self.b) else []
         steps = minimize(objective, rows)
         dual = np.concatenate([np.zeros(0), *(np.atleast_1d(row.dual_value) for row in rows)])
-        return Found(z.value, dual, self.b - self.A @ z.value, steps)
+        primal = np.asarray(z.value)
+        return Found(primal, dual, self.b - self.A @ primal, steps)
 
     def polish(self, found: Found) -> Found:
         """The solution of the equations that hold where the multiplier of an inequality exceeds its slack; the better of both.
@@ -134,71 +132,3 @@ def _factored(matrix: Any) -> Callable[[np.ndarray], np.ndarray]:
         factors = scipy.linalg.lu_factor(matrix.toarray())
         return lambda b: scipy.linalg.lu_solve(factors, b)
     return scipy.sparse.linalg.splu(matrix.tocsc()).solve
-
-
-def refine_conic(cones: Cones) -> Callable[..., Found]:
-    """Newton's method on the residual map of a cone program's embedding (`optimality.Conic`, its scale held), as long as it helps.
-
-    The system is solved densely in the least-squares sense, so that it may be singular; a program with more than
-    2000 variables and rows is left as it is.
-
-    Reference: Busseti, Moursi & Boyd, Solution refinement at regular points of conic problems, 2019.
-    """
-
-    def residual(x, c, e, d):
-        u, v = jnp.split(x, [c.shape[0]])
-        dual = cones.project_dual(v)
-        return jnp.concatenate([dual @ e + c, d - e @ u - dual + v])
-
-    linearized = jax.jit(lambda x, *program: (residual(x, *program), jax.jacfwd(residual)(x, *program)))
-    project = jax.jit(cones.project_dual)
-
-    def refine(found: Found, c: Any, e: Any, d: Any) -> Found:
-        x, best = np.concatenate([found.primal, found.dual - found.slack]), np.inf
-        if len(x) > _MOST_REFINED:
-            return found
-        with _callback.jax_on_host():
-            program = jax.device_put(_callback.aligned((c, e, d)))
-            for _ in range(_REFINEMENTS):
-                value, jacobian = (np.asarray(a) for a in linearized(_callback.aligned(x), *program))
-                error = float(np.max(np.abs(value), initial=0))
-                if not error < best:
-                    break
-                best, at = error, x
-                x = x - np.linalg.lstsq(jacobian, value, rcond=1e-13)[0]
-            v = at[len(c) :]
-            dual = np.asarray(project(_callback.aligned(v)))
-        return Found(at[: len(c)], dual, dual - v, found.steps)
-
-    return refine
-
-
-def solve_conic(c: Any, e: Any, d: Any, cones: Cones, minimize: Callable[..., int]) -> Found:
-    """minimize cᵀz subject to Ez + s = d, s in K, by CVXPY."""
-    import cvxpy as cp
-
-    z, slack = cp.Variable(c.size), cp.Variable(cones.size)
-    rows = e @ z + slack == d
-    steps = minimize(c @ z, [rows, *_in_cones(slack, cones)])
-    return Found(z.value, np.atleast_1d(rows.dual_value), slack.value, steps)
-
-
-def _in_cones(slack: Any, cones: Cones) -> list[Any]:
-    import cvxpy as cp
-
-    zero, below = cones.zero, cones.zero + cones.nonnegative
-    found = [slack[:zero] == 0] if zero else []
-    found += [slack[zero:below] >= 0] if cones.nonnegative else []
-    at = below
-    for size in cones.second_order:
-        found.append(cp.SOC(slack[at], slack[at + 1 : at + size]))
-        at += size
-    for n in cones.semidefinite:
-        matrix, (columns, rows) = cp.Variable((n, n), PSD=True), np.triu_indices(n)
-        scale = np.where(rows == columns, 1, np.sqrt(2))
-        found.append(slack[at : at + scale.size] == cp.multiply(scale, matrix[columns, rows]))
-        at += scale.size
-    for _ in range(cones.exponential):
-        found.append(cp.ExpCone(slack[at], slack[at + 1], slack[at + 2]))
-        at += 3
-    return found
