@@ -21,11 +21,11 @@ Family = Callable[[Instance], Settings]
 MAX_STEPS = 5000
 
 
-def compiled(solve: Callable, *args: Any) -> Solve:
-    """A solve with its arguments; everything that depends on the data is an argument, nothing a constant."""
+def compiled(solve: Callable, *args: Any) -> Callable[[float], Solve]:
+    """From solve(tol, *args), compiled once: everything that depends on the data is an argument, nothing a constant."""
     args = jax.tree.map(jnp.asarray, args)
     function = jax.jit(solve)
-    return lambda: jax.block_until_ready(function(*args))
+    return lambda tol: lambda: jax.block_until_ready(function(tol, *args))
 
 
 def together(**families: Family) -> Family:
@@ -47,32 +47,29 @@ def ours(solver: Callable, **settings: Any) -> Family:
             prepare = jax.jit(lambda hparams, data: inner.prepare(instance.problem, hparams, data))
             prepared = prepare(instance.hparams, instance.data)
 
-            def solve(start, hparams, data, prepared):
+            def solve(tol, start, hparams, data, prepared):
+                del tol  # a setting of the solver, so that each has a program of its own
                 found = inner.solve(instance.problem, start, hparams, data, prepared)
-                return _primal(found.params), found.steps
+                return found.params, found.steps
 
-            return compiled(solve, instance.start, instance.hparams, instance.data, prepared)
+            return compiled(solve, instance.start, instance.hparams, instance.data, prepared)(tol)
 
         return {"": make}
 
     return family
 
 
-def _primal(params):
-    return params.primal if hasattr(params, "primal") else params
-
-
 def _jaxopt(instance: Instance, solvers: dict[str, Callable], *args: Any) -> Settings:
     """Settings of jaxopt, each by the function that builds its solver from a tolerance and L."""
 
-    def make(build, tol):
-        def solve(start, scale, *args):
+    def setting(build):
+        def solve(tol, start, scale, *args):
             params, state = build(tol, scale).run(start, *args)
             return params, state.iter_num
 
         return compiled(solve, instance.start, instance.parts["L"], *args)
 
-    return {name: functools.partial(make, build) for name, build in solvers.items()}
+    return {name: setting(build) for name, build in solvers.items()}
 
 
 def _steps(solver: Callable, functions: dict[str, Callable]) -> dict[str, Callable]:
@@ -158,8 +155,8 @@ def optimistix(kind: str, **solvers: Callable) -> Family:
         loss = instance.problem.inner_loss
         function = jax.grad(loss) if kind == "root_find" else loss
 
-        def make(solver, tol):
-            def solve(start, hparams, data):
+        def setting(solver):
+            def solve(tol, start, hparams, data):
                 found = getattr(optx, kind)(
                     lambda params, args: function(params, *args),
                     solver(rtol=tol, atol=tol),
@@ -172,7 +169,7 @@ def optimistix(kind: str, **solvers: Callable) -> Family:
 
             return compiled(solve, instance.start, instance.hparams, instance.data)
 
-        return {name: functools.partial(make, solver) for name, solver in solvers.items()}
+        return {name: setting(solver) for name, solver in solvers.items()}
 
     return family
 
@@ -276,7 +273,7 @@ def jaxopt_svm_mirror(instance: Instance) -> Settings:
     solvers = {
         f"{name}{multiple}/L": functools.partial(build, fun, multiple)
         for name, fun in _svm_functions(instance).items()
-        for multiple in (1, 3, 10)
+        for multiple in (3, 10, 30)
     }
     return _jaxopt(instance, solvers, None, instance.hparams, instance.data)
 
@@ -315,13 +312,15 @@ def jaxopt_nnls_program(instance: Instance) -> Settings:
     """BoxOSQP, with each of its linear solvers."""
     count = instance.start.size
 
-    def make(linear, tol):
-        def solve(Q, c):
+    def setting(linear):
+        def solve(tol, Q, c):
             solver = jaxopt.BoxOSQP(eq_qp_solve=linear, tol=tol, maxiter=MAX_STEPS, implicit_diff=False)
             bounds = jnp.zeros(count, Q.dtype), jnp.full(count, jnp.inf, Q.dtype)
-            params, state = solver.run(None, params_obj=(Q, c), params_eq=jnp.eye(count, dtype=Q.dtype), params_ineq=bounds)
+            params, state = solver.run(
+                None, params_obj=(Q, c), params_eq=jnp.eye(count, dtype=Q.dtype), params_ineq=bounds
+            )
             return params.primal[0], state.iter_num
 
         return compiled(solve, instance.parts["Q"], instance.parts["c"])
 
-    return {name: functools.partial(make, name) for name in ("lu", "cg", "cg+jacobi")}
+    return {name: setting(name) for name in ("lu", "cg", "cg+jacobi")}

@@ -127,9 +127,7 @@ def lasso(dtype: str, share: float) -> Instance:
     data = jax.tree.map(lambda a: jnp.asarray(a, dtype), (features, targets, largest))
     parts = {"X": data[0], "y": data[1], "L": largest, "numpy": (np.asfortranarray(features), targets, penalty)}
     start, hparams = jnp.zeros(5000, dtype), jnp.asarray(penalty, dtype)
-    return Instance(
-        f"lasso, λ_max/{1 / share:.0f}", problem, start, hparams, data, parts, objective, bound, solution
-    )
+    return Instance(f"lasso, λ_max/{1 / share:.0f}", problem, start, hparams, data, parts, objective, bound, solution)
 
 
 def svm_dual(dtype: str, share: float) -> Instance:

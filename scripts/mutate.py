@@ -15,6 +15,9 @@ HYPERGRAD = "tests/test_hypergrad.py"
 LINEAR = "tests/test_linear.py"
 OPTIMALITY = "tests/test_optimality.py"
 CATALOG = "tests/test_catalog.py"
+INNER = "tests/test_inner.py"
+MATRIX = "tests/test_inner_matrix.py"
+STRUCTURE = "tests/test_inner_structure.py"
 MUTATIONS = [
     ("bilevel/implicit/_root.py", "return pull_args(_tree.scale(-1, u))", "return pull_args(u)", IMPLICIT, "root_vjp"),
     ("bilevel/implicit/_root.py", "push_x, _tree.scale(-1, rhs)", "push_x, rhs", IMPLICIT, "root_jvp"),
@@ -171,6 +174,90 @@ MUTATIONS = [
         "residual = tolerance",
         LINEAR,
         "residual",
+    ),
+    (
+        "bilevel/inner/_blocks.py",
+        '"gradient_of": lambda prediction, j: columns[j] @ slope',
+        '"gradient_of": lambda prediction, j: -columns[j] @ slope',
+        MATRIX,
+        "BlockCoordinateDescent and lasso",
+    ),
+    (
+        "bilevel/inner/_blocks.py",
+        "image + _outer(program.Q[j], delta)",
+        "image",
+        MATRIX,
+        "BlockCoordinateDescent and nnls",
+    ),
+    (
+        "bilevel/inner/_block_coordinate.py",
+        "_State(pushed + still(new - pushed)",
+        "_State(still(new)",
+        INNER,
+        "unrolled and BlockCoordinateDescent",
+    ),
+    (
+        "bilevel/inner/_semismooth.py",
+        "candidate = _tree.sub(x, found.value)",
+        "candidate = _tree.add_scaled(x, 1, found.value)",
+        INNER,
+        "SemismoothNewton and fewer_steps",
+    ),
+    (
+        "bilevel/inner/_ridge.py",
+        "return direct - scaled.T",
+        "return direct + scaled.T",
+        STRUCTURE,
+        "ridge_is_the_closed_form",
+    ),
+    (
+        "bilevel/inner/_ridge.py",
+        "(rest / penalty if thin else 0)",
+        "0",
+        STRUCTURE,
+        "ridge_is_the_closed_form",
+    ),
+    (
+        "bilevel/inner/_fixed_point.py",
+        "ridge), -changes @ moves[0])",
+        "ridge), changes @ moves[0])",
+        INNER,
+        "Anderson and fewer_steps",
+    ),
+    (
+        "bilevel/inner/_optax.py",
+        "correction = _tree.sub(full_gradient, jax.grad(loss)(anchor))",
+        "correction = _tree.zeros_like(full_gradient)",
+        STRUCTURE,
+        "variance_reduction_converges",
+    ),
+    (
+        "bilevel/inner/_lanes.py",
+        "place = unfinished if place is None else place[unfinished]",
+        "place = unfinished",
+        INNER,
+        "lanes or hard_lane",
+    ),
+    (
+        "bilevel/inner/_judge.py",
+        "_relative(jax.tree.map(jnp.sum, gap)",
+        "_relative(jax.tree.map(lambda g: 0 * jnp.sum(g), gap)",
+        "tests/test_inner_programs.py",
+        "complementar",
+    ),
+    (
+        "bilevel/hypergrad/_implicit.py",
+        "solver = self._solver(solution.inverse) if self.precondition else self.linear",
+        "solver = self.linear",
+        STRUCTURE,
+        "precondition or exact_inverse",
+    ),
+    (
+        "bilevel/statements.py",
+        "weight = self.weight(data) * targets.shape[0] / index.shape[0]",
+        "weight = self.weight(data)",
+        STRUCTURE,
+        "minibatches_average",
     ),
 ]
 

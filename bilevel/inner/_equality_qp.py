@@ -22,11 +22,12 @@ _COUNTED_UP_TO = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EqualityQP(InnerSolver):
-    """Solve [[Q, Eᵀ], [E, 0]] (z, ν) = (−c, d) once, for a `Problem.quadratic_program` without inequalities.
+    """Solve [[Q, Eᵀ], [E, 0]] (z, ν) = (−c, d), for a `Problem.quadratic_program` without inequalities.
 
-    Without equalities too, the system is Q z = −c. The answer is judged like every solver's. Q must be positive definite
-    along E z = 0: up to 256 unknowns the signs of the eigenvalues are counted, and without equalities the linear solver
-    sees it; a saddle point ends as `NEGATIVE_CURVATURE`.
+    Without equalities too, the system is Q z = −c. The answer is judged like every solver's; where rounding keeps it from
+    rtol, a further step solves for what is left. Q must be positive definite along E z = 0: up to 256 unknowns the signs of
+    the eigenvalues are counted, and without equalities the linear solver sees it; a saddle point ends as
+    `NEGATIVE_CURVATURE`.
 
     Args:
       linear: solver of the system; `linear.Auto()` factors a small one, and runs MINRES (CG without equalities) on a large
@@ -38,7 +39,7 @@ class EqualityQP(InnerSolver):
 
     needs: ClassVar[tuple[Need, ...]] = (PROGRAM,)
 
-    max_steps: int = 1
+    max_steps: int = 3
     linear: linear.LinearSolver = dataclasses.field(default_factory=linear.Auto)
     singular: bool = False
 
@@ -47,7 +48,7 @@ class EqualityQP(InnerSolver):
         return PlainState(params, Progress.start(_tree.dtype(params)))
 
     def step(self, problem, state, hparams, data):
-        """Solve, then judge the answer."""
+        """Solve, from the second step on for what is left; then judge the answer."""
         params = state.params
         z = params.primal if problem.constrained else params
         program = problem.quadratic_program(hparams, data)
@@ -59,13 +60,18 @@ class EqualityQP(InnerSolver):
         operator = dataclasses.replace(operator, singular=self.singular)
         rtol = max(self.rtol, 4 * _tree.eps(z)) / 10
         solver = self.linear if self.linear.rtol is not None else dataclasses.replace(self.linear, rtol=rtol)
-        found = linear.differentiable_solve(solver, operator, b, start)
-        params = KKTSolution(*found.value) if problem.constrained else found.value.primal
+        first = state.progress.steps == 0
+        base = _tree.where(first, _tree.zeros_like(start), start)
+        left = _tree.sub(b, operator.matvec(base))
+        found = linear.differentiable_solve(solver, operator, left, _tree.where(first, start, _tree.zeros_like(start)))
+        solved = _tree.add_scaled(base, 1, found.value)
+        params = KKTSolution(*solved) if problem.constrained else solved.primal
 
         distance, size = judge(problem, params, hparams, data)
-        progress = self.advance(state.progress, params, distance, size=size, grad_evals=1, hvps=found.matvecs + 1)
+        progress = self.advance(state.progress, params, distance, size=size, grad_evals=1, hvps=found.matvecs + 2)
+        stuck = (progress.status == Status.MAX_STEPS) & ~(progress.residual <= state.progress.residual / 2)
         reason = jnp.where(found.converged, Status.STAGNATED, found.status)
-        status = jnp.where(progress.status == Status.MAX_STEPS, reason, progress.status)
+        status = jnp.where(stuck, reason, progress.status)
         if program.E is not None and _tree.size(b) <= _COUNTED_UP_TO:
             status = jnp.where(_saddle(operator, b), Status.NEGATIVE_CURVATURE, status)
         return PlainState(params, dataclasses.replace(progress, status=status.astype(jnp.int32)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,13 +95,14 @@ def _kkt(problem, params, hparams, data):
     above = jax.tree.map(lambda g: jnp.maximum(g, 0), value[2])
     below = jax.tree.map(lambda dual: jnp.minimum(dual, 0), dual_ineq)
     gap = jax.tree.map(jnp.multiply, dual_ineq, value[2])
+    dtype = _tree.dtype(z)  # of the multipliers there may be none
     errors = [
-        _relative(stationarity, [*terms, curved]),
-        _relative((value[1], above), [along[1:]]),
-        _relative(below, [dual_ineq]),
-        _relative(jax.tree.map(jnp.sum, gap), [along[0], jax.tree.map(jnp.multiply, dual_ineq, along[2])]),
+        _relative(stationarity, [*terms, curved], dtype),
+        _relative((value[1], above), [along[1:]], dtype),
+        _relative(below, [dual_ineq], dtype),
+        _relative(jax.tree.map(jnp.sum, gap), [along[0], jax.tree.map(jnp.multiply, dual_ineq, along[2])], dtype),
     ]
-    return Verdict(jnp.stack(errors).max(), jnp.ones((), _tree.dtype(z)))
+    return Verdict(jnp.stack(errors).max(), jnp.ones((), dtype))
 
 
 def _conic(problem, params, hparams, data):
@@ -110,16 +111,15 @@ def _conic(problem, params, hparams, data):
     z, dual, slack = optimality.Conic.recover(params, program)
     pull, push = dual @ e, e @ z
     errors = [
-        _relative(pull + c, [pull, c]),
-        _relative(push + slack - d, [push, slack, d]),
-        _relative(jnp.vdot(c, z) + jnp.vdot(d, dual), [jnp.vdot(c, z), jnp.vdot(d, dual)]),
+        _relative(pull + c, [pull, c], z.dtype),
+        _relative(push + slack - d, [push, slack, d], z.dtype),
+        _relative(jnp.vdot(c, z) + jnp.vdot(d, dual), [jnp.vdot(c, z), jnp.vdot(d, dual)], z.dtype),
     ]
     return Verdict(jnp.stack(errors).max(), jnp.ones((), z.dtype))
 
 
-def _relative(error: PyTree, terms: list[PyTree]) -> jax.Array:
+def _relative(error: PyTree, terms: list[PyTree], dtype: Any) -> jax.Array:
     """The largest entry of an error against the largest entry of its terms."""
-    dtype = _tree.dtype(terms)
     size = _largest(terms, dtype)
     return _largest(error, dtype) / jnp.where(size > 0, size, 1)
 

@@ -141,7 +141,7 @@ class LBFGS(InnerSolver):
         return jax.tree_util.Partial(_inverse, *_curvature(state))
 
 
-def _curvature(state: _State) -> tuple[jax.Array, ...]:
+def _curvature(state: _State) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """What the inverse-Hessian estimate is made of."""
     return state.moves, state.changes, state.weights, state.scale
 

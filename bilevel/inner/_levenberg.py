@@ -66,7 +66,7 @@ class LevenbergMarquardt(InnerSolver):
         return _State(params, damping.astype(dtype), jnp.full((), 2, dtype), Progress.start(dtype, 2, 1))
 
     def step(self, problem, state, hparams, data):
-        """One step, taken or not; a point that passes the stopping test is kept as it is."""
+        """One step, taken or not; a point that passes the stopping test is kept as it is, with the step's derivative."""
         x = state.params
         r, push = jax.linearize(lambda x: problem.residuals(x, hparams, data), x)
         pull = jax.linear_transpose(push, x)
@@ -81,7 +81,8 @@ class LevenbergMarquardt(InnerSolver):
         progress = self.advance(
             state.progress, x, distance, grad_evals=2, hvps=found.matvecs + 2, failed=failed, failure=Status.STAGNATED
         )
-        params = _tree.where(progress.status == Status.CONVERGED, x, moved)
+        done = progress.status == Status.CONVERGED
+        params = _tree.where(done, _tree.with_derivative_of(_tree.add_scaled(x, 1, found.value), x), moved)
         return _State(params, damping, growth, progress)
 
     def _damp(self, problem, state, linearized, found, distance, hparams, data):
@@ -107,9 +108,9 @@ class LevenbergMarquardt(InnerSolver):
     def _halve(self, problem, state, linearized, found, distance, hparams, data):
         """Halve the step until the loss falls."""
         x, (r, gradient, _) = state.params, linearized
-        downhill = _tree.vdot(found.value, gradient) < 0
+        usable = (_tree.vdot(found.value, gradient) < 0) | (_tree.norm(gradient) == 0)
         length = jax.lax.stop_gradient(distance / _positive(_tree.norm(gradient)))
-        direction = _tree.where(downhill, found.value, _tree.scale(-length, gradient))
+        direction = _tree.where(usable, found.value, _tree.scale(-length, gradient))
 
         def loss(x, hparams):
             return _half_square(problem.residuals(x, hparams, data))

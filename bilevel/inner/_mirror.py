@@ -77,7 +77,7 @@ class MirrorDescent(InnerSolver):
                 back, (state.logs, state.params, state.gradient), (logs, params, gradient)
             )
         else:
-            step_size = self._scheduled(state)
+            step_size = self._scheduled(state, self.step_size)
         pushed = problem.proximal_step(_tree.add_scaled(params, -state.reach, gradient), hparams, data, state.reach)
         distance = _tree.norm(_tree.sub(pushed, params))
         progress = self.advance(state.progress, params, distance, grad_evals=1)
@@ -97,12 +97,12 @@ class MirrorDescent(InnerSolver):
         room = jnp.where(visible, jnp.where(room > 1, room**0.25, room), 1)
         return old.step_size * jnp.where(finite, room, 1 / 16), ~finite | (visible & (share > 1))
 
-    def _scheduled(self, state):
+    def _scheduled(self, state, given):
         """A given step, decaying after its first `decay_after` times."""
         if self.decay_after is None:
             return state.step_size
         beyond = jnp.maximum(state.progress.steps + 2 - self.decay_after, 1).astype(state.step_size.dtype)
-        return self.step_size / jnp.sqrt(beyond)
+        return given / jnp.sqrt(beyond)
 
 
 def _softmax(logs: PyTree) -> PyTree:

@@ -51,8 +51,8 @@ class Newton(InnerSolver):
         curvature = jnp.where(curvature > 0, curvature, 1)
         found = linear.differentiable_solve(self.linear, operator, _tree.scale(-1, gradient))
         fallback = _tree.scale(-1 / curvature, gradient)
-        downhill = _tree.vdot(found.value, gradient) < 0
-        direction = _tree.where(downhill, found.value, fallback)
+        usable = (_tree.vdot(found.value, gradient) < 0) | (norm == 0)
+        direction = _tree.where(usable, found.value, fallback)
         length = backtrack(lambda x, h: problem.inner_loss(x, h, data), x, value, gradient, direction, hparams)
         progress = self.advance(
             state.progress,

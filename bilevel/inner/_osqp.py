@@ -13,7 +13,7 @@ from bilevel import _checks, _tree, linear
 from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, Progress
-from bilevel.inner._judge import judge
+from bilevel.inner._judge import Verdict, judge
 from bilevel.inner._needs import PROGRAM, Need
 from bilevel.inner._program import Systems, largest, positive, program_of
 from bilevel.inner._scales import Scales, equilibrate, infeasible, unbounded
@@ -24,7 +24,8 @@ _STIFFER = 1e3  # ρ of equalities, relative to that of inequalities
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _State:
-    params: PyTree
+    params: PyTree  # the best so far
+    verdict: Verdict  # on it
     x: jax.Array
     w: jax.Array  # of the shape of Ax, allowed
     y: jax.Array  # multipliers
@@ -32,7 +33,7 @@ class _State:
     factor: jax.Array  # of the system; empty where it is too large
     scales: Scales
     active: jax.Array  # inequalities with a multiplier
-    polished: jax.Array  # the residual at which this active set was polished last
+    age: jax.Array  # checks at which they have been the same
     progress: Progress
 
 
@@ -91,10 +92,12 @@ class OSQP(InnerSolver):
         rho = jnp.asarray(self.rho, x.dtype)
         weights, sigma = self._weights(program, scales, rho)
         lifted = systems.factor(0 * weights, _tree.eps(x) ** 0.5 * scales.columns)
-        found = jnp.where(jnp.isfinite(scales.columns).all(), Status.NEGATIVE_CURVATURE, Status.NON_FINITE)
+        finite = jnp.isfinite(program.hessian(jnp.ones_like(x))).all()
+        found = jnp.where(finite, Status.NEGATIVE_CURVATURE, Status.NON_FINITE)
         status = jnp.where(jnp.isfinite(lifted).all(), Status.MAX_STEPS, found).astype(jnp.int32)
         return _State(
             params=params,
+            verdict=Verdict(jnp.array(jnp.inf, x.dtype), jnp.ones((), x.dtype)),
             x=x,
             w=program.project(program.push(x)),
             y=y,
@@ -102,7 +105,7 @@ class OSQP(InnerSolver):
             factor=systems.factor(weights, sigma),
             scales=scales,
             active=~program.equal & (y > 0),
-            polished=jnp.array(jnp.inf, x.dtype),
+            age=jnp.int32(0),
             progress=dataclasses.replace(Progress.start(x.dtype), status=status),
         )
 
@@ -122,23 +125,15 @@ class OSQP(InnerSolver):
             return self.relaxation * ahead + (1 - self.relaxation) * x, w, weights * (target - w), ahead
 
         x, w, y, _ = jax.lax.fori_loop(0, self.check_every, iteration, (state.x, state.w, state.y, state.x))
-        params = program.params(x, y)
-        verdict = judge(problem, params, hparams, data)
-        residual = verdict.distance / positive(verdict.size)
-
         active = ~program.equal & (y > 0)
-        same = jnp.all(active == state.active)
-        polished = jnp.where(same, state.polished, jnp.inf)
+        age = jnp.where(jnp.all(active == state.active), state.age + 1, 0)
+        point = x, y
         if self.polish:
-            due = same & (residual < 0.1 * polished)
-            candidate = _once(
-                due, lambda _: systems.polish(scales.columns, scales.rows, program.equal | active, x, y), (x, y)
-            )
-            better = program.params(*candidate)
-            other = judge(problem, better, hparams, data)
-            improves = due & (other.distance / positive(other.size) < residual)
-            params, verdict = _tree.where(improves, better, params), _tree.where(improves, other, verdict)
-            polished = jnp.where(due, residual, polished)
+            # Again after twice as many checks: the set may be right, and the iterate not yet near enough.
+            due = (age > 0) & (age & (age - 1) == 0)
+            kept = program.equal | active
+            point = _once(due, lambda point: systems.polish(scales.columns, scales.rows, kept, *point), point)
+        params, verdict = self._better(problem, hparams, data, state, program.params(*point))
 
         rho = self._balanced(program, state, x, w, y)
         factor = _once(rho != state.rho, lambda _: systems.factor(*self._weights(program, scales, rho)), state.factor)
@@ -148,15 +143,14 @@ class OSQP(InnerSolver):
             params,
             verdict.distance,
             size=verdict.size,
-            grad_evals=1 + self.polish,
-            hvps=1 + self.polish,
-            failed=hopeless,
+            grad_evals=1,
+            hvps=1,
+            failed=hopeless | ~jnp.isfinite(x).all(),
             failure=Status.BREAKDOWN,
         )
         steps = state.progress.steps + self.check_every
-        return _State(
-            params, x, w, y, rho, factor, scales, active, polished, dataclasses.replace(progress, steps=steps)
-        )
+        progress = dataclasses.replace(progress, steps=steps)
+        return _State(params, verdict, x, w, y, rho, factor, scales, active, age, progress)
 
     def _systems(self, program):
         return Systems(program, program.c.size <= self.max_dense, self.linear)
@@ -165,6 +159,12 @@ class OSQP(InnerSolver):
         """ρ for each row, and σ."""
         stiffness = jnp.where(program.equal, jnp.asarray(_STIFFER, rho.dtype), 1)
         return rho * stiffness * scales.rows, self.sigma * scales.columns
+
+    def _better(self, problem, hparams, data, state, params) -> tuple[PyTree, Verdict]:
+        """The better one of a point and the best so far, with the verdict on it; the first one, whatever it is."""
+        verdict = judge(problem, params, hparams, data)
+        old, new = (v.distance / positive(v.size) for v in (state.verdict, verdict))
+        return _tree.where((new < old) | jnp.isinf(old), (params, verdict), (state.params, state.verdict))
 
     def _balanced(self, program, state, x, w, y):
         """ρ, changed where the primal and the dual error, each relative to its terms, are too far apart."""

@@ -142,8 +142,9 @@ class Systems(NamedTuple):
             return x + move, y + weights * (program.push(move) - above), moving, count + 1
 
         start = (x, jnp.where(kept, y, 0), jnp.array(True), jnp.int32(0))
-        x, y, *_ = jax.lax.while_loop(lambda carry: carry[2] & (carry[3] < _REFINEMENTS), refine, start)
-        return x, jnp.where(program.equal, y, jnp.maximum(y, 0))
+        found = jax.lax.while_loop(lambda carry: carry[2] & (carry[3] < _REFINEMENTS), refine, start)
+        polished = found[0], jnp.where(program.equal, found[1], jnp.maximum(found[1], 0))
+        return _tree.where(_tree.all_finite(polished), polished, (x, y))
 
     def _product(self, weights, shift):
         program = self.program

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ class Ridge(InnerSolver):
 
     def prepare(self, problem, hparams, data):
         """The eigendecomposition for a single penalty, else the normal equations."""
-        model = problem.linear_model
+        model: Any = problem.linear_model
         features, targets = model.rows(data)
         features = features.todense() if isinstance(features, BCOO) else features
         weight = model.weight(data)

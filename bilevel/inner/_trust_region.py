@@ -76,7 +76,7 @@ class TrustRegion(InnerSolver):
         return _State(params, jax.lax.stop_gradient(radius).astype(dtype), Progress.start(dtype, 1, 1))
 
     def step(self, problem, state, hparams, data):
-        """One step, taken or not."""
+        """One step, taken or not; a minimum that passes the stopping test is kept as it is, with the derivative of a step."""
 
         def at(x, hparams):
             return jax.value_and_grad(problem.inner_loss)(x, hparams, data)
@@ -84,53 +84,49 @@ class TrustRegion(InnerSolver):
         x, frozen = jax.lax.stop_gradient((state.params, hparams))
         (value, gradient), push = jax.linearize(lambda x: at(x, frozen), x)
         hvp = lambda v: push(v)[1]  # noqa: E731
-        norm = _tree.norm(gradient)
-        curvature = _tree.norm(hvp(gradient)) / _positive(norm)
-        curvature = _positive(curvature)
-        distance = norm / curvature
+        norm, eps = _tree.norm(gradient), _tree.eps(x)
+        distance = norm / _positive(_tree.norm(hvp(gradient)) / _positive(norm))
         passed = self.advance(state.progress, x, distance, grad_evals=0).status == Status.CONVERGED
-
-        # At a point that passes, conjugate gradients run on a vector that has a part along every eigenvector instead.
-        size = _tree.norm(x)
-        forcing = jnp.minimum(0.1, distance / jnp.where(size > 0, size, _positive(distance)))
-        path = _conjugate_gradients(
-            hvp,
-            _tree.where(passed, _probe(x), _tree.scale(-1 / _positive(norm), gradient)),
-            radius=jnp.where(passed, jnp.inf, state.radius / _positive(norm)),
-            goal=jnp.where(passed, 1e-2, forcing),
-            limit=jnp.where(passed, _PROBES, 2 * _tree.size(x)),
-            floor=jnp.where(passed, -(_tree.eps(x) ** 0.5) * curvature, 0),
-        )
-        escape = passed & path.concave
-        downhill = jnp.where(_tree.vdot(gradient, path.direction) > 0, -1, 1)
-        leave = _tree.scale(downhill * state.radius / _positive(_tree.norm(path.direction)), path.direction)
-        move = _tree.where(passed, leave, _tree.scale(norm, path.point))
+        move, path = self._propose(hvp, x, gradient, distance, passed, state.radius)
+        escape, stay = passed & path.concave, passed & ~path.concave
 
         after = problem.inner_loss(_tree.add_scaled(x, 1, move), frozen, data)
         predicted = -_tree.vdot(move, _tree.add_scaled(gradient, 0.5, hvp(move)))
-        slack = 10 * _tree.eps(x) * jnp.abs(value)
+        slack = 10 * eps * jnp.abs(value)
         ratio = jnp.where(jnp.isfinite(after), (value - after + slack) / _positive(predicted + slack), -1)
-        accepted = (predicted > 0) & (ratio > _ACCEPT) & (escape | ~passed)
-        length = _tree.norm(move)
-        radius = jnp.where((ratio > _GROW_ABOVE) & (path.ended | escape), 2 * state.radius, state.radius)
-        radius = jnp.where(ratio < _SHRINK_BELOW, length / 4, radius)
+        accepted = (predicted > 0) & (ratio > _ACCEPT) & ~stay
+        grown = jnp.where((ratio > _GROW_ABOVE) & (path.ended | escape), 2 * state.radius, state.radius)
+        radius = jnp.where(stay, state.radius, jnp.where(ratio < _SHRINK_BELOW, _tree.norm(move) / 4, grown))
+        tiny = radius <= eps * _tree.norm(x)
 
+        failed = ~accepted & tiny
         progress = self.advance(
-            state.progress,
-            x,
-            distance,
-            grad_evals=1,
-            hvps=path.products + 2,
-            failed=~accepted & (radius <= _tree.eps(x) * size),
-            failure=Status.STAGNATED,
+            state.progress, x, distance, grad_evals=1, hvps=path.products + 2, failed=failed, failure=Status.STAGNATED
         )
-        status = jnp.where(escape & (radius > _tree.eps(x) * size), Status.MAX_STEPS, progress.status)
-        move = _newton(lambda x, h: at(x, h)[1])(state.params, hparams, move, ~path.ended & ~passed)
-        return _State(
-            _tree.where(accepted, _tree.add_scaled(state.params, 1, move), state.params),
-            jnp.where(passed & ~escape, state.radius, radius),
-            dataclasses.replace(progress, status=status.astype(jnp.int32)),
+        status = jnp.where(escape & ~tiny, Status.MAX_STEPS, progress.status).astype(jnp.int32)
+        inside = stay | ~(path.ended | passed)
+        move = _tree.where(stay, _tree.zeros_like(move), move)
+        move = _newton(lambda x, h: at(x, h)[1])(state.params, hparams, move, inside)
+        moved = _tree.where(accepted | stay, _tree.add_scaled(state.params, 1, move), state.params)
+        return _State(moved, radius, dataclasses.replace(progress, status=status))
+
+    def _propose(self, hvp, x, gradient, distance, passed, radius) -> tuple[PyTree, _Path]:
+        """The minimizer of the model, and the path to it; at a point that passes, a move along negative curvature.
+
+        There, conjugate gradients run on a vector that has a part along every eigenvector, instead of on the gradient.
+        """
+        norm, size = _positive(_tree.norm(gradient)), _tree.norm(x)
+        path = _conjugate_gradients(
+            hvp,
+            _tree.where(passed, _probe(x), _tree.scale(-1 / norm, gradient)),
+            radius=jnp.where(passed, jnp.inf, radius / norm),
+            goal=jnp.where(passed, 1e-2, jnp.minimum(0.1, distance / jnp.where(size > 0, size, _positive(distance)))),
+            limit=jnp.where(passed, _PROBES, 2 * _tree.size(x)),
+            floor=jnp.where(passed, -(_tree.eps(x) ** 0.5) * norm / _positive(distance), 0),
         )
+        sign = jnp.where(_tree.vdot(gradient, path.direction) > 0, -1, 1)
+        along = _tree.scale(sign * radius / _positive(_tree.norm(path.direction)), path.direction)
+        return _tree.where(passed, along, _tree.scale(norm, path.point)), path
 
 
 def _conjugate_gradients(hvp, b, *, radius, goal, limit, floor) -> _Path:
@@ -147,23 +143,13 @@ def _conjugate_gradients(hvp, b, *, radius, goal, limit, floor) -> _Path:
         residual = _tree.add_scaled(s.residual, -alpha, product)
         square = _tree.vdot(residual, residual)
         direction = _tree.add_scaled(residual, square / s.square, s.direction)
-        return _Path(
-            _tree.add_scaled(s.point, alpha, s.direction),
-            residual,
-            _tree.where(outside, s.direction, direction),
-            square,
-            concave,
-            outside,
-            s.products + 1,
-        )
+        point = _tree.add_scaled(s.point, alpha, s.direction)
+        direction = _tree.where(outside, s.direction, direction)
+        return _Path(point, residual, direction, square, concave, outside, s.products + 1)
 
     no = jnp.array(False)
     start = _Path(_tree.zeros_like(b), b, b, _tree.vdot(b, b), no, no, jnp.int32(0))
-    return jax.lax.while_loop(
-        lambda s: (s.square > goal**2) & ~s.ended & (s.products < limit),
-        step,
-        start,
-    )
+    return jax.lax.while_loop(lambda s: (s.square > goal**2) & ~s.ended & (s.products < limit), step, start)
 
 
 def _to_boundary(point, direction, length, radius):

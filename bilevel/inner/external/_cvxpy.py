@@ -21,7 +21,7 @@ from bilevel.statements import QP
 _TIGHT = {
     "CLARABEL": {"tol_gap_abs": 1e-12, "tol_gap_rel": 1e-12, "tol_feas": 1e-12},
     "SCS": {"eps_abs": 1e-10, "eps_rel": 1e-10},
-    "OSQP": {"eps_abs": 1e-10, "eps_rel": 1e-10},
+    "OSQP": {"eps_abs": 1e-10, "eps_rel": 1e-10, "polishing": False},
 }
 _LIMIT = {"CLARABEL": "max_iter", "SCS": "max_iters", "OSQP": "max_iter"}
 

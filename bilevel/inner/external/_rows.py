@@ -92,7 +92,7 @@ def scaled_start(start: np.ndarray, scale: np.ndarray) -> np.ndarray:
 def unscaled(coefficients: np.ndarray, scale: np.ndarray, start: np.ndarray) -> np.ndarray:
     """w of scikit-learn's coefficients, in the orientation of params."""
     found = coefficients / scale
-    return found.reshape(start.shape) if start.ndim == 1 else found.T
+    return found.reshape(start.shape) if start.ndim == 1 else np.atleast_2d(found).T
 
 
 def count(steps: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
@@ -64,7 +65,7 @@ class _SciPy(_External):
         options = {**_TIGHT[self.method], **(self.options or {})}
 
         def foreign(start, inputs):
-            with _callback.jax_on_host(), warnings.catch_warnings():
+            with _callback.jax_on_host(), _one_blas_thread(), warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Unknown solver options")
                 inputs = jax.device_put(_callback.aligned(inputs))
 
@@ -140,6 +141,18 @@ class SciPyRoot(_SciPy):
         value, jacobian = functions
         limit = {"maxfev" if self.method == "hybr" else "maxiter": self.max_steps}
         return root(value, start, jac=jacobian, method=self.method, options={**limit, **options})
+
+
+@functools.cache
+def _blas():
+    import threadpoolctl  # which scikit-learn needs
+
+    return threadpoolctl.ThreadpoolController()
+
+
+def _one_blas_thread():
+    """These methods work on a few vectors; on a machine with other work, threads that wait for each other cost a hundredfold."""
+    return _blas().limit(limits=1, user_api="blas")
 
 
 def _raveled(tree, numpy):
