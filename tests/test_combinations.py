@@ -28,7 +28,7 @@ TASKS = {
     "logistic": tasks.Logistic(data="iris", penalty=0.05),
 }
 INNER, OPTIMALITY = config.groups()["inner"], config.groups()["optimality"]
-SAMPLE = 16
+SAMPLE = 10
 DUAL = ("block_coordinate_descent", "fista", "mirror_descent", "semismooth_newton", "sklearn_linear_svc")
 
 

@@ -18,7 +18,6 @@ from bilevel.optimality._lipschitz import ITERATIONS, choose_step
 _SAFETY = 0.7  # step times curvature; momentum is stable below 4/3
 _OVERSHOT = 4.0  # step times curvature beyond which a step is taken back
 _FIRST_GROWTH, _GROWTH, _PATIENCE = 2.0, 0.1, 10
-_SMALLEST = 2.0**-60  # against 1/L
 
 
 @jax.tree_util.register_dataclass
@@ -105,8 +104,8 @@ class FISTA(InnerSolver):
     def step(self, problem, state, hparams, data):
         """One proximal-gradient step from the extrapolated point, or again from the last one if that overshot."""
         y = state.extrapolated
-        gradient = jax.grad(problem.inner_loss)(y, hparams, data)
-        chosen = self._choose(problem, state, gradient)
+        value, gradient = jax.value_and_grad(problem.inner_loss)(y, hparams, data)
+        chosen = self._choose(problem, state, value, gradient)
         y = _tree.where(chosen.overshot, state.base, y)
         gradient = _tree.where(chosen.overshot, state.slope, gradient)
         step_size = chosen.step_size
@@ -129,21 +128,32 @@ class FISTA(InnerSolver):
             progress=self.advance(
                 state.progress,
                 params,
-                _tree.norm(moved) * jnp.maximum(chosen.reach / step_size, 1),
+                self._distance(problem, y, gradient, moved, chosen, hparams, data),
                 grad_evals=1,
-                failed=step_size < _SMALLEST * chosen.reach,
+                failed=step_size < _tree.eps(params) ** 0.75 * chosen.reach,
                 failure=Status.BREAKDOWN,
             ),
         )
 
-    def _choose(self, problem, state, gradient) -> _Choice:
+    def _distance(self, problem, y, gradient, moved, chosen, hparams, data):
+        """How far a step of at least 1/L moves y: a step that was taken back to almost nothing says little."""
+        if self.step_size is not None or not self.adaptive:
+            return _tree.norm(moved)
+
+        def longer():
+            pushed = _tree.add_scaled(y, -chosen.reach, gradient)
+            return _tree.norm(_tree.sub(problem.proximal_step(pushed, hparams, data, chosen.reach), y))
+
+        return jax.lax.cond(chosen.step_size < chosen.reach, longer, lambda: _tree.norm(moved))
+
+    def _choose(self, problem, state, value, gradient) -> _Choice:
         """The next step, from the curvature between the last two gradients where rounding does not drown it."""
         if self.step_size is not None or not self.adaptive:
             return _Choice(state.step_size, state.reach, state.cuts, jnp.array(False))
         y, base, slope, gradient = jax.lax.stop_gradient((state.extrapolated, state.base, state.slope, gradient))
         length, bend = _tree.norm(_tree.sub(y, base)), _tree.norm(_tree.sub(gradient, slope))
         later = state.progress.steps > 0
-        finite = jnp.isfinite(bend)
+        finite = jnp.isfinite(bend) & jnp.isfinite(jax.lax.stop_gradient(value))
         visible = length > 1e-3 * jnp.sqrt(jnp.asarray(_tree.eps(y), length.dtype)) * _tree.norm(y)
         curvature = jnp.where(length > 0, bend / jnp.where(length > 0, length, 1), 0)
         overshot = later & (~finite | (visible & (curvature * state.step_size > _OVERSHOT)))

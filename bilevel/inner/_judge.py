@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -55,14 +56,14 @@ def curvature_along_gradient(
 ) -> tuple[PyTree, jax.Array]:
     """The inner gradient g and ‖Hg‖/‖g‖, an underestimate of the Lipschitz constant. One gradient, one product."""
     gradient, hvp = jax.linearize(lambda x: jax.grad(problem.inner_loss)(x, hparams, data), params)
-    return gradient, _gain(hvp, gradient)
+    return gradient, gain(hvp, gradient)
 
 
-def _gain(product, v):
-    """‖Av‖/‖v‖; 1 where that is zero."""
+def gain(product: Callable[[PyTree], PyTree], v: PyTree) -> jax.Array:
+    """‖Av‖/‖v‖; 1 where that is zero, NaN where it is too large to tell. On a unit vector, so that only A can overflow."""
     norm = _tree.norm(v)
-    gain = _tree.norm(product(v)) / jnp.where(norm > 0, norm, 1)
-    return jnp.where(gain > 0, gain, 1)
+    found = _tree.norm(product(_tree.scale(1 / jnp.where(norm > 0, norm, 1), v)))
+    return jnp.where(found == 0, 1, jnp.where(jnp.isinf(found), jnp.nan, found))
 
 
 def _gradient_step(problem, params, hparams, data):
@@ -76,7 +77,7 @@ def _gradient_step(problem, params, hparams, data):
 def _root(problem, params, hparams, data):
     condition = optimality.of(problem)
     value, push = jax.linearize(lambda x: _tree.cast_like(condition.residual(problem, x, hparams, data), x), params)
-    return _tree.norm(value) / _gain(push, value)
+    return _tree.norm(value) / gain(push, value)
 
 
 def _kkt(problem, params, hparams, data):

@@ -70,9 +70,9 @@ class MirrorDescent(InnerSolver):
         """One exponentiated-gradient step, taken back if it is too long."""
         logs = _moved(state.logs, state.gradient, state.step_size)
         params = _softmax(logs)
-        gradient = jax.grad(problem.inner_loss)(params, hparams, data)
+        value, gradient = jax.value_and_grad(problem.inner_loss)(params, hparams, data)
         if self.step_size is None:
-            step_size, back = self._judged(state, logs, params, gradient)
+            step_size, back = self._judged(state, logs, params, value, gradient)
             logs, params, gradient = _tree.where(
                 back, (state.logs, state.params, state.gradient), (logs, params, gradient)
             )
@@ -83,13 +83,13 @@ class MirrorDescent(InnerSolver):
         progress = self.advance(state.progress, params, distance, grad_evals=1)
         return _State(params, logs, gradient, step_size, state.reach, progress)
 
-    def _judged(self, state, logs, params, gradient):
+    def _judged(self, state, logs, params, value, gradient):
         """The next step size, and whether this step is to be taken back, by the curvature relative to the entropy's."""
         old, (logs, params, gradient) = jax.lax.stop_gradient((state, (logs, params, gradient)))
         d = _tree.sub(params, old.params)
         bend = _tree.vdot(_tree.sub(gradient, old.gradient), d)
         divergence = _symmetric_divergence(d, logs, old.logs)
-        finite = jnp.isfinite(bend) & jnp.isfinite(divergence)
+        finite = jnp.isfinite(bend) & jnp.isfinite(divergence) & jnp.isfinite(jax.lax.stop_gradient(value))
         eps = jnp.asarray(_tree.eps(d), divergence.dtype)
         visible = _tree.norm(d) > 1e-3 * jnp.sqrt(eps) * _tree.norm(old.params)
         share = old.step_size * bend / jnp.where(divergence > 0, divergence, 1)  # of the longest step that is safe

@@ -13,6 +13,7 @@ from bilevel import _tree, linear
 from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, PlainState, Progress
+from bilevel.inner._judge import gain
 from bilevel.inner._needs import LOSS, SMOOTH, Need
 
 _ARMIJO, _MAX_HALVINGS = 1e-4, 40
@@ -47,8 +48,7 @@ class Newton(InnerSolver):
         (value, gradient), hvp = jax.linearize(lambda x: jax.value_and_grad(problem.inner_loss)(x, hparams, data), x)
         operator = linear.Operator(lambda v: hvp(v)[1], "positive_definite")
         norm = _tree.norm(gradient)
-        curvature = _tree.norm(operator.matvec(gradient)) / jnp.where(norm > 0, norm, 1)
-        curvature = jnp.where(curvature > 0, curvature, 1)
+        curvature = jax.lax.stop_gradient(gain(operator.matvec, gradient))
         found = linear.differentiable_solve(self.linear, operator, _tree.scale(-1, gradient))
         fallback = _tree.scale(-1 / curvature, gradient)
         usable = (_tree.vdot(found.value, gradient) < 0) | (norm == 0)

@@ -13,7 +13,7 @@ from bilevel import _checks, _tree, linear
 from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, Progress
-from bilevel.inner._judge import curvature_along_gradient
+from bilevel.inner._judge import curvature_along_gradient, gain
 from bilevel.inner._needs import LOSS, SMOOTH, Need
 
 _ACCEPT, _SHRINK_BELOW, _GROW_ABOVE = 1e-4, 0.25, 0.75
@@ -85,7 +85,7 @@ class TrustRegion(InnerSolver):
         (value, gradient), push = jax.linearize(lambda x: at(x, frozen), x)
         hvp = lambda v: push(v)[1]  # noqa: E731
         norm, eps = _tree.norm(gradient), _tree.eps(x)
-        distance = norm / _positive(_tree.norm(hvp(gradient)) / _positive(norm))
+        distance = norm / gain(hvp, gradient)
         passed = self.advance(state.progress, x, distance, grad_evals=0).status == Status.CONVERGED
         move, path = self._propose(hvp, x, gradient, distance, passed, state.radius)
         escape, stay = passed & path.concave, passed & ~path.concave
@@ -97,9 +97,10 @@ class TrustRegion(InnerSolver):
         accepted = (predicted > 0) & (ratio > _ACCEPT) & ~stay
         grown = jnp.where((ratio > _GROW_ABOVE) & (path.ended | escape), 2 * state.radius, state.radius)
         radius = jnp.where(stay, state.radius, jnp.where(ratio < _SHRINK_BELOW, _tree.norm(move) / 4, grown))
-        tiny = radius <= eps * _tree.norm(x)
+        tiny = radius <= 100 * eps * _tree.norm(x)
+        blind = path.ended & (predicted <= slack)  # what is left to gain in the region drowns in rounding
 
-        failed = ~accepted & tiny
+        failed = tiny & (blind | ~accepted)
         progress = self.advance(
             state.progress, x, distance, grad_evals=1, hvps=path.products + 2, failed=failed, failure=Status.STAGNATED
         )

@@ -1,0 +1,53 @@
+"""A first inverse Hessian for a smooth linear model: its Gram matrix and its penalty say everything but one number.
+
+The Hessian is XᵀDX + diag l2 with D the second derivatives of the rows' losses. With cXᵀX + diag l2 in its place, c measured
+along the first gradient, a quasi-Newton method sees neither the spectrum of X nor penalties that differ between features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bilevel._tree import PyTree
+from bilevel.problem import Problem
+
+_MOST = 512  # features
+_SHARE = 32  # n² against m, up to which a factorization costs a few gradients
+
+
+def prepare(problem: Problem, data: PyTree) -> jax.Array | None:
+    """XᵀX, weighted as the loss weights its rows; None where the loss is no linear model's, or X is sparse or too wide."""
+    model: Any = problem.linear_model
+    if model is None or not model.smooth or problem.inner_loss != model.inner_loss:
+        return None
+    features = model.rows(data)[0]
+    if not isinstance(features, jax.Array):
+        return None
+    rows, columns = features.shape
+    if columns > _MOST or columns**2 > _SHARE * rows:
+        return None
+    return model.weight(data) * (features.T @ features)
+
+
+def inverse(problem: Problem, gram: jax.Array, hparams: PyTree, gradient: jax.Array, product: jax.Array) -> jax.Array:
+    """(cXᵀX + diag l2)⁻¹, shape (n, n), with the curvature along the gradient: product = Hg. A constant."""
+    model: Any = problem.linear_model
+    gram, hparams, gradient, product = jax.lax.stop_gradient((gram, hparams, gradient, product))
+    dtype = gradient.dtype
+    gram = gram.astype(dtype)
+    penalty = jnp.broadcast_to(model.l2(hparams), gram.shape[:1]).astype(dtype)
+    gradient, product = (x.reshape(gram.shape[0], -1) for x in (gradient, product))
+    along = jnp.vdot(gradient, gram @ gradient)
+    curvature = jnp.vdot(gradient, product - penalty[:, None] * gradient) / jnp.where(along > 0, along, 1)
+    curvature = jnp.where(along > 0, jnp.maximum(curvature, 0), 1)
+    matrix = curvature * gram + jnp.diag(penalty)
+    jitter = jnp.sqrt(jnp.finfo(dtype).eps).astype(dtype) * jnp.trace(matrix) / len(matrix)
+    eye = jnp.eye(len(matrix), dtype=dtype)
+    factor = jnp.linalg.cholesky(matrix + jitter * eye)
+    found = jax.scipy.linalg.cho_solve((factor, True), eye)
+    size, bent = jnp.linalg.norm(gradient), jnp.linalg.norm(product)
+    plain = jnp.where(bent > 0, size / jnp.where(bent > 0, bent, 1), 1)
+    return jnp.where(jnp.isfinite(found).all(), found, plain * eye)

@@ -1,0 +1,215 @@
+"""What the first-order and quasi-Newton solvers make of curvature: longer steps, steps taken back, a first inverse Hessian."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+
+import bilevel as bl
+from bilevel import inner
+from bilevel._status import Status
+from bilevel.operators.projection import projection_simplex
+from bilevel.problem import LinearModel, Problem
+
+RNG = np.random.default_rng(5)
+FEATURES = RNG.normal(size=(200, 12)) * np.logspace(0, -2, 12)
+LABELS = RNG.integers(0, 3, size=200)
+PROGRAM = {"q": 300 * FEATURES[:12].T @ FEATURES[:12], "c": RNG.normal(size=12)}
+
+
+def outer_loss(params, hparams, data):
+    return jnp.sum(params**2)
+
+
+def solve(solver, problem, start, hparams=None, data=None):
+    return jax.jit(lambda p, h, d: solver.solve(problem, p, h, d))(start, hparams, data)
+
+
+def converged(found):
+    return Status(int(found.status)) is Status.CONVERGED
+
+
+class TestFISTA:
+    @pytest.mark.parametrize("name", ["lasso", "non_negative"])
+    def test_steps_longer_than_one_over_the_lipschitz_constant_save_gradients(self, x64, name):
+        """Most of the path lies where the loss is much flatter than along its steepest direction."""
+        base = problems.ALL[name]
+        scales = jnp.array([30.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+        hessian = jax.hessian(lambda x: base.inner_loss(scales * x, problems.hparams(name), problems.data()))
+        problem = Problem(
+            lambda x, h, d: base.inner_loss(scales * x, h, d),
+            outer_loss,
+            projection=base.projection,
+            prox=base.prox,
+            lipschitz=lambda h, d: jnp.linalg.norm(hessian(jnp.zeros(8)), 2),
+        )
+        args = (problem, problems.start(), problems.hparams(name), problems.data())
+        adaptive = solve(inner.FISTA(rtol=1e-9, max_steps=50_000), *args)
+        fixed = solve(inner.FISTA(rtol=1e-9, max_steps=50_000, adaptive=False), *args)
+        assert converged(adaptive)
+        assert converged(fixed)
+        np.testing.assert_allclose(adaptive.params, fixed.params, atol=1e-5 * float(jnp.abs(fixed.params).max()))
+        assert float(jnp.abs(fixed.params).max()) > 0.01
+        assert int(adaptive.progress.grad_evals) < 0.75 * int(fixed.progress.grad_evals)
+
+    @pytest.mark.parametrize("acceleration", [True, False])
+    def test_a_step_into_hidden_curvature_is_taken_back(self, x64, acceleration):
+        """The first gradient does not show the largest eigenvalue."""
+        curvature = jnp.array([1e4, 1.0, 1.0])
+        linear = jnp.array([1e-8, 1.0, 1.0])
+        problem = Problem(lambda x, h, d: jnp.vdot(curvature * x, x) / 2 - jnp.vdot(linear, x), outer_loss)
+        found = solve(inner.FISTA(acceleration=acceleration, rtol=1e-10), problem, jnp.zeros(3))
+        assert converged(found)
+        np.testing.assert_allclose(found.params, linear / curvature, atol=1e-9)
+
+    def test_a_step_out_of_the_domain_is_taken_back(self, x64):
+        """x − log x from 5: the curvature there asks for a step to −15, where the loss is not a number."""
+        problem = Problem(lambda x, h, d: jnp.sum(x - jnp.log(x)), outer_loss)
+        found = solve(inner.FISTA(rtol=1e-10), problem, jnp.array([5.0, 3.0]))
+        assert converged(found)
+        np.testing.assert_allclose(found.params, 1, rtol=1e-8)
+
+    def test_steep_losses(self, x64):
+        matrix = jnp.asarray(RNG.normal(size=(20, 4)))
+        problem = Problem(lambda x, h, d: jnp.sum(jnp.exp(d @ x)), outer_loss)
+        found = solve(inner.FISTA(rtol=1e-10), problem, jnp.full(4, 5.0), data=matrix)
+        assert converged(found)
+        np.testing.assert_allclose(jnp.exp(matrix @ found.params) @ matrix, 0, atol=1e-6)
+
+    def test_a_loss_that_is_finite_at_one_point_only_breaks_down(self, x64):
+        start = jnp.array([1.0, 2.0])
+        problem = Problem(
+            lambda x, h, d: jnp.where(jnp.all(x == start), 1.0, jnp.nan) * jnp.sum(x**2),
+            outer_loss,
+        )
+        found = solve(inner.FISTA(), problem, start)
+        assert Status(int(found.status)) is Status.BREAKDOWN
+
+    def test_an_infinite_gradient_at_the_start_is_not_finite(self, x64):
+        problem = Problem(lambda x, h, d: jnp.sum(jnp.sqrt(x)), outer_loss, lipschitz=lambda h, d: 1.0)
+        found = solve(inner.FISTA(), problem, jnp.zeros(2))
+        assert Status(int(found.status)) is Status.NON_FINITE
+
+
+class TestMirrorDescent:
+    quadratic = Problem(
+        lambda x, h, d: jnp.vdot(x, d["q"] @ x) / 2 + jnp.vdot(d["c"], x),
+        outer_loss,
+        projection=lambda x, h, d: projection_simplex(x),
+    )
+
+    def test_one_gradient_per_step(self, x64):
+        data = jax.tree.map(jnp.asarray, PROGRAM)
+        found = solve(inner.MirrorDescent(rtol=1e-9), self.quadratic, jnp.full(12, 1 / 12), data=data)
+        assert converged(found)
+        assert int(found.progress.grad_evals) == int(found.steps) + 1
+        best = solve(inner.FISTA(rtol=1e-12), self.quadratic, jnp.full(12, 1 / 12), data=data)
+        np.testing.assert_allclose(found.params, best.params, atol=1e-6)
+
+    def test_a_convex_loss_never_grows(self, x64):
+        data = jax.tree.map(jnp.asarray, PROGRAM)
+        solver = inner.MirrorDescent()
+        state = solver.init(self.quadratic, jnp.full(12, 1 / 12), None, data)
+        step = jax.jit(lambda s: solver.step(self.quadratic, s, None, data))
+        loss = jax.jit(lambda x: self.quadratic.inner_loss(x, None, data))
+        losses, sizes = [], []
+        for _ in range(60):
+            losses.append(float(loss(state.params)))
+            sizes.append(float(state.step_size))
+            state = step(state)
+        assert max(np.diff(losses)) <= 1e-14 * abs(losses[0])
+        assert min(np.diff(losses)) < 0
+        assert max(sizes) > 2 * sizes[0], "it never took a longer step than 1/L"
+
+    def test_a_loss_that_is_not_finite_is_taken_back(self, x64):
+        """The first step would leave the domain of the logarithm."""
+        problem = Problem(
+            lambda x, h, d: 10 * x[0] - jnp.log(x[0] - 0.05),
+            outer_loss,
+            projection=lambda x, h, d: projection_simplex(x),
+            lipschitz=lambda h, d: 1.0,
+        )
+        found = solve(inner.MirrorDescent(rtol=1e-10), problem, jnp.array([0.5, 0.25, 0.25]))
+        np.testing.assert_allclose(found.params[0], 0.15, rtol=1e-6)
+
+
+class TestGramOfLBFGS:
+    @staticmethod
+    def model(loss="logistic"):
+        return Problem(
+            outer_loss=outer_loss,
+            linear_model=LinearModel(
+                loss=loss, rows=lambda data: (data["x"], data["y"]), l2=lambda h: jnp.exp(h), mean=True
+            ),
+        )
+
+    @staticmethod
+    def data(kind):
+        targets = {"classes": LABELS, "binary": LABELS > 1, "real": RNG.normal(size=200)}[kind]
+        targets = targets if kind == "real" else jnp.asarray(targets, jnp.int32)
+        return {"x": jnp.asarray(FEATURES), "y": jnp.asarray(targets)}
+
+    @pytest.mark.parametrize("penalty", ["one", "per feature"])
+    @pytest.mark.parametrize(
+        ("loss", "kind", "shape"),
+        [("logistic", "classes", (12, 3)), ("logistic", "binary", (12,)), ("squared", "real", (12,))],
+    )
+    def test_half_the_gradients_of_the_bare_loss(self, x64, loss, kind, shape, penalty):
+        stated, data = self.model(loss), self.data(kind)
+        bare = Problem(stated.inner_loss, outer_loss)
+        hparams = jnp.full((), -8.0) if penalty == "one" else jnp.linspace(-12.0, -4.0, 12)
+        with_gram, without = (
+            solve(inner.LBFGS(rtol=1e-9), problem, jnp.zeros(shape), hparams, data) for problem in (stated, bare)
+        )
+        assert converged(with_gram)
+        assert converged(without)
+        np.testing.assert_allclose(with_gram.params, without.params, atol=1e-4 * float(jnp.abs(without.params).max()))
+        assert int(with_gram.progress.grad_evals) < int(without.progress.grad_evals) / 2
+
+    def test_a_quadratic_takes_two_steps(self, x64):
+        found = solve(inner.LBFGS(), self.model("squared"), jnp.zeros(12), jnp.array(-3.0), self.data("real"))
+        assert converged(found)
+        assert int(found.steps) <= 3
+
+    def test_no_penalty(self, x64):
+        """A Gram matrix that is singular, and nothing to make up for it: still a solution."""
+        data = self.data("real")
+        data["x"] = data["x"].at[:, 3].set(data["x"][:, 2])
+        found = solve(inner.LBFGS(rtol=1e-10), self.model("squared"), jnp.zeros(12), jnp.array(-jnp.inf), data)
+        assert converged(found)
+        residual = (data["x"] @ found.params - data["y"]) @ data["x"]
+        np.testing.assert_allclose(residual, 0, atol=1e-8)
+
+    def test_only_where_the_loss_is_the_models_and_small(self, x64):
+        hparams, data, solver = jnp.array(0.0), self.data("real"), inner.LBFGS()
+        stated = self.model("squared")
+        assert solver.prepare(stated, hparams, data).shape == (12, 12)
+        other = Problem(problems.ridge_loss, outer_loss, linear_model=stated.linear_model)
+        assert solver.prepare(other, hparams, data) is None
+        assert solver.prepare(problems.ridge, hparams, problems.data()) is None
+        wide = {"x": jnp.ones((20, 100)), "y": jnp.ones(20)}
+        assert solver.prepare(stated, hparams, wide) is None
+
+    def test_lanes_and_precisions(self):
+        hparams = jnp.array([-8.0, 0.0])
+        data = jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype.kind == "f" else a, self.data("classes"))
+        problem, solver = self.model(), inner.LBFGS(rtol=1e-4)
+        start = jnp.zeros((12, 3), jnp.float32)
+        run = jax.jit(jax.vmap(lambda h: solver.solve(problem, start, h, data)))
+        found = run(hparams)
+        assert found.params.dtype == jnp.float32
+        for lane, theta in enumerate(hparams):
+            alone = solve(solver, problem, start, theta, data)
+            assert int(found.status[lane]) == Status.CONVERGED
+            np.testing.assert_allclose(found.params[lane], alone.params, atol=2e-3)
+
+    def test_unrolled_it_has_the_gradient_of_the_solution(self, x64):
+        problem, data, hparams = self.model(), self.data("classes"), jnp.linspace(-6.0, -2.0, 12)
+        start, solver = jnp.zeros((12, 3)), inner.LBFGS()
+        args = (problem, solver, start, jnp.zeros_like(start))
+        estimators = bl.hypergrad.Implicit(linear=bl.linear.CG(rtol=1e-12)), bl.hypergrad.Unrolled(steps=40)
+        implicit, unrolled = (jax.jit(lambda h, d, e=e: e.estimate(*args, h, d))(hparams, data) for e in estimators)
+        np.testing.assert_allclose(unrolled.grad, implicit.grad, rtol=1e-5, atol=1e-9)
