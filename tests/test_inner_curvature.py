@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,29 +36,19 @@ def converged(found):
 
 class TestFISTA:
     @pytest.mark.parametrize("name", ["lasso", "non_negative"])
-    def test_steps_longer_than_one_over_the_lipschitz_constant_save_gradients(self, x64, name):
-        """Most of the path lies where the loss is much flatter than along its steepest direction."""
+    def test_a_generous_lipschitz_constant_costs_little(self, strict, name):
         base = problems.ALL[name]
-        scales = jnp.array([30.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
-        hessian = jax.hessian(lambda x: base.inner_loss(scales * x, problems.hparams(name), problems.data()))
-        problem = Problem(
-            lambda x, h, d: base.inner_loss(scales * x, h, d),
-            outer_loss,
-            projection=base.projection,
-            prox=base.prox,
-            lipschitz=lambda h, d: jnp.linalg.norm(hessian(jnp.zeros(8)), 2),
-        )
+        generous = 30 * float(np.linalg.norm(problems.FEATURES, 2) ** 2)
+        problem = dataclasses.replace(base, lipschitz=lambda h, d: generous)
         args = (problem, problems.start(), problems.hparams(name), problems.data())
-        adaptive = solve(inner.FISTA(rtol=1e-9, max_steps=50_000), *args)
-        fixed = solve(inner.FISTA(rtol=1e-9, max_steps=50_000, adaptive=False), *args)
+        adaptive, fixed = (solve(inner.FISTA(rtol=1e-9, adaptive=adaptive), *args) for adaptive in (True, False))
         assert converged(adaptive)
         assert converged(fixed)
-        np.testing.assert_allclose(adaptive.params, fixed.params, atol=1e-5 * float(jnp.abs(fixed.params).max()))
-        assert float(jnp.abs(fixed.params).max()) > 0.01
-        assert int(adaptive.progress.grad_evals) < 0.75 * int(fixed.progress.grad_evals)
+        np.testing.assert_allclose(adaptive.params, fixed.params, atol=1e-6)
+        assert int(adaptive.progress.grad_evals) < int(fixed.progress.grad_evals) / 2
 
     @pytest.mark.parametrize("acceleration", [True, False])
-    def test_a_step_into_hidden_curvature_is_taken_back(self, x64, acceleration):
+    def test_a_step_into_hidden_curvature_is_taken_back(self, strict, acceleration):
         """The first gradient does not show the largest eigenvalue."""
         curvature = jnp.array([1e4, 1.0, 1.0])
         linear = jnp.array([1e-8, 1.0, 1.0])
@@ -65,21 +57,21 @@ class TestFISTA:
         assert converged(found)
         np.testing.assert_allclose(found.params, linear / curvature, atol=1e-9)
 
-    def test_a_step_out_of_the_domain_is_taken_back(self, x64):
+    def test_a_step_out_of_the_domain_is_taken_back(self, strict):
         """x − log x from 5: the curvature there asks for a step to −15, where the loss is not a number."""
         problem = Problem(lambda x, h, d: jnp.sum(x - jnp.log(x)), outer_loss)
         found = solve(inner.FISTA(rtol=1e-10), problem, jnp.array([5.0, 3.0]))
         assert converged(found)
         np.testing.assert_allclose(found.params, 1, rtol=1e-8)
 
-    def test_steep_losses(self, x64):
+    def test_steep_losses(self, strict):
         matrix = jnp.asarray(RNG.normal(size=(20, 4)))
         problem = Problem(lambda x, h, d: jnp.sum(jnp.exp(d @ x)), outer_loss)
         found = solve(inner.FISTA(rtol=1e-10), problem, jnp.full(4, 5.0), data=matrix)
         assert converged(found)
         np.testing.assert_allclose(jnp.exp(matrix @ found.params) @ matrix, 0, atol=1e-6)
 
-    def test_a_loss_that_is_finite_at_one_point_only_breaks_down(self, x64):
+    def test_a_loss_that_is_finite_at_one_point_only_breaks_down(self, strict):
         start = jnp.array([1.0, 2.0])
         problem = Problem(
             lambda x, h, d: jnp.where(jnp.all(x == start), 1.0, jnp.nan) * jnp.sum(x**2),
@@ -88,7 +80,7 @@ class TestFISTA:
         found = solve(inner.FISTA(), problem, start)
         assert Status(int(found.status)) is Status.BREAKDOWN
 
-    def test_an_infinite_gradient_at_the_start_is_not_finite(self, x64):
+    def test_an_infinite_gradient_at_the_start_is_not_finite(self, strict):
         problem = Problem(lambda x, h, d: jnp.sum(jnp.sqrt(x)), outer_loss, lipschitz=lambda h, d: 1.0)
         found = solve(inner.FISTA(), problem, jnp.zeros(2))
         assert Status(int(found.status)) is Status.NON_FINITE
@@ -101,7 +93,7 @@ class TestMirrorDescent:
         projection=lambda x, h, d: projection_simplex(x),
     )
 
-    def test_one_gradient_per_step(self, x64):
+    def test_one_gradient_per_step(self, strict):
         data = jax.tree.map(jnp.asarray, PROGRAM)
         found = solve(inner.MirrorDescent(rtol=1e-9), self.quadratic, jnp.full(12, 1 / 12), data=data)
         assert converged(found)
@@ -109,7 +101,7 @@ class TestMirrorDescent:
         best = solve(inner.FISTA(rtol=1e-12), self.quadratic, jnp.full(12, 1 / 12), data=data)
         np.testing.assert_allclose(found.params, best.params, atol=1e-6)
 
-    def test_a_convex_loss_never_grows(self, x64):
+    def test_a_convex_loss_never_grows(self, strict):
         data = jax.tree.map(jnp.asarray, PROGRAM)
         solver = inner.MirrorDescent()
         state = solver.init(self.quadratic, jnp.full(12, 1 / 12), None, data)
@@ -124,7 +116,7 @@ class TestMirrorDescent:
         assert min(np.diff(losses)) < 0
         assert max(sizes) > 2 * sizes[0], "it never took a longer step than 1/L"
 
-    def test_a_loss_that_is_not_finite_is_taken_back(self, x64):
+    def test_a_loss_that_is_not_finite_is_taken_back(self, strict):
         """The first step would leave the domain of the logarithm."""
         problem = Problem(
             lambda x, h, d: 10 * x[0] - jnp.log(x[0] - 0.05),
@@ -152,12 +144,15 @@ class TestGramOfLBFGS:
         targets = targets if kind == "real" else jnp.asarray(targets, jnp.int32)
         return {"x": jnp.asarray(FEATURES), "y": jnp.asarray(targets)}
 
-    @pytest.mark.parametrize("penalty", ["one", "per feature"])
     @pytest.mark.parametrize(
-        ("loss", "kind", "shape"),
-        [("logistic", "classes", (12, 3)), ("logistic", "binary", (12,)), ("squared", "real", (12,))],
+        ("loss", "kind", "shape", "penalty"),
+        [
+            ("logistic", "classes", (12, 3), "per feature"),
+            ("logistic", "binary", (12,), "one"),
+            ("squared", "real", (12,), "per feature"),
+        ],
     )
-    def test_half_the_gradients_of_the_bare_loss(self, x64, loss, kind, shape, penalty):
+    def test_half_the_gradients_of_the_bare_loss(self, strict, loss, kind, shape, penalty):
         stated, data = self.model(loss), self.data(kind)
         bare = Problem(stated.inner_loss, outer_loss)
         hparams = jnp.full((), -8.0) if penalty == "one" else jnp.linspace(-12.0, -4.0, 12)
@@ -169,12 +164,12 @@ class TestGramOfLBFGS:
         np.testing.assert_allclose(with_gram.params, without.params, atol=1e-4 * float(jnp.abs(without.params).max()))
         assert int(with_gram.progress.grad_evals) < int(without.progress.grad_evals) / 2
 
-    def test_a_quadratic_takes_two_steps(self, x64):
+    def test_a_quadratic_takes_two_steps(self, strict):
         found = solve(inner.LBFGS(), self.model("squared"), jnp.zeros(12), jnp.array(-3.0), self.data("real"))
         assert converged(found)
         assert int(found.steps) <= 3
 
-    def test_no_penalty(self, x64):
+    def test_no_penalty(self, strict):
         """A Gram matrix that is singular, and nothing to make up for it: still a solution."""
         data = self.data("real")
         data["x"] = data["x"].at[:, 3].set(data["x"][:, 2])
@@ -183,7 +178,7 @@ class TestGramOfLBFGS:
         residual = (data["x"] @ found.params - data["y"]) @ data["x"]
         np.testing.assert_allclose(residual, 0, atol=1e-8)
 
-    def test_only_where_the_loss_is_the_models_and_small(self, x64):
+    def test_only_where_the_loss_is_the_models_and_small(self, strict):
         hparams, data, solver = jnp.array(0.0), self.data("real"), inner.LBFGS()
         stated = self.model("squared")
         assert solver.prepare(stated, hparams, data).shape == (12, 12)
@@ -206,7 +201,7 @@ class TestGramOfLBFGS:
             assert int(found.status[lane]) == Status.CONVERGED
             np.testing.assert_allclose(found.params[lane], alone.params, atol=2e-3)
 
-    def test_unrolled_it_has_the_gradient_of_the_solution(self, x64):
+    def test_unrolled_it_has_the_gradient_of_the_solution(self, strict):
         problem, data, hparams = self.model(), self.data("classes"), jnp.linspace(-6.0, -2.0, 12)
         start, solver = jnp.zeros((12, 3)), inner.LBFGS()
         args = (problem, solver, start, jnp.zeros_like(start))
