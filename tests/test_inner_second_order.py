@@ -97,14 +97,15 @@ def test_least_squares_fits_match_scipy(strict, solver, name):
     np.testing.assert_allclose(found.params, expected.x, atol=atol)
 
 
-@pytest.mark.parametrize("solver", [DAMPED, GAUSS_NEWTON], ids=["damped", "Gauss–Newton"])
-def test_zero_residuals_are_reached_quadratically(x64, solver):
+@pytest.mark.parametrize("damping", [0.1, 0.0])
+def test_zero_residuals_are_reached_quadratically(x64, damping):
+    """Also with a damping that would slow the last steps down, did it not vanish with the residuals."""
     args = arrays([1.0, 1.0, 0.0], 0.0, (TIMES, DECAY))
+    solver = inner.LevenbergMarquardt(rtol=1e-13, damping=damping)
     seen = states(solver, bl.Problem(residuals=exponential), 8, *args)
     errors = [np.linalg.norm(x - [2.5, 1.3, 0.5]) for x in seen]
-    last = [error for error in errors if error > 1e-9][-3:]
-    assert last[2] <= 10 * last[1] ** 2 <= 1000 * last[0] ** 4
-    assert last[2] < 1e-4
+    last = [error for error in errors if error > 1e-9][-2:]
+    assert last[1] <= last[0] ** 2 < 1e-4
     assert min(errors) < 1e-13
 
 
