@@ -314,7 +314,7 @@ def jaxopt_nnls_program(instance: Instance) -> Settings:
 
     def setting(linear, by_products):
         def solve(tol, Q, c):
-            product = {"matvec_A": lambda _, x: x} if by_products else {}
+            product: dict[str, Any] = {"matvec_A": lambda _, x: x} if by_products else {}
             solver = jaxopt.BoxOSQP(eq_qp_solve=linear, tol=tol, maxiter=MAX_STEPS, implicit_diff=False, **product)
             bounds = jnp.zeros(count, Q.dtype), jnp.full(count, jnp.inf, Q.dtype)
             rows = jnp.zeros(()) if by_products else jnp.eye(count, dtype=Q.dtype)
