@@ -59,7 +59,7 @@ class Instance:
         return (self.objective(params) - reference) / abs(reference) if np.isfinite(params).all() else np.inf
 
 
-def logistic(dtype: str, penalty: float = 1e-3) -> Instance:
+def logistic(penalty: float = 1e-3) -> Instance:
     """Mean cross-entropy of the digits (1797 × 64, 10 classes, X/16) + penalty/2 ‖W‖²."""
     from sklearn.datasets import load_digits
 
@@ -85,8 +85,8 @@ def logistic(dtype: str, penalty: float = 1e-3) -> Instance:
     problem = bl.Problem(
         linear_model=bl.problem.LinearModel(loss="logistic", rows=lambda data: data, l2=lambda h: h, mean=True)
     )
-    data = jnp.asarray(features, dtype), jnp.asarray(targets, jnp.int32)
-    start, hparams = jnp.zeros((64, 10), dtype), jnp.asarray(penalty, dtype)
+    data = jnp.asarray(features), jnp.asarray(targets, jnp.int32)
+    start, hparams = jnp.zeros((64, 10)), jnp.asarray(penalty)
     largest = np.linalg.norm(features, 2) ** 2 / (2 * len(targets)) + penalty
     parts = {"X": data[0], "y": data[1], "L": largest}
     solver = bl.inner.LBFGS(rtol=1e-12)
@@ -94,7 +94,7 @@ def logistic(dtype: str, penalty: float = 1e-3) -> Instance:
     return Instance("logistic ℓ2", problem, start, hparams, data, parts, objective, bound, solution)
 
 
-def lasso(dtype: str, share: float) -> Instance:
+def lasso(share: float) -> Instance:
     """‖Xw − y‖²/(2m) + λ‖w‖₁: 1000 × 5000, neighboring columns correlated by ½, 50 true coefficients, λ = share · λ_max."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(1000, 5000))
@@ -124,13 +124,13 @@ def lasso(dtype: str, share: float) -> Instance:
         linear_model=bl.problem.LinearModel(loss="squared", rows=lambda data: data[:2], l1=lambda h: h, mean=True),
         lipschitz=lambda hparams, data: data[2],
     )
-    data = jax.tree.map(lambda a: jnp.asarray(a, dtype), (features, targets, largest))
+    data = jax.tree.map(jnp.asarray, (features, targets, largest))
     parts = {"X": data[0], "y": data[1], "L": largest, "numpy": (np.asfortranarray(features), targets, penalty)}
-    start, hparams = jnp.zeros(5000, dtype), jnp.asarray(penalty, dtype)
+    start, hparams = jnp.zeros(5000), jnp.asarray(penalty)
     return Instance(f"lasso, λ_max/{1 / share:.0f}", problem, start, hparams, data, parts, objective, bound, solution)
 
 
-def svm_dual(dtype: str, share: float) -> Instance:
+def svm_dual(share: float) -> Instance:
     """½‖Xᵀ(Y − x)‖²/θ + ⟨x, Y⟩, rows of x on simplices: 700 × 1000, 5 classes, θ = share · λ_max(XXᵀ)."""
     setup = svm.SVM(data="synthetic", features=1000).setup(0, np.float64)
     train = {name: np.asarray(leaf) for name, leaf in setup.data["train"].items()}
@@ -148,22 +148,22 @@ def svm_dual(dtype: str, share: float) -> Instance:
     def feasible(x):
         return np.asarray(jax.vmap(projection_simplex)(jnp.asarray(x)))
 
-    start, hparams = setup.params.astype(dtype), jnp.asarray(np.log(theta), dtype)
-    data = jax.tree.map(lambda a: a.astype(dtype), setup.data)
+    start, hparams = setup.params, jnp.asarray(np.log(theta))
+    data = setup.data
     solver = bl.inner.FISTA(rtol=1e-13, max_steps=100_000)
     solution = lambda: jax.jit(lambda *a: solver.solve(svm.problem, *a).params)(start, hparams, data)  # noqa: E731
     parts = {
         "X": data["train"]["features"],
         "Y": data["train"]["targets"],
         "gram": data["train"]["gram"],
-        "theta": jnp.asarray(theta, dtype),
+        "theta": jnp.asarray(theta),
         "L": 1 / share,
     }
     name = "SVM dual, λ_max" + ("" if share == 1 else f"/{1 / share:.0f}")
     return Instance(name, svm.problem, start, hparams, data, parts, objective, bound, solution, feasible)
 
 
-def nnls(dtype: str) -> Instance:
+def nnls() -> Instance:
     """½‖Xw − y‖², w ≥ 0: 1000 × 500, half of the true coefficients negative."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(1000, 500))
@@ -194,8 +194,8 @@ def nnls(dtype: str) -> Instance:
         ),
     )
     arrays = (features, targets, eigenvalues[-1], gram, correlation)
-    data = jax.tree.map(lambda a: jnp.asarray(a, dtype), arrays)
+    data = jax.tree.map(jnp.asarray, arrays)
     parts = {"X": data[0], "y": data[1], "L": float(eigenvalues[-1]), "Q": data[3], "c": -data[4]}
-    start, hparams = jnp.zeros(500, dtype), jnp.zeros((), dtype)
+    start, hparams = jnp.zeros(500), jnp.zeros(())
     feasible = lambda w: np.maximum(w, 0)  # noqa: E731
     return Instance("NNLS", problem, start, hparams, data, parts, objective, bound, solution, feasible)

@@ -3,7 +3,7 @@
 In one process, paired: time from a common start to an objective within 1e-6 of the optimum, relatively. The optimum is
 certified by a lower bound. Each contender gets the loosest tolerance of a grid that reaches it (four per decade), and the
 fastest of its settings: jaxopt its line searches or the step 1/L, its own objective or the function that ours get. Everything
-is compiled beforehand; data and hyperparameters are arguments; float64 unless `--dtype float32`.
+is compiled beforehand; data and hyperparameters are arguments; float64.
 
 A ratio is theirs over ours in one repetition, the order alternating; its interval goes from 5 % to 95 %. What our solvers
 prepare from the data, once for all outer steps, is not in it.
@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import _inner_contenders as by
+import _inner_jaxopt as theirs
 import _inner_problems as problems
 import jax
-import jaxopt
 import numpy as np
 import optimistix as optx
 
@@ -37,8 +37,8 @@ LONG = {"max_steps": by.MAX_STEPS}
 
 INSTANCES = {
     "logistic": [problems.logistic],
-    "lasso": [lambda dtype: problems.lasso(dtype, 1 / 10), lambda dtype: problems.lasso(dtype, 1 / 50)],
-    "svm": [lambda dtype: problems.svm_dual(dtype, 1), lambda dtype: problems.svm_dual(dtype, 1 / 10)],
+    "lasso": [lambda: problems.lasso(1 / 10), lambda: problems.lasso(1 / 50)],
+    "svm": [lambda: problems.svm_dual(1), lambda: problems.svm_dual(1 / 10)],
     "nnls": [problems.nnls],
 }
 
@@ -59,29 +59,28 @@ BEST_LASSO = by.together(FISTA=FISTA, BlockCoordinateDescent=BLOCKS, SemismoothN
 
 PAIRS = {
     "logistic": [
-        Pair("LBFGS", by.ours(inner.LBFGS), "jaxopt", by.jaxopt_lbfgs),
+        Pair("LBFGS", by.ours(inner.LBFGS), "jaxopt", theirs.lbfgs),
         Pair("LBFGS", by.ours(inner.LBFGS), "optimistix", by.optimistix("minimise", LBFGS=optx.LBFGS, BFGS=optx.BFGS)),
-        Pair("FISTA", FISTA, "jaxopt", by.jaxopt_logistic(jaxopt.GradientDescent)),
-        Pair("Anderson", by.ours(inner.Anderson, memory=10), "jaxopt", by.jaxopt_anderson),
-        Pair("BlockCoordinateDescent", BLOCKS, "jaxopt", by.jaxopt_logistic_cd),
+        Pair("FISTA", FISTA, "jaxopt", theirs.logistic),
+        Pair("Anderson", by.ours(inner.Anderson, memory=10), "jaxopt", theirs.anderson),
         Pair("Newton", by.ours(inner.Newton), "optimistix", by.optimistix("root_find", Newton=optx.Newton)),
     ],
     "lasso": [
-        Pair("FISTA", FISTA, "jaxopt", by.jaxopt_lasso),
-        Pair("BlockCoordinateDescent", BLOCKS, "jaxopt", by.jaxopt_lasso_cd),
+        Pair("FISTA", FISTA, "jaxopt", theirs.lasso),
+        Pair("BlockCoordinateDescent", BLOCKS, "jaxopt", theirs.lasso_cd),
         Pair("best", BEST_LASSO, "celer", by.lasso_by_numpy("celer")),
         Pair("best", BEST_LASSO, "skglm", by.lasso_by_numpy("skglm")),
         Pair("best", BEST_LASSO, "sklearn", by.lasso_by_numpy("sklearn")),
     ],
     "svm": [
-        Pair("FISTA", FISTA, "jaxopt", by.jaxopt_svm),
-        Pair("MirrorDescent", by.ours(inner.MirrorDescent, **LONG), "jaxopt", by.jaxopt_svm_mirror),
-        Pair("BlockCoordinateDescent", BLOCKS, "jaxopt", by.jaxopt_svm_cd),
+        Pair("FISTA", FISTA, "jaxopt", theirs.svm),
+        Pair("MirrorDescent", by.ours(inner.MirrorDescent, **LONG), "jaxopt", theirs.svm_mirror),
+        Pair("BlockCoordinateDescent", BLOCKS, "jaxopt", theirs.svm_cd),
     ],
     "nnls": [
-        Pair("FISTA", FISTA, "jaxopt", by.jaxopt_nnls),
-        Pair("BlockCoordinateDescent", BLOCKS, "jaxopt", by.jaxopt_nnls_cd),
-        Pair("OSQP", by.ours(inner.OSQP), "jaxopt", by.jaxopt_nnls_program),
+        Pair("FISTA", FISTA, "jaxopt", theirs.nnls),
+        Pair("BlockCoordinateDescent", BLOCKS, "jaxopt", theirs.nnls_cd),
+        Pair("OSQP", by.ours(inner.OSQP), "jaxopt", theirs.nnls_program),
     ],
 }
 
@@ -148,17 +147,17 @@ def compare(instance: problems.Instance, pairs: list[Pair], repeats: int) -> lis
         for family in (pair.ours, pair.theirs):
             if family not in known:
                 known[family] = fastest(family, instance, reference)
-        mine, theirs = known[pair.ours], known[pair.theirs]
-        if mine is None or theirs is None:
+        mine, other = known[pair.ours], known[pair.theirs]
+        if mine is None or other is None:
             missing = "ours" if mine is None else "theirs"
-            print(f"{instance.name:18}{pair.kind:20}{pair.package:11}{missing}: not reached", flush=True)
+            print(f"{instance.name:18}{pair.kind:24}{pair.package:11}{missing}: not reached", flush=True)
             continue
-        times = paired(mine.solve, theirs.solve, repeats)
+        times = paired(mine.solve, other.solve, repeats)
         low, ratio, high = np.percentile(times[:, 1] / times[:, 0], [5, 50, 95])
-        mine_ms, theirs_ms = 1e3 * np.median(times, axis=0)
+        mine_ms, other_ms = 1e3 * np.median(times, axis=0)
         print(
-            f"{instance.name:18}{pair.kind:20}{pair.package:11}{mine_ms:9.2f}{theirs_ms:10.2f}"
-            f"{f'{ratio:.2f} [{low:.2f}, {high:.2f}]':>22}  {describe(mine)} | {describe(theirs)}",
+            f"{instance.name:18}{pair.kind:24}{pair.package:11}{mine_ms:9.2f}{other_ms:10.2f}"
+            f"{f'{ratio:.2f} [{low:.2f}, {high:.2f}]':>22}  {describe(mine)} | {describe(other)}",
             flush=True,
         )
         rows.append({"problem": instance.name, "package": pair.package, "ratio": ratio, "low": low, "high": high})
@@ -189,12 +188,11 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", help="only pairs of these kinds")
     parser.add_argument("--packages", nargs="+", help="only pairs against these packages")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--dtype", choices=("float64", "float32"), default="float64")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     jax.config.update("jax_enable_x64", True)
-    print(f"{jax.devices()[0].device_kind}, {options.dtype}; ratio: theirs over ours [5 %, 95 %]")
-    print(f"{'':49}{'ours ms':>9}{'theirs ms':>10}{'ratio':>22}  ours | theirs")
+    print(f"{jax.devices()[0].device_kind}, float64; ratio: theirs over ours [5 %, 95 %]")
+    print(f"{'':53}{'ours ms':>9}{'theirs ms':>10}{'ratio':>22}  ours | theirs")
     rows = []
     for name in options.problems:
         pairs = [
@@ -204,7 +202,7 @@ def main() -> None:
             and (not options.packages or pair.package in options.packages)
         ]
         for instance in INSTANCES[name]:
-            rows += compare(instance(options.dtype), pairs, options.repeats)
+            rows += compare(instance(), pairs, options.repeats)
     verdict(rows)
 
 

@@ -21,6 +21,7 @@ class Program(NamedTuple):
 
     Attributes:
       hessian: x ↦ Qx.
+      matrix: Q, where it is stated as a matrix over vectors; else None.
       push: x ↦ Ax, the equalities first.
       pull: y ↦ Aᵀy.
       c: shape (n,).
@@ -31,6 +32,7 @@ class Program(NamedTuple):
     """
 
     hessian: Callable[[jax.Array], jax.Array]
+    matrix: jax.Array | None
     push: Callable[[jax.Array], jax.Array]
     pull: Callable[[jax.Array], jax.Array]
     c: jax.Array
@@ -38,6 +40,10 @@ class Program(NamedTuple):
     equal: jax.Array
     point: Callable[[Any], tuple[jax.Array, jax.Array]]
     params: Callable[[jax.Array, jax.Array], Any]
+
+    def formed(self) -> jax.Array:
+        """Q as a matrix."""
+        return jax.vmap(self.hessian)(jnp.eye(self.c.size, dtype=self.c.dtype)) if self.matrix is None else self.matrix
 
     def project(self, rows: jax.Array) -> jax.Array:
         """The nearest values of Ax that are allowed."""
@@ -82,6 +88,7 @@ def program_of(who: str, problem: Problem, params: Any, hparams: Any, data: Any)
 
     return Program(
         hessian=hessian,
+        matrix=stated.Q.astype(dtype) if isinstance(stated.Q, jax.Array) and z.ndim == 1 else None,
         push=push,
         pull=(lambda y: pull(y)[0]) if sides else (lambda y: jnp.zeros(n, dtype)),
         c=jnp.ravel(jnp.broadcast_to(jnp.asarray(stated.c, dtype), shape)),
@@ -104,8 +111,10 @@ class Systems(NamedTuple):
         n, dtype = self.program.c.size, self.program.c.dtype
         if not self.dense:
             return jnp.zeros((0, 0), dtype)
-        columns = jax.vmap(self._product(weights, shift))(jnp.eye(n, dtype=dtype))
-        return jnp.linalg.cholesky((columns + columns.T) / 2)
+        program, unit = self.program, jnp.eye(n, dtype=dtype)
+        rows = jax.vmap(lambda x: program.pull(weights * program.push(x)))(unit)
+        matrix = program.formed() + rows + jnp.diag(shift)
+        return jnp.linalg.cholesky((matrix + matrix.T) / 2)
 
     def solver(
         self, factor: jax.Array, weights: jax.Array, shift: jax.Array

@@ -39,7 +39,7 @@ def equilibrate(program: Program, dense: bool) -> Scales:
     n, dtype = program.c.size, program.c.dtype
     if dense:
         unit = jnp.eye(n, dtype=dtype)
-        hessian, rows = jnp.abs(jax.vmap(program.hessian)(unit)), jnp.abs(jax.vmap(program.push)(unit))
+        hessian, rows = jnp.abs(program.formed()), jnp.abs(jax.vmap(program.push)(unit))
 
         def balance(_, scales):
             d, e = scales
