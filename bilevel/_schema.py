@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 _SCHEDULED = {"ScalarOrSchedule", "base.ScalarOrSchedule"}
 _NUMBERS = {"float", "jax.typing.ArrayLike", "ArrayLike"} | _SCHEDULED
-_PLAIN = {"int", "bool", "str", "None", "NpzPath"} | _NUMBERS
+_TABLE_PATH = "the path of an .npz or .csv file or openml:NAME"
+_PLAIN = {"int", "bool", "str", "None", "TablePath"} | _NUMBERS
 
 
 class Field(NamedTuple):
@@ -73,7 +74,8 @@ def complaint(field: Field, value: Any) -> Complaint | None:
         or (isinstance(value, float) and names & _NUMBERS)
         or (isinstance(value, str) and "str" in names)
         or (isinstance(value, Mapping) and "_target_" in value and bool(names & _SCHEDULED))
-        or (isinstance(value, str) and "NpzPath" in names and value.endswith(".npz"))
+        or (isinstance(value, str) and "TablePath" in names and value.startswith("openml:"))
+        or (isinstance(value, str) and "TablePath" in names and value.endswith((".npz", ".csv")))
     )
     if fits:
         return None
@@ -81,7 +83,7 @@ def complaint(field: Field, value: Any) -> Complaint | None:
 
 
 def _describe(names: set[str], literals: list[Any]) -> str:
-    words = {"int": "a whole number", "bool": "true or false", "str": "a text", "NpzPath": "the path of an .npz file"}
+    words = {"int": "a whole number", "bool": "true or false", "str": "a text", "TablePath": _TABLE_PATH}
     described = [word for name, word in words.items() if name in names]
     if names & _NUMBERS:
         described.insert(0, "a number")

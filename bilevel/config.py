@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from bilevel import _schema
 
 ALLOWED = ("bilevel", "optax", "optimistix", "lineax", "sklearn")
+GENERAL = ("precision", "platform", "seed")  # what a study takes as well
 _HERE = Path(__file__).resolve().parent
 
 
@@ -32,6 +33,13 @@ class RunConfig:
     gtol: float
     patience: int | None
     time_limit: float | None
+    study: Any
+    size: Literal["full", "small"]
+
+
+OmegaConf.register_new_resolver(
+    "by_size", lambda full, small, *, _root_: small if _root_.size == "small" else full, replace=True
+)
 
 
 def config_dir() -> Path:
@@ -80,8 +88,8 @@ def check(cfg: DictConfig) -> None:
             raise ConfigError(f"{name}: must be at least {least}, got {top[name]}")
     if top["time_limit"] is not None and not top["time_limit"] > 0:
         raise ConfigError(f"time_limit: must be positive, in seconds, got {top['time_limit']}")
-    for group in all_groups:
-        _check_targets(group, plain.get(group))
+    for name in ("study", *all_groups):
+        _check_targets(name, plain.get(name))
 
 
 def _own_values(node: Any) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,48 @@ def _hydra_main(cfg: DictConfig) -> float:
 
 def _run(cfg: DictConfig, folder: Path) -> float:
     _configure_jax(cfg)
+    return _run_task(cfg, folder) if cfg.study is None else _run_study(cfg, folder)
+
+
+def _run_study(cfg: DictConfig, folder: Path) -> float:
+    from bilevel.io import RunFolder, console
+
+    idle = [key for key in _overridden() if key not in ("experiment", "study", "size", *config.GENERAL, "tracker")]
+    if idle:
+        raise config.ConfigError(
+            f"{idle[0]}: a study has settings of its own, study.*, and this one would change nothing"
+        )
+    study = config.build(cfg.study)
+    used = OmegaConf.masked_copy(cfg, ["study", "size", "tracker", *config.GENERAL])
+    with contextlib.closing(RunFolder(folder)) as files, console.logging_to(files.log_file):
+        files.write_config(OmegaConf.to_yaml(used, resolve=True))
+        console.say(f"bilevel {_version()} · {study.title}")
+        _say_machine(cfg)
+        begun = time.perf_counter()
+        with _trackers(used, folder) as (trackers, finish), console.Bar(study.count) as bar:
+
+            def report(row: dict[str, Any]) -> None:
+                row = {**row, "seconds_so_far": time.perf_counter() - begun}
+                files.log_row(row)
+                bar.advance(row)
+                for tracker in trackers:
+                    tracker.log(row)
+
+            findings = study.run(cfg.seed, cfg.precision, report)
+            seconds = time.perf_counter() - begun
+            result = {"study": type(study).__name__, "summary": findings.summary, "seconds": seconds, **_origin(cfg)}
+            files.write_result(result, arrays=findings.arrays)
+            finish(result)
+        console.show_findings(findings.summary, seconds, folder)
+    return 0.0
+
+
+def _overridden() -> list[str]:
+    """The top-level keys and groups that the command line sets."""
+    return [override.lstrip("+~").partition("=")[0].split(".")[0] for override in HydraConfig.get().overrides.task]
+
+
+def _run_task(cfg: DictConfig, folder: Path) -> float:
     from bilevel import outer
     from bilevel.io import RunFolder, console
 
@@ -91,7 +134,9 @@ def _run(cfg: DictConfig, folder: Path) -> float:
                 callback=report,
             )
             result = _result(cfg, setup, found)
-            files.write_result(result, found.hparams, found.params)
+            files.write_result(result, hparams=found.hparams, params=found.params)
+            for name, figure in setup.pictures(found.hparams, found.params).items():
+                files.write_picture(name, figure)
             finish(result)
         console.show_result(result, found.history[0]["outer_loss"], setup.physical(setup.hparams), folder)
     return found.outer_loss
@@ -139,27 +184,34 @@ def _trackers(cfg: DictConfig, folder: Path) -> Iterator[tuple[list[Tracker], An
 
 
 def _show_header(cfg: DictConfig, setup: Setup) -> None:
-    import jax
-
-    from bilevel import __version__
     from bilevel.io.console import say
 
     choices = HydraConfig.get().runtime.choices
-    device = jax.devices()[0]
     estimator = f"{choices['hypergrad']} ({choices['linear']})" if "linear" in cfg.hypergrad else choices["hypergrad"]
-    say(f"bilevel {__version__} · {setup.title}")
+    say(f"bilevel {_version()} · {setup.title}")
     say("  " + " · ".join(f"{count} {name}" for name, count in setup.sizes.items()))
     say(
         f"  inner {choices['inner']} · hypergradient {estimator} · optimizer {choices['optimizer']} · {cfg.steps} steps"
     )
+    _say_machine(cfg)
+
+
+def _say_machine(cfg: DictConfig) -> None:
+    import jax
+
+    from bilevel.io.console import say
+
+    device = jax.devices()[0]
     say(f"  {device.platform} ({device.device_kind}) · {cfg.precision} · jax {jax.__version__} · seed {cfg.seed}")
 
 
-def _result(cfg: DictConfig, setup: Setup, found: Result) -> dict[str, Any]:
-    import platform
-    from importlib.metadata import version
+def _version() -> str:
+    from bilevel import __version__
 
-    versions = {name: version(name) for name in ("bilevel", "jax", "jaxlib", "optax", "numpy")}
+    return __version__
+
+
+def _result(cfg: DictConfig, setup: Setup, found: Result) -> dict[str, Any]:
     return {
         "task": HydraConfig.get().runtime.choices["task"],
         "outer_loss": found.outer_loss,
@@ -169,7 +221,21 @@ def _result(cfg: DictConfig, setup: Setup, found: Result) -> dict[str, Any]:
         "steps": found.steps,
         "best_step": found.best_step,
         "seconds": found.history[-1]["seconds"],
+        **_origin(cfg),
+    }
+
+
+def _origin(cfg: DictConfig) -> dict[str, Any]:
+    """With what a result was computed."""
+    import platform
+    from importlib.metadata import version
+
+    import jax
+
+    versions = {name: version(name) for name in ("bilevel", "jax", "jaxlib", "optax", "numpy")}
+    return {
         "versions": {"python": platform.python_version(), **versions},
+        "device": jax.devices()[0].device_kind,
         "seed": cfg.seed,
     }
 

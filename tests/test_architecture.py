@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "outer": HYPERGRAD,
     "datasets": set(),
     "tasks": {"problem", "statements", "operators", "datasets", "_tree", "_checks"},
+    "studies": HYPERGRAD | {"outer", "tasks", "datasets"},
     "io": BASE,
     "_schema": set(),
     "config": {"_schema"},

@@ -188,8 +188,10 @@ def test_groups_are_the_folders():
         ("Literal['a', 'b']", "a"),
         ("Literal[1, 2]", 2),
         ("typing.Literal['a'] | None", None),
-        ("Literal['a'] | NpzPath", "table.npz"),
-        ("Literal['a'] | NpzPath", "a"),
+        ("Literal['a'] | TablePath", "table.npz"),
+        ("Literal['a'] | TablePath", "table.csv"),
+        ("Literal['a'] | TablePath", "openml:mnist_784"),
+        ("Literal['a'] | TablePath", "a"),
         ("base.ScalarOrSchedule", 0.1),
         ("Callable[..., Any]", "anything"),
         ("LinearSolver | None", 3),
@@ -219,8 +221,12 @@ def test_complaint_accepts(annotation, value):
         ("Literal['a', 'b']", "c", "expected a or b, got 'c'"),
         ("Literal['a', 'b']", None, "expected a or b, got None"),
         ("Literal[1, 2]", True, "expected 1 or 2, got True"),
-        ("Literal['a'] | NpzPath", "table.csv", "expected a or the path of an .npz file, got 'table.csv'"),
-        ("Literal['a'] | NpzPath", 3, "expected a or the path of an .npz file, got 3"),
+        (
+            "Literal['a'] | TablePath",
+            "table.txt",
+            "expected a or the path of an .npz or .csv file or openml:NAME, got 'table.txt'",
+        ),
+        ("Literal['a'] | TablePath", 3, "expected a or the path of an .npz or .csv file or openml:NAME, got 3"),
     ],
 )
 def test_complaint_refuses(annotation, value, said):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
+import sklearn.datasets
+from sklearn.utils import Bunch
 
 from bilevel.datasets import DataError, Table, load_table, make_classification, part_with, split_rows, standardize
 
@@ -61,7 +64,7 @@ class TestBundled:
 
     @pytest.mark.parametrize("kind", ["regression", "classification"])
     def test_unknown_name(self, kind):
-        refused("irish", "use one of .*, or the path of an .npz file", kind)
+        refused("irish", "use one of .*, or the path of an .npz or .csv file", kind)
 
     def test_name_of_the_other_kind(self):
         refused("iris", "use one of diabetes,", "regression")
@@ -102,6 +105,63 @@ class TestFile:
         assert found.features.shape == (168, 2905)
         assert found.targets.shape == (168,)
         assert found.classes == 2
+
+
+class TestCSV:
+    def test_the_column_y_or_the_last_one_holds_the_targets(self, tmp_path):
+        path = tmp_path / "table.csv"
+        path.write_text("a,y,b\n1,red,2\n3,blue,4\n\n5,red,6\n")
+        found = load_table(str(path), "classification")
+        assert found.features.tolist() == [[1, 2], [3, 4], [5, 6]]
+        assert found.targets.tolist() == [1, 0, 1]
+        path.write_text("a,b,c\n1,2,0.5\n3,4,1.5\n")
+        found = load_table(str(path), "regression")
+        assert found.features.tolist() == [[1, 2], [3, 4]]
+        assert found.targets.tolist() == [0.5, 1.5]
+
+    @pytest.mark.parametrize(
+        ("content", "problem"),
+        [
+            ("a,y\n1,0,3\n", "row 1 has 3 values, the header 2"),
+            ("a,y\nx,0\n", "column 'a' must hold numbers, and its row 1 holds 'x'"),
+            ("a,y\n,0\n1,1\n", "column 'a' must hold numbers, and its row 1 holds ''"),
+            ("", "not a readable .csv file with a header"),
+            ("a,y\n", "y holds one class only"),
+        ],
+    )
+    def test_refused(self, tmp_path, content, problem):
+        path = tmp_path / "table.csv"
+        path.write_text(content)
+        refused(str(path), problem)
+
+    def test_missing(self, tmp_path):
+        refused(str(tmp_path / "none.csv"), "no such file")
+
+
+class TestOpenML:
+    def test_labels_are_classes_and_the_version_is_asked_for(self, monkeypatch):
+        asked = []
+
+        def fetch(name, *, version, as_frame, parser):
+            asked.append((name, version))
+            return Bunch(data=X, target=np.array(["5", "3"] * 3, object))
+
+        monkeypatch.setattr(sklearn.datasets, "fetch_openml", fetch)
+        assert load_table("openml:mnist_784", "classification").targets.tolist() == [1, 0] * 3
+        assert load_table("openml:mnist_784/2", "regression").targets.tolist() == [5, 3] * 3
+        assert asked == [("mnist_784", 1), ("mnist_784", 2)]
+
+    def test_offline_and_unknown(self, monkeypatch):
+        for error, problem in (
+            (URLError("no route"), "cannot be downloaded .*no route.*cache"),
+            (ValueError("no such set"), "no such set"),
+        ):
+
+            def fetch(*_, error=error, **__):
+                raise error
+
+            monkeypatch.setattr(sklearn.datasets, "fetch_openml", fetch)
+            refused("openml:mnist_784", problem)
 
 
 class TestRefusedFile:

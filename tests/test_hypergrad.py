@@ -181,6 +181,51 @@ def test_unrolled_is_the_derivative_of_the_steps(x64):
     assert np.isnan(found.adjoint_residual)
 
 
+KINDS = ("plain", "conditional", "checkpointed", "forward")
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("name", ["ridge", "simplex"])
+def test_kinds_of_unrolling_agree(x64, kind, name):
+    """Before the stopping test is met; 22 is no square, so that the blocks leave a rest."""
+    problem, theta = problems.ALL[name], problems.hparams(name)
+    plain = estimate(problem, theta, Unrolled(steps=22))
+    found = estimate(problem, theta, Unrolled(steps=22, kind=kind))
+    assert np.linalg.norm(plain.grad) > 0
+    np.testing.assert_allclose(found.grad, plain.grad, rtol=1e-10)
+    np.testing.assert_allclose(found.params, plain.params, rtol=1e-12)
+    assert int(found.inner.steps) == 22
+    assert int(found.hvps) >= int(plain.hvps)
+
+
+def test_conditional_unrolling_stops_where_a_solve_stops(x64):
+    inner, theta = bl.inner.FISTA(rtol=1e-3), problems.hparams("ridge")
+    found = estimate(problems.ridge, theta, Unrolled(steps=500, kind="conditional"), inner=inner)
+    assert int(found.inner.status) == bl.Status.CONVERGED
+    stopped = int(found.inner.steps)
+    assert stopped < 500
+    plain = estimate(problems.ridge, theta, Unrolled(steps=stopped), inner=inner)
+    np.testing.assert_allclose(found.grad, plain.grad, rtol=1e-10)
+
+
+def test_memory_of_the_kinds_of_unrolling(x64):
+    """From 100 to 1600 steps, 16-fold: the plain kind's plan grows so, the checkpointed one's 4-fold, the forward one's not."""
+    theta, params, data = problems.hparams("ridge"), problems.start(), problems.data()
+
+    def planned(kind, steps):
+        estimator = Unrolled(steps=steps, kind=kind)
+        run = jax.jit(
+            lambda h: estimator.estimate(problems.ridge, PRECISE, params, jnp.zeros_like(params), h, data).grad
+        )
+        return run.lower(theta).compile().memory_analysis().temp_size_in_bytes
+
+    growth = {kind: planned(kind, 1600) / planned(kind, 100) for kind in KINDS}
+    assert growth["plain"] > 8
+    assert growth["conditional"] > 8
+    assert growth["checkpointed"] < 5
+    assert growth["forward"] < 1.5
+
+
 @pytest.mark.parametrize("inner", [bl.inner.LBFGS(), bl.inner.Quadratic()], ids=lambda s: type(s).__name__)
 def test_every_solver_can_be_unrolled(x64, inner):
     theta = problems.hparams("ridge")
@@ -192,6 +237,8 @@ def test_every_solver_can_be_unrolled(x64, inner):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match=r"hypergrad\.Unrolled: steps must be positive, got 0"):
         Unrolled(steps=0)
+    with pytest.raises(ValueError, match=r"hypergrad\.Unrolled: kind must be 'plain', .* got 'cond'"):
+        Unrolled(kind="cond")
 
 
 @pytest.mark.parametrize("solver", [bl.inner.OSQP(), bl.inner.SciPyMinimize()], ids=lambda s: type(s).__name__)

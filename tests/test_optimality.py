@@ -314,7 +314,7 @@ class TestProblemParts:
     def test_first_order_solvers_refuse_constraint_functions(self):
         problem, hparams = qp(np.eye(2), np.ones(2), None, None, None, None)
         with pytest.raises(ValueError, match=r"stated by its projection, if any, and this one has Problem\.equality"):
-            bl.minimize(problem, hparams, KKTSolution(np.zeros(2)), None)
+            bl.minimize(problem, hparams, KKTSolution(np.zeros(2)), None, inner=bl.inner.FISTA())
 
     def test_an_outer_loss_is_needed_to_minimize(self):
         with pytest.raises(ValueError, match=r"needs Problem.outer_loss"):

@@ -1,13 +1,13 @@
-"""Data: scikit-learn's bundled sets by name, `.npz` files by path, made data; and one split discipline."""
+"""Data: scikit-learn's bundled sets by name, `.npz` and `.csv` files by path, OpenML, made data; and one split discipline."""
 
-from bilevel.datasets._sources import DataError, NpzPath, Table, load_table, make_classification
+from bilevel.datasets._sources import DataError, Table, TablePath, load_table, make_classification
 from bilevel.datasets._splits import Split, part_with, split_rows, standardize
 
 __all__ = [
     "DataError",
-    "NpzPath",
     "Split",
     "Table",
+    "TablePath",
     "load_table",
     "make_classification",
     "part_with",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 Kind = Literal["regression", "classification"]
-NpzPath = str  # ends in .npz; the name tells the configuration what to accept
+TablePath = str  # ends in .npz or .csv, or begins with openml: ; the name tells the configuration what to accept
 BUNDLED: dict[str, Kind] = {
     "breast_cancer": "classification",
     "diabetes": "regression",
@@ -42,18 +43,29 @@ class Table:
 
 
 def load_table(source: str, kind: Kind) -> Table:
-    """Load one of scikit-learn's bundled sets by name, or a `.npz` file with arrays `X` and `y` by path.
+    """Load a table.
+
+    Args:
+      source: one of scikit-learn's bundled sets by name; the path of an `.npz` file with arrays `X` and `y`; that of a `.csv`
+        file with a header, whose column `y`, or else its last one, holds the targets; or `openml:NAME` or
+        `openml:NAME/VERSION` (version 1 unless given), downloaded once by scikit-learn's `fetch_openml`, then from its cache.
+      kind: what the targets are.
 
     Raises:
       DataError: unknown name, missing or unreadable file, wrong arrays, wrong shapes, values that are not finite.
     """
-    if source.endswith(".npz"):
-        features, targets = _read_npz(Path(source).expanduser())
+    if source.startswith("openml:"):
+        features, targets = _fetch_openml(source)
+    elif source.endswith(".npz"):
+        features, targets = _read_npz(_file(source))
+    elif source.endswith(".csv"):
+        features, targets = _read_csv(_file(source))
     else:
         known = [name for name, its_kind in BUNDLED.items() if its_kind == kind]
         if source not in known:
             raise DataError(
-                f"no {kind} data called {source!r}: use one of {', '.join(known)}, or the path of an .npz file"
+                f"no {kind} data called {source!r}: use one of {', '.join(known)}, or the path of an .npz or .csv file, "
+                "or openml:NAME"
             )
         features, targets = _read_bundled(source)
     return _checked(source, features, targets, kind)
@@ -92,9 +104,63 @@ def _read_bundled(name: str) -> tuple[Any, Any]:
     return getattr(datasets, f"load_{name}")(return_X_y=True)
 
 
-def _read_npz(path: Path) -> tuple[Any, Any]:
+def _file(source: str) -> Path:
+    path = Path(source).expanduser()
     if not path.is_file():
         raise DataError(f"{path}: no such file; the path is relative to the folder that the command is run in")
+    return path
+
+
+def _fetch_openml(source: str) -> tuple[Any, Any]:
+    from sklearn.datasets import fetch_openml, get_data_home
+
+    name, _, version = source.removeprefix("openml:").partition("/")
+    try:
+        found: Any = fetch_openml(name, version=int(version or 1), as_frame=False, parser="liac-arff")
+    except OSError as error:  # URLError and HTTPError are such
+        raise DataError(
+            f"{source}: cannot be downloaded ({error}) and is not in the cache, {get_data_home()}: go online once, or give "
+            "the path of an .npz file"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
+    targets = np.asarray(found.target)
+    return found.data, _numbers(targets) if targets.dtype == object else targets
+
+
+def _numbers(values: np.ndarray) -> np.ndarray:
+    """Texts as numbers, where all of them are."""
+    try:
+        return values.astype(np.float64)
+    except ValueError:
+        return values.astype(str)
+
+
+def _read_csv(path: Path) -> tuple[Any, Any]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *rows = [row for row in csv.reader(file) if row]
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path}: not a readable .csv file with a header ({error})") from error
+    names = [name.strip() for name in header]
+    target = names.index("y") if "y" in names else len(names) - 1
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(names):
+            raise DataError(f"{path}: row {number} has {len(row)} values, the header {len(names)}")
+    features = np.empty((len(rows), len(names) - 1))
+    for column, name in enumerate(names[:target] + names[target + 1 :]):
+        place = column if column < target else column + 1
+        for number, row in enumerate(rows):
+            try:
+                features[number, column] = float(row[place])
+            except ValueError as error:
+                raise DataError(
+                    f"{path}: column {name!r} must hold numbers, and its row {number + 1} holds {row[place]!r}"
+                ) from error
+    return features, _numbers(np.array([row[target].strip() for row in rows], object))
+
+
+def _read_npz(path: Path) -> tuple[Any, Any]:
     try:
         with path.open("rb") as file:
             arrays = np.load(file, allow_pickle=False)

@@ -3,29 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from bilevel import _checks, _tree
 from bilevel._status import Status
+from bilevel._tree import PyTree
 from bilevel.hypergrad._base import Estimator, Hypergradient
+
+Kind = Literal["plain", "conditional", "checkpointed", "forward"]
+_Step = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unrolled(Estimator):
-    """Reverse mode through a fixed number of inner steps (a plain `lax.scan`), from a start that counts as a constant.
+    """The derivative of a fixed number of inner steps, from a start that counts as a constant.
 
-    The gradient is that of the steps, not of the solution: compare with `Implicit`. Memory grows linearly with `steps`.
+    It is that of the steps, not of the solution: compare with `Implicit`. The kinds give the same derivative and differ in
+    what they cost, T being `steps`:
+
+    - `plain`: reverse mode through a `lax.scan`; memory grows with T.
+    - `conditional`: a scan whose body is a `lax.cond` that steps until the stopping test is met and then does nothing, as
+      jaxopt's and the paper's unrolling do. It stops where a solve would, but reverse mode keeps what both branches need, so
+      that memory grows with T times all that a step reads, data included.
+    - `checkpointed`: reverse mode that keeps √T states and runs the steps between them again; memory grows with √T.
+    - `forward`: forward mode, one tangent per hyperparameter; memory does not grow with T, time grows with the number of
+      hyperparameters.
 
     Args:
-      steps: inner iterations; always all of them.
+      steps: inner iterations; all of them but for `conditional`, where it is the limit.
+      kind: see above.
+
+    References: Griewank 1992 (checkpoints); Blondel et al. 2022, section 4.1 (conditional).
     """
 
     steps: int = 100
+    kind: Kind = "plain"
 
     def __post_init__(self):
         _checks.require_positive("hypergrad.Unrolled", steps=self.steps)
+        if self.kind not in _ITERATE and self.kind != "forward":
+            raise ValueError(
+                f"hypergrad.Unrolled: kind must be 'plain', 'conditional', 'checkpointed' or 'forward', got {self.kind!r}"
+            )
 
     def check(self, problem, inner):
         """Require a solver whose steps can be differentiated."""
@@ -36,25 +61,27 @@ class Unrolled(Estimator):
             )
 
     def estimate(self, problem, inner, params, adjoint, hparams, data, prepared=None):
-        """Run the steps and pull the outer loss back through them."""
+        """Run the steps and differentiate the outer loss after them."""
         moving, fixed = _tree.split(hparams)
         inner = inner.unrollable()
         if prepared is None:
             prepared = inner.prepare(problem, hparams, data)
         extra = () if prepared is None else (prepared,)
+        iterate = _ITERATE.get(self.kind, _plain)
 
         def run(moving):
             hparams = _tree.merge(moving, fixed)
             state = inner.init(problem, params, hparams, data, *extra)
-            state, _ = jax.lax.scan(
-                lambda state, _: (inner.step(problem, state, hparams, data, *extra), None), state, length=self.steps
-            )
-            return problem.outer_loss(state.params, hparams, data), (
-                state.params,
-                jax.lax.stop_gradient(state.progress),
-            )
+            state = iterate(lambda state: inner.step(problem, state, hparams, data, *extra), state, self.steps)
+            value = problem.outer_loss(state.params, hparams, data)
+            return value, (value, state.params, jax.lax.stop_gradient(state.progress))
 
-        (value, (params, progress)), grad = jax.value_and_grad(run, has_aux=True)(moving)
+        if self.kind == "forward":
+            grad, (value, params, progress) = _forward_gradient(run, moving)
+            sweeps = sum(leaf.size for leaf in jax.tree.leaves(moving))
+        else:
+            grad, (value, params, progress) = jax.grad(run, has_aux=True)(moving)
+            sweeps = 2 if self.kind == "checkpointed" else 1
         return Hypergradient(
             grad=grad,
             outer_loss=value,
@@ -65,5 +92,35 @@ class Unrolled(Estimator):
             adjoint_status=jnp.array(Status.CONVERGED, jnp.int32),
             adjoint_residual=jnp.array(jnp.nan, value.dtype),
             grad_evals=progress.grad_evals,
-            hvps=progress.hvps + self.steps,
+            hvps=progress.hvps + sweeps * progress.steps,
         )
+
+
+def _plain(step: _Step, state: Any, steps: int) -> Any:
+    return jax.lax.scan(lambda state, _: (step(state), None), state, length=steps)[0]
+
+
+def _conditional(step: _Step, state: Any, steps: int) -> Any:
+    def body(state, _):
+        running = state.progress.status == Status.MAX_STEPS
+        return jax.lax.cond(running, step, lambda state: state, state), None
+
+    return jax.lax.scan(body, state, length=steps)[0]
+
+
+def _checkpointed(step: _Step, state: Any, steps: int) -> Any:
+    """Blocks of √T steps, of each of which reverse mode keeps the state at its start."""
+    length = math.isqrt(steps)
+    block = jax.checkpoint(lambda state: _plain(step, state, length), prevent_cse=False)
+    state = _plain(block, state, steps // length)
+    rest = steps % length
+    return jax.checkpoint(lambda state: _plain(step, state, rest))(state) if rest else state
+
+
+_ITERATE = {"plain": _plain, "conditional": _conditional, "checkpointed": _checkpointed}
+
+
+def _forward_gradient(run: Callable[[PyTree], tuple[jax.Array, Any]], moving: PyTree) -> tuple[PyTree, Any]:
+    flat, unravel = ravel_pytree(moving)
+    grad, aux = jax.jacfwd(lambda flat: run(unravel(flat)), has_aux=True)(flat)
+    return unravel(grad.astype(flat.dtype)), aux

@@ -40,11 +40,19 @@ class RunFolder:
         self._rows.write(json.dumps(plain(row)) + "\n")
         self._rows.flush()
 
-    def write_result(self, result: Mapping[str, Any], hparams: Any, params: Any) -> None:
-        """Write `solution.npz` and `result.json`, in this order: a folder with a result is complete."""
+    def write_picture(self, name: str, figure: Any) -> None:
+        """Write a matplotlib figure as `<name>.png`."""
+        temporary = self.path / f"{name}.png.tmp"
+        figure.savefig(temporary, dpi=110, format="png")
+        os.replace(temporary, self.path / f"{name}.png")
+
+    def write_result(self, result: Mapping[str, Any], **trees: Any) -> None:
+        """Write the trees into `solution.npz`, then `result.json`: a folder with a result is complete."""
         temporary = self.path / f"{SOLUTION}.tmp"
         with temporary.open("wb") as file:
-            arrays: dict[str, Any] = {**_flatten("hparams", hparams), **_flatten("params", params)}
+            arrays: dict[str, Any] = {}
+            for name, tree in trees.items():
+                arrays |= _flatten(name, tree)
             np.savez(file, **arrays)
         os.replace(temporary, self.path / SOLUTION)
         _replace(self.path / RESULT, (json.dumps(plain(result), indent=2) + "\n").encode())
@@ -63,7 +71,8 @@ class Run:
       config: the configuration, a nested dict.
       metrics: the rows of `metrics.jsonl`.
       result: `result.json`, or None if the run did not finish.
-      hparams, params: the solution as NumPy arrays, nested as they were saved; None if the run did not finish.
+      hparams, params: the solution as NumPy arrays, nested as they were saved; None if the run did not finish, or is a study.
+      arrays: what a study found, likewise; None unless it is one.
     """
 
     folder: Path
@@ -72,6 +81,7 @@ class Run:
     result: dict[str, Any] | None
     hparams: Any
     params: Any
+    arrays: Any
 
 
 def load(folder: str | os.PathLike[str]) -> Run:
@@ -90,12 +100,12 @@ def load(folder: str | os.PathLike[str]) -> Run:
 
     lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
     result = json.loads((path / RESULT).read_text(encoding="utf-8")) if (path / RESULT).is_file() else None
-    hparams = params = None
+    trees = dict.fromkeys(("hparams", "params", "arrays"))
     if (path / SOLUTION).is_file():
-        with np.load(path / SOLUTION, allow_pickle=False) as arrays:
-            hparams, params = (_unflatten(name, arrays) for name in ("hparams", "params"))
+        with np.load(path / SOLUTION, allow_pickle=False) as saved:
+            trees = {name: _unflatten(name, saved) for name in trees}
     config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-    return Run(path, config, [json.loads(line) for line in lines], result, hparams, params)
+    return Run(path, config, [json.loads(line) for line in lines], result, **trees)
 
 
 def plain(value: Any) -> Any:
@@ -140,7 +150,9 @@ def _unflatten(name: str, arrays: Mapping[str, np.ndarray]) -> Any:
     for path in arrays:
         if path.startswith(f"{name}/"):
             keys[path[len(name) + 1 :].split("/")[0]] = None
+    if not keys:
+        return None
     children = {key: _unflatten(f"{name}/{key}", arrays) for key in keys}
-    if children and all(re.fullmatch(r"#\d+", key) for key in children):
+    if all(re.fullmatch(r"#\d+", key) for key in children):
         return [children[f"#{index}"] for index in range(len(children))]
     return children

@@ -71,6 +71,11 @@ class Bar:
         )
         self._progress.update(self._task, advance=1, row=text)
 
+    def advance(self, row: Mapping[str, Any]) -> None:
+        """Advance by one row of a study, and print it."""
+        say("  " + "  ".join(f"{name} {_short(value)}" for name, value in row.items()))
+        self._progress.update(self._task, advance=1, row="")
+
 
 def show_result(result: Mapping[str, Any], first_loss: float, start: Mapping[str, Any], folder: Path) -> None:
     """A few lines: the loss, the metrics, the hyperparameters in physical units, where it all lies."""
@@ -91,3 +96,15 @@ def brief(value: Any) -> str:
         return f"{array.item():.5g}"
     low, high = array.min(), array.max()
     return f"{low:.3g}" if low == high else f"{low:.3g} … {high:.3g} ({array.size} values)"
+
+
+def show_findings(summary: Mapping[str, Any], seconds: float, folder: Path) -> None:
+    """The numbers of a study, those that are no tables, and where the rest lies."""
+    for name, value in summary.items():
+        if not isinstance(value, Mapping | list):
+            say(f"{name} {_short(value)}")
+    say(f"{seconds:.1f} s, run folder: {folder}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -65,13 +65,13 @@ class WandB(Tracker):
 
     def log(self, row):
         """Log the row at its step."""
-        self._run.log({k: v for k, v in plain(row).items() if k != "step" and v is not None}, step=row["step"])
+        self._run.log({k: v for k, v in plain(row).items() if k != "step" and v is not None}, step=row.get("step"))
 
     def finish(self, result):
         """Write the result to the summary."""
         if result is not None:
-            kept = plain({k: result[k] for k in ("outer_loss", "status", "best_step", "seconds", "metrics", "hparams")})
-            self._run.summary.update(kept)
+            kept = ("outer_loss", "status", "best_step", "seconds", "metrics", "hparams", "summary")
+            self._run.summary.update(plain({name: result[name] for name in kept if name in result}))
         self._run.finish(exit_code=0 if result is not None else 1)
 
 

@@ -23,6 +23,7 @@ class Setup:
       sizes: what there is how many of, for the header.
       metrics: (hparams, params) -> named numbers, those on the test set included; called once, at the end.
       physical: hparams -> named hyperparameters in physical units, as the user would give them to a solver.
+      pictures: (hparams, params) -> matplotlib figures by name, where one tells more than a number; called once, at the end.
     """
 
     problem: Problem
@@ -33,6 +34,7 @@ class Setup:
     sizes: dict[str, int]
     metrics: Callable[[PyTree, PyTree], dict[str, float]]
     physical: Callable[[PyTree], dict[str, Any]]
+    pictures: Callable[[PyTree, PyTree], dict[str, Any]] = lambda hparams, params: {}
 
 
 class Task(abc.ABC):

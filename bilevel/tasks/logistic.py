@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from bilevel import datasets
-from bilevel.datasets import NpzPath
+from bilevel.datasets import TablePath
 from bilevel.problem import LinearModel, Problem
 from bilevel.tasks._base import Setup, Task
 
@@ -36,13 +36,13 @@ class Logistic(Task):
     classes), without an intercept. hparams: θ, log penalties, shape (features,).
 
     Args:
-      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or the path of an `.npz` file with X, y.
+      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or a table by path.
       validation: share of the rows (or their number) for validation.
       test: share of the rows (or their number) for the test.
       penalty: start of every penalty.
     """
 
-    data: Literal["digits", "iris", "wine", "breast_cancer"] | NpzPath = "digits"
+    data: Literal["digits", "iris", "wine", "breast_cancer"] | TablePath = "digits"
     validation: float = 0.2
     test: float = 0.2
     penalty: float = 0.01

@@ -8,7 +8,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.datasets import NpzPath
+from bilevel.datasets import TablePath
 from bilevel.problem import LinearModel, Problem
 from bilevel.tasks._base import Setup, Task
 from bilevel.tasks._regression import Regression
@@ -40,13 +40,13 @@ class Ridge(Task):
     penalties, shape (features,).
 
     Args:
-      data: `diabetes` (442 × 10, from scikit-learn), or the path of an `.npz` file with arrays X and y.
+      data: `diabetes` (442 × 10, from scikit-learn), or a table by path (see `datasets.load_table`).
       validation: share of the rows (or their number) for validation.
       test: share of the rows (or their number) for the test.
       penalty: start of every penalty.
     """
 
-    data: Literal["diabetes"] | NpzPath = "diabetes"
+    data: Literal["diabetes"] | TablePath = "diabetes"
     validation: float = 0.2
     test: float = 0.2
     penalty: float = 1.0

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel import datasets
-from bilevel.datasets import NpzPath
+from bilevel.datasets import TablePath
 from bilevel.operators.projection import projection_simplex
 from bilevel.problem import QP, Factored, LinearModel, Problem
 from bilevel.statements import apply
@@ -102,7 +102,7 @@ class SVM(Task):
     C is 1/θ.
 
     Args:
-      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), `synthetic`, or the path of an `.npz` file with X, y.
+      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), `synthetic`, or a table by path.
       validation: share of the rows (or their number) for validation; not used by synthetic data.
       test: share of the rows (or their number) for the test; not used by synthetic data.
       theta: start of θ. None: the largest eigenvalue of XXᵀ, a strong regularization, where solves are easy and the
@@ -117,7 +117,7 @@ class SVM(Task):
     Reference: Crammer & Singer 2001; Blondel et al. 2022, section 4.1.
     """
 
-    data: Literal["digits", "iris", "wine", "breast_cancer", "synthetic"] | NpzPath = "digits"
+    data: Literal["digits", "iris", "wine", "breast_cancer", "synthetic"] | TablePath = "digits"
     validation: float = 0.2
     test: float = 0.2
     theta: float | None = None

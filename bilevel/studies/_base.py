@@ -1,0 +1,45 @@
+"""The contract of a study."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+Report = Callable[[Row], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What a study found.
+
+    Attributes:
+      summary: the numbers that it is about, by name, possibly nested.
+      arrays: what a picture needs besides the rows: arrays by name, possibly nested.
+    """
+
+    summary: dict[str, Any]
+    arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Study(abc.ABC):
+    """A measurement that takes more than one run, such as a figure of a paper: a frozen dataclass of plain settings.
+
+    Its settings are in `configs/experiment/<paper>/<figure>.yaml`, small ones with `size=small`.
+    """
+
+    @property
+    @abc.abstractmethod
+    def count(self) -> int:
+        """The number of rows that it will report."""
+
+    @property
+    @abc.abstractmethod
+    def title(self) -> str:
+        """What is measured, in a few words."""
+
+    @abc.abstractmethod
+    def run(self, seed: int, dtype: Any, report: Report) -> Findings:
+        """Measure, reporting each row (a flat dict of numbers and texts) as soon as it is known."""
