@@ -1,7 +1,7 @@
 """Data: scikit-learn's bundled sets by name, `.npz` and `.csv` files by path, OpenML, made data; and one split discipline."""
 
 from bilevel.datasets._sources import DataError, Table, TablePath, load_table, make_classification
-from bilevel.datasets._splits import Split, part_with, split_rows, standardize
+from bilevel.datasets._splits import Split, part_with, scale_pixels, split_rows, standardize
 
 __all__ = [
     "DataError",
@@ -11,6 +11,7 @@ __all__ = [
     "load_table",
     "make_classification",
     "part_with",
+    "scale_pixels",
     "split_rows",
     "standardize",
 ]

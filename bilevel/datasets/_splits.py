@@ -59,6 +59,12 @@ def standardize(split: Split) -> Split:
     return Split(*(part_with(part, (part.features - mean) / deviation) for part in split))
 
 
+def scale_pixels(split: Split) -> Split:
+    """Features over the largest magnitude of the training rows, one number for all columns."""
+    largest = float(np.abs(split.train.features).max()) or 1.0
+    return Split(*(part_with(part, part.features / largest) for part in split))
+
+
 def part_with(part: Table, features: np.ndarray) -> Table:
     """The same rows with other features."""
     return Table(part.name, features, part.targets, part.classes)

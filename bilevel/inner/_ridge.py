@@ -85,9 +85,13 @@ class Ridge(InnerSolver):
         prepared = self.prepare(problem, hparams, data) if prepared is None else prepared
         penalty = problem.linear_model.l2(hparams).astype(state.params.dtype)
         inverse = _inverse(prepared, penalty)
+
+        def gradient(w):
+            return _product(prepared, w) + _along(penalty, w) * w - prepared.moments
+
         w = inverse(prepared.moments)
-        gradient = _product(prepared, w) + _along(penalty, w) * w - prepared.moments
-        distance = jnp.linalg.norm(gradient) / (_largest(prepared) + jnp.max(penalty))
+        w = w - inverse(gradient(w))  # what rounding in the factorization cost
+        distance = jnp.linalg.norm(gradient(w)) / (_largest(prepared) + jnp.max(penalty))
         progress = self.advance(state.progress, w, distance, grad_evals=1, failed=True, failure=Status.STAGNATED)
         return _State(w, jax.lax.stop_gradient(inverse), progress)
 

@@ -22,6 +22,7 @@ def logging_to(log_file: Path) -> Iterator[None]:
     logger = logging.getLogger("bilevel")
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces that it looked for fonts
     written = logging.FileHandler(log_file, encoding="utf-8")
     written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     shown = RichHandler(console=console, show_path=False, show_time=False, level=logging.WARNING)
