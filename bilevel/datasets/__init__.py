@@ -1,6 +1,6 @@
 """Data: scikit-learn's bundled sets by name, `.npz` and `.csv` files by path, OpenML, made data; and one split discipline."""
 
-from bilevel.datasets._sources import DataError, Table, TablePath, load_table, make_classification
+from bilevel.datasets._sources import DataError, Table, TablePath, load_table, make_classification, make_images
 from bilevel.datasets._splits import Split, part_with, scale_pixels, split_rows, standardize
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "TablePath",
     "load_table",
     "make_classification",
+    "make_images",
     "part_with",
     "scale_pixels",
     "split_rows",

@@ -98,6 +98,23 @@ def make_classification(samples: int, features: int, classes: int, informative: 
     return Table("synthetic", np.asarray(x), np.asarray(y), classes)
 
 
+def make_images(samples: int, side: int, classes: int, seed: int) -> Table:
+    """Made images, side × side pixels between 0 and 1: of each class a smooth pattern, with noise.
+
+    Args:
+      samples, side, classes: sizes.
+      seed: of the generator.
+    """
+    rng = np.random.default_rng(seed)
+    across = np.linspace(-1, 1, side)
+    centers = rng.uniform(-0.7, 0.7, size=(classes, 4, 2))
+    squares = (across[:, None] - centers[..., None, None, 0]) ** 2 + (across - centers[..., None, None, 1]) ** 2
+    patterns = np.exp(-squares / 0.1).max(axis=1).reshape(classes, -1)
+    targets = rng.integers(classes, size=samples)
+    noise = rng.normal(scale=0.5, size=(samples, side**2))
+    return Table("synthetic", np.clip(patterns[targets] + noise, 0, 1), targets, classes)
+
+
 def _read_bundled(name: str) -> tuple[Any, Any]:
     from sklearn import datasets
 

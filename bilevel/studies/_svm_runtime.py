@@ -1,0 +1,156 @@
+"""Seconds per outer step of the multiclass SVM: solvers, conditions, and ways to differentiate."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bilevel import hypergrad, inner, linear, optimality, outer, tasks
+from bilevel.studies import _timing
+from bilevel.studies._base import Findings, Study
+
+SOLVERS = {
+    "mirror descent": inner.MirrorDescent(rtol=1e-6),
+    "projected gradient": inner.FISTA(rtol=1e-6),
+    "block coordinate descent": inner.BlockCoordinateDescent(rtol=1e-6),
+}
+CONDITIONS = {"mirror descent": optimality.MirrorDescent(), "projected gradient": optimality.ProjectedGradient()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SVMRuntime(Study):
+    """Seconds per outer step, planned memory, and validation loss, against the number of features p.
+
+    The paper's synthetic data: 700 training and 200 validation rows, 5 classes, a tenth of the features informative. Implicit:
+    each solver with each condition, warm-started, to a tolerance. Unrolled: each solver by each kind of `hypergrad.Unrolled`,
+    from the uniform start, as many steps as the paper takes. A step is the solve and the hypergradient at one θ; its time is
+    measured at the start, where solves are cold for all. Then `outer_steps` steps of gradient descent are taken (5e-3, after
+    100 steps over the square root), by the unrolled kinds `unrolled_outer_steps` of them.
+
+    Args:
+      features: the p.
+      samples, validation_samples: rows.
+      kinds: of unrolling.
+      unrolled_steps: steps that are unrolled, of mirror descent, projected gradient and block coordinate descent.
+      outer_steps, unrolled_outer_steps: outer steps.
+      repeats: timed calls of one step.
+
+    Reference: Blondel et al. 2022, section 4.1.
+    """
+
+    features: list[int] = dataclasses.field(default_factory=lambda: [100, 1000, 10000])
+    samples: int = 700
+    validation_samples: int = 200
+    kinds: list[hypergrad.Kind] = dataclasses.field(default_factory=lambda: ["conditional", "plain", "checkpointed"])
+    unrolled_steps: list[int] = dataclasses.field(default_factory=lambda: [2500, 2500, 500])
+    outer_steps: int = 150
+    unrolled_outer_steps: int = 3
+    repeats: int = 5
+
+    def __post_init__(self):
+        if len(self.unrolled_steps) != len(SOLVERS):
+            names = ", ".join(SOLVERS)
+            raise ValueError(f"study.unrolled_steps must hold {len(SOLVERS)} numbers, one for each of {names}")
+
+    @property
+    def count(self):
+        """A row per p, solver, condition, and way to differentiate."""
+        return len(self.features) * len(SOLVERS) * (len(CONDITIONS) + len(self.kinds))
+
+    @property
+    def title(self):
+        """What is measured."""
+        return f"runtime of the multiclass SVM, p = {', '.join(map(str, self.features))}"
+
+    def run(self, seed, dtype, report):
+        """One row per combination: `features`, `solver`, `condition`, `differentiation`, seconds, memory, losses."""
+        rows = []
+        for features in self.features:
+            setup = self._setup(features, seed, dtype)
+            for names, inner_steps, algorithm, steps in self._algorithms(setup):
+                measured = self._measure(algorithm, setup, steps)
+                rows.append({"features": features, **names, "unrolled_steps": inner_steps, **measured})
+                report(rows[-1])
+        return Findings({"rows": rows, **_compare(rows)})
+
+    def _setup(self, features: int, seed: int, dtype: Any) -> tasks.Setup:
+        task = tasks.SVM(
+            data="synthetic",
+            features=features,
+            samples=self.samples,
+            validation_samples=self.validation_samples,
+            test_samples=self.validation_samples,
+        )
+        return task.setup(seed, dtype)
+
+    def _algorithms(self, setup: tasks.Setup) -> Iterator[tuple[dict[str, str], int | None, outer.Nested, int]]:
+        optimizer = optax.inject_hyperparams(optax.sgd)(
+            learning_rate=lambda step: 5e-3 / jnp.sqrt(jnp.maximum(step - 99, 1).astype(jnp.float32))
+        )
+        for (name, solver), unrolled in zip(SOLVERS.items(), self.unrolled_steps, strict=True):
+            for condition_name, condition in CONDITIONS.items():
+                problem = dataclasses.replace(setup.problem, optimality=condition)
+                estimator = hypergrad.Implicit(linear=linear.Auto())
+                names = {"solver": name, "condition": condition_name, "differentiation": "implicit"}
+                yield names, None, outer.Nested(problem, solver, estimator, optimizer), self.outer_steps
+            for kind in self.kinds:
+                estimator = hypergrad.Unrolled(steps=unrolled, kind=kind)
+                names = {"solver": name, "condition": "", "differentiation": kind}
+                yield (
+                    names,
+                    unrolled,
+                    outer.Nested(setup.problem, solver, estimator, optimizer),
+                    self.unrolled_outer_steps,
+                )
+
+    def _measure(self, algorithm: outer.Nested, setup: tasks.Setup, steps: int) -> dict[str, Any]:
+        state = algorithm.init(setup.hparams, setup.params, setup.data)
+        step, memory = _timing.compiled(algorithm.step, state, setup.data)
+        cold = _timing.seconds(step, state, setup.data, repeats=self.repeats)
+        losses, failures, warm = [], 0, np.empty(steps)
+        for number in range(steps):
+            begun = time.perf_counter()
+            state, metrics = step(state, setup.data)
+            losses.append(float(metrics["outer_loss"]))
+            warm[number] = time.perf_counter() - begun
+            failures += int(metrics["inner_status"] != 0) + int(metrics["adjoint_status"] != 0)
+            if isinstance(algorithm.hypergrad, hypergrad.Unrolled):
+                state = dataclasses.replace(state, params=setup.params)
+        return {
+            **_timing.with_interval(cold),
+            **_timing.with_interval(warm, "warm_seconds"),
+            "memory_mib": memory,
+            "early_loss": losses[min(self.unrolled_outer_steps, steps) - 1],
+            "final_loss": losses[-1],
+            "outer_steps": steps,
+            "failures": failures,
+        }
+
+
+def _compare(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How far the validation losses of the variants lie apart, and times of unrolling over that of implicit steps, by p."""
+    spread, ratio = {}, {}
+    for features in dict.fromkeys(row["features"] for row in rows):
+        here = [row for row in rows if row["features"] == features]
+        implicit = [row for row in here if row["differentiation"] == "implicit"]
+        spread[str(features)] = {
+            "final_implicit": _spread([row["final_loss"] for row in implicit]),
+            "early_all": _spread([row["early_loss"] for row in here]),
+        }
+        ratio[str(features)] = {
+            f"{row['solver']}, {row['differentiation']}": row["seconds"]
+            / min(other["seconds"] for other in implicit if other["solver"] == row["solver"])
+            for row in here
+            if row["differentiation"] != "implicit"
+        }
+    return {"loss_spread": spread, "unrolled_over_implicit": ratio}
+
+
+def _spread(values: list[float]) -> float:
+    return (max(values) - min(values)) / min(values)
