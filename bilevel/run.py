@@ -232,9 +232,9 @@ def _origin(cfg: DictConfig) -> dict[str, Any]:
 
     import jax
 
-    versions = {name: version(name) for name in ("bilevel", "jax", "jaxlib", "optax", "numpy")}
+    versions = {name: version(name) for name in ("jax", "jaxlib", "optax", "numpy")}
     return {
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), "bilevel": _version(), **versions},
         "device": jax.devices()[0].device_kind,
         "seed": cfg.seed,
     }

@@ -16,11 +16,11 @@ from bilevel.studies import _timing
 from bilevel.studies._base import Findings, Study
 
 SOLVERS = {
-    "mirror descent": inner.MirrorDescent(rtol=1e-6),
-    "projected gradient": inner.FISTA(rtol=1e-6),
-    "block coordinate descent": inner.BlockCoordinateDescent(rtol=1e-6),
+    "mirror_descent": inner.MirrorDescent(rtol=1e-6),
+    "projected_gradient": inner.FISTA(rtol=1e-6),
+    "block_coordinate_descent": inner.BlockCoordinateDescent(rtol=1e-6),
 }
-CONDITIONS = {"mirror descent": optimality.MirrorDescent(), "projected gradient": optimality.ProjectedGradient()}
+CONDITIONS = {"mirror_descent": optimality.MirrorDescent(), "projected_gradient": optimality.ProjectedGradient()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,8 @@ class SVMRuntime(Study):
       features: the p.
       samples, validation_samples: rows.
       kinds: of unrolling.
-      unrolled_steps: steps that are unrolled, of mirror descent, projected gradient and block coordinate descent.
+      unrolled_steps: which solvers, `mirror_descent`, `projected_gradient`, `block_coordinate_descent`, and of each how many
+        steps are unrolled.
       outer_steps, unrolled_outer_steps: outer steps.
       repeats: timed calls of one step.
 
@@ -48,20 +49,20 @@ class SVMRuntime(Study):
     samples: int = 700
     validation_samples: int = 200
     kinds: list[hypergrad.Kind] = dataclasses.field(default_factory=lambda: ["conditional", "plain", "checkpointed"])
-    unrolled_steps: list[int] = dataclasses.field(default_factory=lambda: [2500, 2500, 500])
+    unrolled_steps: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SOLVERS, 500))
     outer_steps: int = 150
     unrolled_outer_steps: int = 3
     repeats: int = 5
 
     def __post_init__(self):
-        if len(self.unrolled_steps) != len(SOLVERS):
-            names = ", ".join(SOLVERS)
-            raise ValueError(f"study.unrolled_steps must hold {len(SOLVERS)} numbers, one for each of {names}")
+        unknown = [name for name in self.unrolled_steps if name not in SOLVERS]
+        if unknown:
+            raise ValueError(f"study.unrolled_steps: {unknown[0]!r} is none of {', '.join(SOLVERS)}")
 
     @property
     def count(self):
         """A row per p, solver, condition, and way to differentiate."""
-        return len(self.features) * len(SOLVERS) * (len(CONDITIONS) + len(self.kinds))
+        return len(self.features) * len(self.unrolled_steps) * (len(CONDITIONS) + len(self.kinds))
 
     @property
     def title(self):
@@ -93,7 +94,8 @@ class SVMRuntime(Study):
         optimizer = optax.inject_hyperparams(optax.sgd)(
             learning_rate=lambda step: 5e-3 / jnp.sqrt(jnp.maximum(step - 99, 1).astype(jnp.float32))
         )
-        for (name, solver), unrolled in zip(SOLVERS.items(), self.unrolled_steps, strict=True):
+        for name, unrolled in self.unrolled_steps.items():
+            solver = SOLVERS[name]
             for condition_name, condition in CONDITIONS.items():
                 problem = dataclasses.replace(setup.problem, optimality=condition)
                 estimator = hypergrad.Implicit(linear=linear.Auto())

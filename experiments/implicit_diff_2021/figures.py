@@ -1,0 +1,170 @@
+"""The figures: of each, how it is drawn from a run, and the numbers that expected.json speaks of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+
+from bilevel.io import Run
+
+COLORS = {"mirror_descent": "tab:blue", "projected_gradient": "tab:orange", "block_coordinate_descent": "tab:green"}
+STYLES = {"implicit": "-", "conditional": ":", "plain": "--", "checkpointed": "-."}
+
+
+class Figure(NamedTuple):
+    """How a study is drawn, and its numbers by the names of expected.json."""
+
+    draw: Callable[[Run], Any]
+    numbers: Callable[[Run], dict[str, float]]
+
+
+def canvas(columns: int, height: float = 3.6, width: float = 4.6) -> tuple[Any, Any]:
+    """A figure with panels side by side."""
+    figure = Canvas(figsize=(width * columns, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def rows_where(run: Run, **wanted: Any) -> list[dict[str, Any]]:
+    """The rows with these values."""
+    return [row for row in run.metrics if all(row.get(name) == value for name, value in wanted.items())]
+
+
+def column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
+    """A number of each row; NaN where it was null."""
+    return np.array([math.nan if row[name] is None else row[name] for row in rows], float)
+
+
+def summary_of(run: Run) -> dict[str, Any]:
+    """The numbers that a study summed up."""
+    if run.result is None:
+        raise ValueError(f"{run.folder}: this study did not finish")
+    return run.result["summary"]
+
+
+# Jacobian precision
+
+
+def _draw_jacobian_precision(run: Run) -> Any:
+    figure, (axis,) = canvas(1, width=5.4)
+    errors = column(run.metrics, "solution_error")
+    for name, label, style in (
+        ("unrolled_error", "unrolled", "o-"),
+        ("bound", "theorem's bound", "k--"),
+        ("implicit_error", "implicit", "o-"),
+    ):
+        axis.loglog(errors, column(run.metrics, name), style, label=label)
+    axis.set_xlabel("error of the solution, ‖x̂ − x*‖")
+    axis.set_ylabel("error of the Jacobian")
+    axis.legend(frameon=False)
+    return figure
+
+
+def _numbers_of_jacobian_precision(run: Run) -> dict[str, float]:
+    found: dict[str, float] = {"bound holds": float(summary_of(run)["bound_holds"])}
+    for row in run.metrics:
+        for name in ("solution_error", "implicit_error", "unrolled_error", "bound"):
+            found[f"{name.replace('_', ' ')}, t = {row['steps']}"] = row[name]
+    return found
+
+
+# Runtime of the SVM
+
+
+def _draw_svm_runtime(run: Run) -> Any:
+    figure, (time, memory, loss) = canvas(3)
+    for solver, color in COLORS.items():
+        for way, style in STYLES.items():
+            condition = "" if way != "implicit" else _condition_of(solver)
+            rows = rows_where(run, solver=solver, differentiation=way, condition=condition)
+            features, low, high = (column(rows, name) for name in ("features", "seconds_low", "seconds_high"))
+            time.loglog(features, column(rows, "seconds"), style, color=color, label=f"{solver}, {way}")
+            time.fill_between(features, low, high, color=color, alpha=0.15, linewidth=0)
+            memory.loglog(features, column(rows, "memory_mib"), style, color=color)
+    markers = iter("os^Dv*")
+    for solver, color in COLORS.items():
+        for condition in ("mirror_descent", "projected_gradient"):
+            rows = rows_where(run, solver=solver, condition=condition, differentiation="implicit")
+            style = {"marker": next(markers), "linestyle": "", "color": color, "alpha": 0.6, "fillstyle": "none"}
+            label = f"{solver}, {condition} map"
+            loss.semilogx(column(rows, "features"), column(rows, "final_loss"), label=label, **style)
+    titles = {time: "seconds per outer step", memory: "planned memory, MiB", loss: "final validation loss"}
+    for axis, title in titles.items():
+        axis.set_title(title)
+        axis.set_xlabel("features p")
+    figure.legend(*time.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    loss.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _condition_of(solver: str) -> str:
+    """The condition with which a solver's time is drawn."""
+    return "mirror_descent" if solver == "mirror_descent" else "projected_gradient"
+
+
+def _numbers_of_svm_runtime(run: Run) -> dict[str, float]:
+    summary = summary_of(run)
+    spread, ratio = summary["loss_spread"].values(), summary["unrolled_over_implicit"]
+    implicit = rows_where(run, differentiation="implicit")
+    found = {
+        "largest relative spread of final validation losses, implicit": max(s["final_implicit"] for s in spread),
+        "largest relative spread of validation losses after the same steps, all": max(s["early_all"] for s in spread),
+        "solves that failed, implicit": sum(row["failures"] for row in implicit),
+    }
+    for features, ratios in ratio.items():
+        rows = rows_where(run, features=int(features), solver="mirror_descent")
+        plans = {row["differentiation"]: row["memory_mib"] for row in rows}
+        where = f"mirror_descent, p = {features}"
+        found[f"conditional over plain unrolling, memory, {where}"] = plans["conditional"] / plans["plain"]
+        found[f"unrolled (conditional) over implicit, seconds, {where}"] = ratios["mirror_descent, conditional"]
+    return found
+
+
+# Distillation
+
+
+def _draw_distillation(run: Run) -> Any:
+    images = {name: array for name, array in run.arrays["images"].items() if name in ("seed_0", "beyond")}
+    classes, pixels = next(iter(images.values())).shape
+    side = math.isqrt(pixels)
+    figure = Canvas(figsize=(1.1 * classes, 1.35 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), classes, squeeze=False)
+    labels = {"seed_0": "40 steps", "beyond": "beyond"}
+    for line, (name, array) in zip(axes, images.items(), strict=True):
+        for number, (axis, image) in enumerate(zip(line, array, strict=True)):
+            largest = np.abs(image).max()
+            axis.imshow(image.reshape(side, side), cmap="RdBu_r", vmin=-largest, vmax=largest)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+            if line is axes[0]:
+                axis.set_title(str(number))
+        line[0].set_ylabel(labels[name])
+    return figure
+
+
+def _numbers_of_distillation(run: Run) -> dict[str, float]:
+    summary = summary_of(run)
+    paper = rows_where(run, part="paper")
+    found = {
+        "test accuracy after 40 steps, mean of seeds": summary["test_accuracy"],
+        "test accuracy at the start": float(column(paper, "test_accuracy_0").mean()),
+        "ceiling, logistic regression on all rows": summary["ceiling_test_accuracy"],
+        "beyond, test accuracy": summary["beyond_test_accuracy"],
+    }
+    for kind, ratio in summary["unrolled_over_implicit"].items():
+        found[f"unrolled ({kind}) over implicit, seconds"] = ratio
+    return found
+
+
+BY_STUDY = {
+    "JacobianPrecision": ("jacobian_precision", Figure(_draw_jacobian_precision, _numbers_of_jacobian_precision)),
+    "SVMRuntime": ("svm_runtime", Figure(_draw_svm_runtime, _numbers_of_svm_runtime)),
+    "DistilledAccuracy": ("distillation", Figure(_draw_distillation, _numbers_of_distillation)),
+}
