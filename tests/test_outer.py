@@ -329,3 +329,15 @@ def test_from_optax_names_what_is_wrong():
         bl.outer.from_optax("adamm")
     with pytest.raises(ValueError, match=r"options\.beta: optax\.adam takes learning_rate, b1"):
         bl.outer.from_optax("adam", options={"beta": 1})
+
+
+@pytest.mark.parametrize("asked", [None, "default"])
+def test_products_are_in_full_precision_unless_the_user_chose(asked):
+    """On a GPU the default rounds float32 factors to 10 bits."""
+    algorithm = bl.outer.Nested(problems.ridge, bl.inner.FISTA(), bl.hypergrad.Implicit(), optax.sgd(0.1))
+    data = problems.data("float32")
+    state = algorithm.init(problems.hparams("ridge", "float32"), problems.start("float32"), data)
+    with jax.default_matmul_precision(asked):
+        text = str(jax.make_jaxpr(algorithm.step)(state, data))
+    assert "dot_general" in text
+    assert ("HIGHEST" in text) == (asked is None)
