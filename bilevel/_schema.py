@@ -61,34 +61,55 @@ class Complaint(NamedTuple):
 def complaint(field: Field, value: Any) -> Complaint | None:
     """What is wrong with a plain value for a field, or None."""
     kinds = _alternatives(ast.parse(field.annotation, mode="eval").body)
-    if kinds is None:
+    if kinds is None or any(_fits(kind, value) for kind in kinds):
         return None
-    literals = [kind[1] for kind in kinds if isinstance(kind, tuple)]
-    names = {kind for kind in kinds if isinstance(kind, str)}
-    if any(value == x and type(value) is type(x) for x in literals):
-        return None
-    fits = (
-        (value is None and "None" in names)
-        or (isinstance(value, bool) and "bool" in names)
-        or (isinstance(value, int) and not isinstance(value, bool) and names & {"int", *_NUMBERS})
-        or (isinstance(value, float) and names & _NUMBERS)
-        or (isinstance(value, str) and "str" in names)
-        or (isinstance(value, Mapping) and "_target_" in value and bool(names & _SCHEDULED))
-        or (isinstance(value, str) and "TablePath" in names and value.startswith("openml:"))
-        or (isinstance(value, str) and "TablePath" in names and value.endswith((".npz", ".csv")))
+    return Complaint(
+        f"expected {_describe(kinds)}, got {value!r}", [str(k.value) for k in kinds if isinstance(k, _Exactly)]
     )
-    if fits:
-        return None
-    return Complaint(f"expected {_describe(names, literals)}, got {value!r}", [str(x) for x in literals])
 
 
-def _describe(names: set[str], literals: list[Any]) -> str:
+class _Exactly(NamedTuple):
+    """One value of a Literal."""
+
+    value: Any
+
+
+class _Many(NamedTuple):
+    """A list, or a mapping from texts, of items of these kinds."""
+
+    container: type
+    kinds: list[Any]
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if isinstance(kind, _Exactly):
+        return value == kind.value and type(value) is type(kind.value)
+    if isinstance(kind, _Many):
+        items = value.values() if isinstance(value, dict) else value
+        return isinstance(value, kind.container) and all(any(_fits(k, item) for k in kind.kinds) for item in items)
+    if isinstance(value, bool) or value is None:
+        return kind == ("None" if value is None else "bool")
+    if isinstance(value, int | float):
+        return kind in _NUMBERS or (kind == "int" and isinstance(value, int))
+    if isinstance(value, str):
+        return kind == "str" or (
+            kind == "TablePath" and (value.startswith("openml:") or value.endswith((".npz", ".csv")))
+        )
+    return isinstance(value, Mapping) and "_target_" in value and kind in _SCHEDULED
+
+
+def _describe(kinds: list[Any]) -> str:
     words = {"int": "a whole number", "bool": "true or false", "str": "a text", "TablePath": _TABLE_PATH}
-    described = [word for name, word in words.items() if name in names]
-    if names & _NUMBERS:
-        described.insert(0, "a number")
-    described = [*map(str, literals), *described, *(["null"] if "None" in names else [])]
-    return " or ".join(described)
+    described = [str(kind.value) for kind in kinds if isinstance(kind, _Exactly)]
+    described += ["a number"] if any(kind in _NUMBERS for kind in kinds if isinstance(kind, str)) else []
+    described += [word for name, word in words.items() if name in kinds]
+    described += [_describe_many(kind) for kind in kinds if isinstance(kind, _Many)]
+    return " or ".join([*described, *(["null"] if "None" in kinds else [])])
+
+
+def _describe_many(kind: _Many) -> str:
+    what = "a list" if kind.container is list else "a mapping of names"
+    return f"{what}, each {_describe(kind.kinds)}" if kind.container is list else f"{what} to {_describe(kind.kinds)}"
 
 
 def _alternatives(node: ast.expr) -> list[Any] | None:
@@ -97,18 +118,24 @@ def _alternatives(node: ast.expr) -> list[Any] | None:
         left, right = _alternatives(node.left), _alternatives(node.right)
         return None if left is None or right is None else left + right
     if isinstance(node, ast.Subscript):
-        name, inside = ast.unparse(node.value), node.slice
-        parts = inside.elts if isinstance(inside, ast.Tuple) else [inside]
-        if name.endswith("Literal"):
-            return [("literal", ast.literal_eval(part)) for part in parts]
-        if name.endswith(("Optional", "Union")):
-            found = [_alternatives(part) for part in parts]
-            if any(x is None for x in found):
-                return None
-            return [x for part in found for x in part or []] + (["None"] if name.endswith("Optional") else [])
-        return None
+        inside = node.slice
+        return _of_generic(ast.unparse(node.value), inside.elts if isinstance(inside, ast.Tuple) else [inside])
     text = ast.unparse(node)
     return [text] if text in _PLAIN else None
+
+
+def _of_generic(name: str, parts: list[ast.expr]) -> list[Any] | None:
+    if name.endswith("Literal"):
+        return [_Exactly(ast.literal_eval(part)) for part in parts]
+    if name in ("list", "dict"):
+        kinds = _alternatives(parts[-1])
+        return None if kinds is None else [_Many(list if name == "list" else dict, kinds)]
+    if not name.endswith(("Optional", "Union")):
+        return None
+    found = [_alternatives(part) for part in parts]
+    if any(x is None for x in found):
+        return None
+    return [x for part in found for x in part or []] + (["None"] if name.endswith("Optional") else [])
 
 
 def _class_fields(definition: _Definition) -> dict[str, Field]:

@@ -280,6 +280,8 @@ def survives(path: str, original: str, mutant: str, tests: str, keyword: str) ->
             "-n0",
             "-p",
             "no:cacheprovider",
+            "-m",
+            "",
             tests,
             "-k",
             keyword,

@@ -6,6 +6,8 @@ import contextlib
 import gc
 import itertools
 import os
+import zlib
+from collections import defaultdict
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,6 +17,26 @@ import jax
 import pytest
 
 jax.config.update("jax_disable_most_optimizations", True)  # compile faster; the command-line tests run optimized
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of the cases of a test marked `slice(n)`, every n-th runs by default, at least one of each kind; the others are slow.
+
+    The kind is what stands before a colon in the name of a case. Which of the n depends on the test, so that tests of the same
+    cases take different ones.
+    """
+    families = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("slice"):
+            test, _, case = item.nodeid.partition("[")
+            families[test, case.partition(":")[0] if ":" in case else ""].append(item)
+    for (test, _), cases in families.items():
+        n = cases[0].get_closest_marker("slice").args[0]
+        chosen = zlib.crc32(test.encode()) % min(n, len(cases))
+        for number, item in enumerate(cases):
+            if number % n != chosen:
+                item.add_marker(pytest.mark.slow)
 
 
 @contextlib.contextmanager

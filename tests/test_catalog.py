@@ -14,6 +14,8 @@ from catalog.core import CLOSED, DIFFERENCES, NONSYMMETRIC_CONES
 
 from bilevel import optimality
 
+pytestmark = pytest.mark.slice(3)
+
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "catalog.md"
 RECORDS = "BILEVEL_CATALOG"  # a folder for what is measured, set by scripts/catalog.py
 

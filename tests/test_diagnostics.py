@@ -14,6 +14,8 @@ import bilevel as bl
 from bilevel import linear
 from bilevel.diagnostics._numeric import richardson
 
+pytestmark = pytest.mark.slice(2)
+
 
 def solved(name, dtype="float64"):
     problem, hparams, data = problems.ALL[name], problems.hparams(name, dtype), problems.data(dtype)

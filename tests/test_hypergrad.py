@@ -13,6 +13,8 @@ import pytest
 import bilevel as bl
 from bilevel.hypergrad import Implicit, Unrolled
 
+pytestmark = pytest.mark.slice(2)
+
 PRECISE = bl.inner.FISTA(rtol=1e-15, atol=0.0, max_steps=100_000)
 
 

@@ -13,6 +13,8 @@ import pytest
 
 import bilevel as bl
 
+pytestmark = pytest.mark.slice(3)
+
 N, P = 5, 3
 RNG = np.random.default_rng(0)
 FEATURES, TARGETS = RNG.normal(size=(20, N)), RNG.normal(size=20)

@@ -16,6 +16,8 @@ import bilevel as bl
 from bilevel import inner
 from bilevel._status import Status
 
+pytestmark = pytest.mark.slice(3)
+
 # Each of our own solvers on a problem that it is for.
 OWN = {
     "Anderson": (inner.Anderson(), "fixed_point"),

@@ -18,6 +18,8 @@ from inner_cases import MAKERS
 from bilevel import inner
 from bilevel._status import Status
 
+pytestmark = pytest.mark.slice(2)
+
 TIGHT = {"rtol": 1e-11, "atol": 0.0, "max_steps": 200_000}
 SOLVERS = {
     "Anderson": inner.Anderson(**TIGHT),

@@ -17,6 +17,8 @@ from bilevel.optimality import KKTSolution
 from bilevel.problem import QP, Factored
 from bilevel.tasks import SVM
 
+pytestmark = pytest.mark.slice(2)
+
 PROGRAM = bl.Problem(quadratic_program=lambda hparams, data: data)
 OSQP = inner.OSQP(rtol=1e-9)
 PLAIN = inner.OSQP(rtol=1e-7, polish=False, max_steps=250)

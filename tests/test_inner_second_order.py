@@ -15,6 +15,8 @@ import bilevel as bl
 from bilevel import inner
 from bilevel._status import Status
 
+pytestmark = pytest.mark.slice(2)
+
 TIMES = np.linspace(0.0, 4.0, 30)
 DECAY = 2.5 * np.exp(-1.3 * TIMES) + 0.5
 NOISY = DECAY + 0.05 * np.random.default_rng(0).normal(size=30)

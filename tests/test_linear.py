@@ -32,6 +32,8 @@ from bilevel.linear import (
     differentiable_solve,
 )
 
+pytestmark = pytest.mark.slice(3)
+
 N = 12
 STRUCTURES = ["general", "symmetric", "positive_definite"]
 

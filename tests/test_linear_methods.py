@@ -42,6 +42,8 @@ from bilevel.linear import (
     differentiable_solve,
 )
 
+pytestmark = pytest.mark.slice(3)
+
 OK, LIMIT, STUCK = Status.CONVERGED, Status.MAX_STEPS, Status.STAGNATED
 NEGATIVE, BROKEN = Status.NEGATIVE_CURVATURE, Status.BREAKDOWN
 

@@ -19,6 +19,8 @@ from bilevel.operators.prox import prox_group_lasso, prox_lasso
 from bilevel.optimality import KKT, KKTSolution, ProximalGradient
 from bilevel.problem import QP, ConeProgram
 
+pytestmark = pytest.mark.slice(2)
+
 RNG = np.random.default_rng(0)
 FEATURES, TARGETS = RNG.normal(size=(40, 24)), RNG.normal(size=40)
 WEIGHTS = RNG.normal(size=24)

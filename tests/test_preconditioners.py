@@ -23,6 +23,8 @@ from bilevel.linear import (
     Preconditioner,
 )
 
+pytestmark = pytest.mark.slice(2)
+
 N = 40
 rng = np.random.default_rng(0)
 Q = np.linalg.qr(rng.normal(size=(N, N)))[0]

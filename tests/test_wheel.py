@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -86,5 +87,5 @@ def test_the_installed_package_runs_from_another_folder(installed, tmp_path):
 
 def test_the_console_script_shows_its_help(installed, tmp_path):
     printed = call(str(installed / "bin" / "bilevel"), "--help", cwd=tmp_path, PYTHONPATH=str(installed))
-    assert "task: lasso, logistic, ridge, svm" in printed
+    assert re.search(r"^task: .*lasso, logistic", printed, re.MULTILINE)
     assert "steps: 100" in printed

@@ -3,6 +3,6 @@
 from bilevel.hypergrad._base import Estimator, Hypergradient
 from bilevel.hypergrad._fit import misfits
 from bilevel.hypergrad._implicit import Implicit
-from bilevel.hypergrad._unrolled import Kind, Unrolled
+from bilevel.hypergrad._unrolled import Unrolled
 
-__all__ = ["Estimator", "Hypergradient", "Implicit", "Kind", "Unrolled", "misfits"]
+__all__ = ["Estimator", "Hypergradient", "Implicit", "Unrolled", "misfits"]

@@ -16,7 +16,6 @@ from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.hypergrad._base import Estimator, Hypergradient
 
-Kind = Literal["plain", "conditional", "checkpointed", "forward"]
 _Step = Callable[[Any], Any]
 
 
@@ -43,7 +42,7 @@ class Unrolled(Estimator):
     """
 
     steps: int = 100
-    kind: Kind = "plain"
+    kind: Literal["plain", "conditional", "checkpointed", "forward"] = "plain"
 
     def __post_init__(self):
         _checks.require_positive("hypergrad.Unrolled", steps=self.steps)

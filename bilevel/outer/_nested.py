@@ -26,7 +26,8 @@ def _in_full_precision(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def wrapped(*args):
-        with jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest"):
+        chosen: Any = jax.config
+        with jax.default_matmul_precision(chosen.jax_default_matmul_precision or "highest"):
             return method(*args)
 
     return wrapped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,9 @@ class DistilledAccuracy(Study):
     steps: int = 40
     seeds: int = 5
     unrolled_steps: int = 500
-    kinds: list[hypergrad.Kind] = dataclasses.field(default_factory=lambda: ["conditional", "plain"])
+    kinds: list[Literal["conditional", "plain", "checkpointed"]] = dataclasses.field(
+        default_factory=lambda: ["conditional", "plain"]
+    )
     repeats: int = 5
     further_steps: int = 100
     penalties: list[float] = dataclasses.field(default_factory=lambda: [0.1, 0.01, 0.001])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +48,9 @@ class SVMRuntime(Study):
     features: list[int] = dataclasses.field(default_factory=lambda: [100, 1000, 10000])
     samples: int = 700
     validation_samples: int = 200
-    kinds: list[hypergrad.Kind] = dataclasses.field(default_factory=lambda: ["conditional", "plain", "checkpointed"])
+    kinds: list[Literal["conditional", "plain", "checkpointed"]] = dataclasses.field(
+        default_factory=lambda: ["conditional", "plain", "checkpointed"]
+    )
     unrolled_steps: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(SOLVERS, 500))
     outer_steps: int = 150
     unrolled_outer_steps: int = 3
