@@ -68,3 +68,10 @@ def scale_pixels(split: Split) -> Split:
 def part_with(part: Table, features: np.ndarray) -> Table:
     """The same rows with other features."""
     return Table(part.name, features, part.targets, part.classes)
+
+
+def join(*parts: Table) -> Table:
+    """The rows of several parts of one table."""
+    first = parts[0]
+    features, targets = (np.concatenate([getattr(part, name) for part in parts]) for name in ("features", "targets"))
+    return Table(first.name, features, targets, first.classes)

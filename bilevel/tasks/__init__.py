@@ -2,9 +2,11 @@
 
 from bilevel.tasks._base import Setup, Task
 from bilevel.tasks.distillation import Distillation
+from bilevel.tasks.elastic_net import ElasticNet
+from bilevel.tasks.group_lasso import GroupLasso
 from bilevel.tasks.lasso import Lasso
 from bilevel.tasks.logistic import Logistic
 from bilevel.tasks.ridge import Ridge
 from bilevel.tasks.svm import SVM
 
-__all__ = ["SVM", "Distillation", "Lasso", "Logistic", "Ridge", "Setup", "Task"]
+__all__ = ["SVM", "Distillation", "ElasticNet", "GroupLasso", "Lasso", "Logistic", "Ridge", "Setup", "Task"]

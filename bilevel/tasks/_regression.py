@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,22 +20,27 @@ class Regression:
       source: where the table came from.
       split: standardized features, raw targets.
       mean, deviation: of the training targets.
+      joined: whether the validation rows are among the training rows, so that nothing is held out but the test.
     """
 
     source: str
     split: datasets.Split
     mean: float
     deviation: float
+    joined: bool = False
 
     @classmethod
-    def load(cls, source: str, validation: float, test: float, seed: int) -> Regression:
+    def load(cls, source: str, validation: float, test: float, seed: int, joined: bool = False) -> Regression:
         """Load, split and standardize. Raises `datasets.DataError` for targets that are constant."""
         table = datasets.load_table(source, "regression")
-        split = datasets.standardize(datasets.split_rows(table, validation, test, seed))
+        split = datasets.split_rows(table, validation, test, seed)
+        if joined:
+            split = datasets.Split(datasets.join(split.train, split.validation), split.validation, split.test)
+        split = datasets.standardize(split)
         mean, deviation = float(split.train.targets.mean()), float(split.train.targets.std())
         if not deviation > 0:
             raise datasets.DataError(f"{source}: y is constant on the training rows: there is nothing to fit")
-        return cls(source, split, mean, deviation)
+        return cls(source, split, mean, deviation, joined)
 
     @property
     def count(self) -> int:
@@ -45,17 +51,19 @@ class Regression:
         """(X, y) of one part, y standardized."""
         return jnp.asarray(part.features, dtype), jnp.asarray((part.targets - self.mean) / self.deviation, dtype)
 
-    def metrics(self, weights: Any) -> dict[str, float]:
-        """Errors in the units of the raw targets."""
+    def metrics(
+        self, weights: Any, expand: Callable[[np.ndarray], np.ndarray] = lambda features: features
+    ) -> dict[str, float]:
+        """Errors in the units of the raw targets, of weights on the expanded features."""
         weights = np.asarray(weights, np.float64)
 
         def errors(part):
-            return part.targets - (part.features @ weights * self.deviation + self.mean)
+            return part.targets - (expand(part.features) @ weights * self.deviation + self.mean)
 
-        test = self.split.test
+        test, name = self.split.test, "train" if self.joined else "validation"
         squares = np.mean(errors(test) ** 2)
         return {
-            "validation_rmse": float(np.sqrt(np.mean(errors(self.split.validation) ** 2))),
+            f"{name}_rmse": float(np.sqrt(np.mean(errors(getattr(self.split, name)) ** 2))),
             "test_rmse": float(np.sqrt(squares)),
             "test_r2": float(1 - squares / np.var(test.targets)),
         }
@@ -63,9 +71,10 @@ class Regression:
     @property
     def sizes(self) -> dict[str, int]:
         """What there is how many of."""
+        held_out = {} if self.joined else {"validation rows": len(self.split.validation.features)}
         return {
             "training rows": len(self.split.train.features),
-            "validation rows": len(self.split.validation.features),
+            **held_out,
             "test rows": len(self.split.test.features),
             "features": self.count,
         }

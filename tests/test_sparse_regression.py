@@ -1,0 +1,118 @@
+"""Lasso, elastic net, group lasso by validation, cross-validation and SURE: scikit-learn's numbers, and gradients."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from sklearn.linear_model import ElasticNet, Lasso, LassoCV
+
+import bilevel as bl
+from bilevel import datasets, tasks
+
+PRECISE = bl.inner.FISTA(rtol=1e-14, atol=0.0, max_steps=200_000)
+TASKS = {"lasso": tasks.Lasso, "elastic net": tasks.ElasticNet, "group lasso": tasks.GroupLasso}
+
+
+def solved(setup, hparams=None, solver=PRECISE):
+    hparams = setup.hparams if hparams is None else hparams
+    run = jax.jit(lambda h: solver.solve(setup.problem, setup.params, h, setup.data))
+    found = run(hparams)
+    assert int(found.status) == bl.Status.CONVERGED
+    return found.params, float(setup.problem.outer_loss(found.params, hparams, setup.data))
+
+
+@pytest.mark.parametrize("per_feature", [False, True])
+@pytest.mark.parametrize("criterion", ["validation", "cross_validation", "sure"])
+@pytest.mark.parametrize("name", TASKS)
+def test_hypergradients_match_differences(x64, name, criterion, per_feature):
+    setup = TASKS[name](criterion=criterion, per_feature=per_feature, penalty=0.2).setup(0, "float64")
+    report = bl.check_hypergradient(setup.problem, setup.hparams, setup.params, setup.data, inner=PRECISE, directions=2)
+    assert report.ok
+    assert max(report.gaps) < 1e-5
+
+
+def test_cross_validation_is_scikit_learns(x64):
+    setup = tasks.Lasso(criterion="cross_validation", folds=4).setup(0, "float64")
+    params, loss = solved(setup)
+    features, targets = np.asarray(setup.data["features"]), np.asarray(setup.data["targets"][:, 0])
+    alpha = float(setup.physical(setup.hparams)["alpha"])
+    reference = LassoCV(alphas=[alpha], cv=4, fit_intercept=False, tol=1e-12, max_iter=100_000).fit(features, targets)
+    np.testing.assert_allclose(loss, reference.mse_path_.mean(), rtol=1e-8)
+    metrics = setup.metrics(setup.hparams, params)
+    assert metrics["support"] == np.count_nonzero(reference.coef_)
+    split = datasets.standardize(joined(0))
+    predicted = split.test.features @ reference.coef_ * split.train.targets.std() + split.train.targets.mean()
+    np.testing.assert_allclose(metrics["test_rmse"], np.sqrt(np.mean((predicted - split.test.targets) ** 2)), rtol=1e-8)
+
+
+def joined(seed):
+    """The diabetes table split as the tasks do, the validation rows among the training rows."""
+    split = datasets.split_rows(datasets.load_table("diabetes", "regression"), 0.2, 0.2, seed)
+    return datasets.Split(datasets.join(split.train, split.validation), split.validation, split.test)
+
+
+def test_sure_counts_the_support(x64):
+    """While the support stays, the finite difference of a lasso's fit is exactly its projection: freedom = δᵀP_Sδ."""
+    sigma = 40.0
+    setup = tasks.Lasso(criterion="sure", sigma=sigma).setup(0, "float64")
+    _, loss = solved(setup)
+    data = jax.tree.map(np.asarray, setup.data)
+    alpha = float(setup.physical(setup.hparams)["alpha"])
+    fits = [
+        Lasso(alpha=alpha, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(data["features"], targets).coef_
+        for targets in data["targets"].T
+    ]
+    support = np.flatnonzero(fits[0])
+    assert 2 <= len(support) < 10
+    np.testing.assert_array_equal(support, np.flatnonzero(fits[1]))
+    basis = np.linalg.qr(data["features"][:, support])[0]
+    freedom = np.sum((basis.T @ data["direction"]) ** 2)
+    variance, samples = (sigma / np.std(joined(0).train.targets)) ** 2, len(data["features"])
+    error = np.mean((data["features"] @ fits[0] - data["targets"][:, 0]) ** 2)
+    np.testing.assert_allclose(loss, error - variance + 2 * variance * freedom / samples, rtol=1e-7)
+
+
+def test_elastic_net_is_scikit_learns(x64):
+    setup = tasks.ElasticNet(l2_penalty=0.3).setup(0, "float64")
+    params, _ = solved(setup)
+    l1, l2 = (float(np.exp(setup.hparams[name])) for name in ("l1", "l2"))
+    model = ElasticNet(alpha=l1 + l2, l1_ratio=l1 / (l1 + l2), fit_intercept=False, tol=1e-14, max_iter=100_000)
+    features, targets, _ = setup.data["train"]
+    np.testing.assert_allclose(params, model.fit(features, targets).coef_, atol=1e-9)
+
+
+@pytest.mark.parametrize("criterion", ["validation", "cross_validation"])
+def test_group_lasso_is_optimal(x64, criterion):
+    """‖Zⱼᵀr‖ = alpha along wⱼ where it is not zero, and at most alpha where it is."""
+    setup = tasks.GroupLasso(criterion=criterion, penalty=0.5).setup(0, "float64")
+    params, _ = solved(setup)
+    data, alpha = jax.tree.map(np.asarray, setup.data), float(np.exp(setup.hparams))
+    fits = np.asarray(params).reshape(data["weights"].shape[1], 10, 3)
+    for w, weights, targets in zip(fits, data["weights"].T, data["targets"].T, strict=True):
+        residual = weights * (targets - data["features"] @ w.ravel())
+        pull = (data["features"].T @ residual).reshape(10, 3)
+        zero = ~np.any(w, axis=1)
+        assert 0 < zero.sum() < 10
+        assert np.all(np.linalg.norm(pull[zero], axis=1) <= alpha)
+        directions = w[~zero] / np.linalg.norm(w[~zero], axis=1, keepdims=True)
+        np.testing.assert_allclose(pull[~zero], alpha * directions, atol=1e-9)
+
+
+def test_groups_of_one_coordinate_are_the_lasso(x64):
+    lasso = tasks.Lasso(criterion="cross_validation").setup(0, "float64")
+    group = tasks.GroupLasso(criterion="cross_validation", degree=1).setup(0, "float64")
+    np.testing.assert_allclose(solved(group)[0], solved(lasso)[0], atol=1e-10)
+
+
+def test_settings_and_data_are_refused(tmp_path, x64):
+    with pytest.raises(ValueError, match=r"task\.degree must be at least 1, got 0"):
+        tasks.GroupLasso(degree=0)
+    with pytest.raises(ValueError, match=r"task\.l2_penalty must be positive, got 0"):
+        tasks.ElasticNet(l2_penalty=0)
+    with pytest.raises(datasets.DataError, match=r"task\.folds must lie between 2 and its 354 training rows, got 1"):
+        tasks.Lasso(criterion="cross_validation", folds=1).setup(0, "float64")
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "wide.npz", X=rng.normal(size=(30, 40)), y=rng.normal(size=30))
+    with pytest.raises(datasets.DataError, match=r"noise cannot be estimated from 24 rows .* give task\.sigma"):
+        tasks.Lasso(data=str(tmp_path / "wide.npz"), criterion="sure").setup(0, "float64")
