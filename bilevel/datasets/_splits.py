@@ -70,8 +70,9 @@ def part_with(part: Table, features: np.ndarray) -> Table:
     return Table(part.name, features, part.targets, part.classes)
 
 
-def join(*parts: Table) -> Table:
-    """The rows of several parts of one table."""
-    first = parts[0]
-    features, targets = (np.concatenate([getattr(part, name) for part in parts]) for name in ("features", "targets"))
+def join(first: Table, second: Table) -> Table:
+    """The rows of two parts of one table."""
+    features, targets = (
+        np.concatenate([getattr(part, name) for part in (first, second)]) for name in ("features", "targets")
+    )
     return Table(first.name, features, targets, first.classes)
