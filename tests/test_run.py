@@ -360,7 +360,7 @@ def test_explain_other_errors(error, message, code):
         (["-m", "stps=1,2"], ["stps: ", "did you mean steps?"]),
         (["-m", "task=svm,ridg"], ["task=ridg: ", "did you mean ridge?"]),
         (["tracker=[wandbb]"], ["tracker=wandbb: ", "did you mean wandb?"]),
-        (["task"], ["task", "known: distillation, elastic_net, "]),
+        (["task"], ["task", ", distillation, elastic_net, "]),
         (["steps"], ["steps: ", "write steps="]),
         (["steps = 3"], ["'steps = 3'", "key=value"]),
         (["inner=null"], ["inner"]),

@@ -1,6 +1,7 @@
 """Tasks: each yields a problem, its data, start values and metrics. A task never chooses a solver."""
 
 from bilevel.tasks._base import Setup, Task
+from bilevel.tasks.dictionary import Dictionary
 from bilevel.tasks.distillation import Distillation
 from bilevel.tasks.elastic_net import ElasticNet
 from bilevel.tasks.group_lasso import GroupLasso
@@ -9,4 +10,15 @@ from bilevel.tasks.logistic import Logistic
 from bilevel.tasks.ridge import Ridge
 from bilevel.tasks.svm import SVM
 
-__all__ = ["SVM", "Distillation", "ElasticNet", "GroupLasso", "Lasso", "Logistic", "Ridge", "Setup", "Task"]
+__all__ = [
+    "SVM",
+    "Dictionary",
+    "Distillation",
+    "ElasticNet",
+    "GroupLasso",
+    "Lasso",
+    "Logistic",
+    "Ridge",
+    "Setup",
+    "Task",
+]

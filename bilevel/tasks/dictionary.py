@@ -1,0 +1,250 @@
+"""Task-driven dictionary learning: atoms chosen so that a classifier of the sparse codes is good."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel import datasets
+from bilevel.datasets import Table, TablePath
+from bilevel.operators.prox import prox_lasso, prox_ridge
+from bilevel.problem import Problem
+from bilevel.tasks._base import Setup, Task
+from bilevel.tasks._pictures import images, panels
+
+_LARGEST_SWEEPS = 10_000
+
+
+def atoms(hparams):
+    """The dictionary: the rows of θ, each of length one."""
+    dictionary = hparams["dictionary"]
+    return dictionary / jnp.linalg.norm(dictionary, axis=1, keepdims=True)
+
+
+def inner_loss(params, hparams, data):
+    """½‖X − xD‖² up to ½‖X‖², by the products of the atoms with each other and with the rows."""
+    dictionary = atoms(hparams)
+    fit = data["features"] @ dictionary.T
+    return jnp.vdot(params, params @ (dictionary @ dictionary.T)) / 2 - jnp.vdot(params, fit)
+
+
+def prox(params, hparams, data, step):
+    """Of both penalties of the codes."""
+    del hparams
+    return prox_ridge(prox_lasso(params, data["l1"], step), data["l2"], step)
+
+
+def lipschitz(hparams, data):
+    """The largest eigenvalue of DDᵀ."""
+    del data
+    dictionary = atoms(hparams)
+    return jnp.linalg.eigvalsh(dictionary @ dictionary.T)[-1]
+
+
+def outer_loss(params, hparams, data):
+    """Mean logistic loss of codes·w + b on the training rows, and the penalty of w."""
+    weights = hparams["weights"]
+    scores = params @ weights + hparams["bias"]
+    loss = jnp.mean(jax.nn.softplus(jnp.where(data["targets"] > 0, -scores, scores)))
+    return loss + data["weight_penalty"] * jnp.vdot(weights, weights) / 2
+
+
+problem = Problem(inner_loss, outer_loss, prox=prox, separable=True, lipschitz=lipschitz)
+
+
+def start(features: np.ndarray, count: int) -> np.ndarray:
+    """The right singular vectors of the largest singular values, each with its largest entry positive."""
+    _, _, rows = np.linalg.svd(features, full_matrices=False)
+    rows = rows[:count]
+    largest = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], axis=1)
+    return rows * np.where(largest < 0, -1.0, 1.0)
+
+
+def penalty_at(features: np.ndarray, dictionary: np.ndarray, sparsity: float) -> float:
+    """The ℓ1 penalty at which this share of the codes is zero, for atoms that are orthogonal."""
+    return float(np.quantile(np.abs(features @ dictionary.T), sparsity))
+
+
+def start_hparams(dictionary: np.ndarray, dtype: Any) -> dict[str, jax.Array]:
+    """A classifier that knows nothing, on these atoms."""
+    count = len(dictionary)
+    return {
+        "dictionary": jnp.asarray(dictionary, dtype),
+        "weights": jnp.zeros(count, dtype),
+        "bias": jnp.zeros((), dtype),
+    }
+
+
+def make_data(part: Table, l1: float, l2: float, weight_penalty: float, dtype: Any) -> dict[str, jax.Array]:
+    """The data pytree: the training rows and the penalties."""
+    numbers = {"features": part.features, "l1": l1, "l2": l2, "weight_penalty": weight_penalty}
+    found = {name: jnp.asarray(value, dtype) for name, value in numbers.items()}
+    return found | {"targets": jnp.asarray(part.targets, jnp.int32)}
+
+
+def encode(features: np.ndarray, dictionary: np.ndarray, l1: float, l2: float, tol: float = 1e-9) -> np.ndarray:
+    """Sparse codes of rows by coordinate descent, all rows at once, for atoms of length one.
+
+    Args:
+      features: rows.
+      dictionary: atoms.
+      l1, l2: penalties of the codes.
+      tol: stop when a sweep moves no code by more than this share of the largest one.
+    """
+    gram, fit = dictionary @ dictionary.T, features @ dictionary.T
+    codes = np.zeros_like(fit)
+    for _ in range(_LARGEST_SWEEPS):
+        before = codes.copy()
+        for j in range(codes.shape[1]):
+            pull = fit[:, j] - codes @ gram[:, j] + codes[:, j] * gram[j, j]
+            codes[:, j] = np.sign(pull) * np.maximum(np.abs(pull) - l1, 0) / (gram[j, j] + l2)
+        if np.abs(codes - before).max() <= tol * np.abs(codes).max():
+            break
+    return codes
+
+
+def require_two_classes(table: Table) -> None:
+    """Raise DataError for more."""
+    if table.classes > 2:
+        raise datasets.DataError(
+            f"{table.name}: y holds {table.classes} classes, and the classifier of the codes tells two apart: keep two"
+        )
+
+
+def auc(targets: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve: the share of pairs of one row of each class that are ranked right, ties as half."""
+    difference = scores[targets > 0][:, None] - scores[targets <= 0][None, :]
+    return float(np.mean((difference > 0) + 0.5 * (difference == 0))) if difference.size else math.nan
+
+
+def pictures_of(dictionary: np.ndarray, weights: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
+    """The atoms, those with the largest weights first, as images where they are squares; and how many each row uses."""
+    order = np.argsort(-weights)
+    titles = [f"weight {weights[number]:.2g}" for number in order]
+    side = math.isqrt(dictionary.shape[1])
+    if side**2 == dictionary.shape[1] >= 64:
+        drawn = images(dictionary[order].reshape(-1, side, side), titles, 5)
+    else:
+        drawn = _bars(dictionary[order], titles)
+    return {"atoms": drawn, "sparsity": _sparsity(codes)}
+
+
+def _bars(dictionary: np.ndarray, titles: list[str], columns: int = 5) -> Any:
+    count, features = dictionary.shape
+    figure, axes = panels(-(-count // columns), min(count, columns), 2.6, 1.9)
+    limit = 1.05 * float(np.abs(dictionary).max())
+    for axis, atom, title in zip(axes.flat, dictionary, titles, strict=False):
+        axis.bar(np.arange(features), atom, width=1.0)
+        axis.axhline(0, color="black", linewidth=0.6)
+        axis.set_ylim(-limit, limit)
+        axis.set_title(title, fontsize=9)
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    for axis in axes[:, 1:].flat:
+        axis.set_yticklabels([])
+    for axis in axes[-1]:
+        axis.set_xlabel("feature")
+    return figure
+
+
+def _sparsity(codes: np.ndarray) -> Any:
+    figure, axes = panels(1, 1, 4.2)
+    used, rows = np.unique(np.count_nonzero(codes, axis=1), return_counts=True)
+    axis = axes[0, 0]
+    axis.bar(used, rows)
+    axis.set_xlim(-0.6, codes.shape[1] + 0.6)
+    axis.set_xlabel("atoms in use")
+    axis.set_ylabel("training rows")
+    return figure
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dictionary(Task):
+    """Task-driven dictionary learning: atoms and a logistic classifier of the sparse codes, chosen together.
+
+    min over codes x of ½‖X − xD‖² + l1‖x‖₁ + ½l2‖x‖². Inner variable: x, shape (training rows, atoms). The outer loss is the
+    mean logistic loss of x·w + b on the training rows + ½weight_penalty‖w‖². hparams: `dictionary`, shape (atoms, features),
+    whose rows divided by their lengths are D, started at the first right singular vectors of X; `weights` w; `bias` b.
+    Features are standardized by the training rows. Validation and test rows are in the metrics only.
+
+    Args:
+      data: `breast_cancer` (569 × 30, from scikit-learn), or a table by path, with two classes.
+      validation, test: shares (or numbers) of the rows for validation and test; neither is seen by the optimization.
+      atoms: at most as many as there are features, or training rows.
+      sparsity: the share of the codes that are zero at the start.
+      l1: ℓ1 penalty of the codes. None: the one that `sparsity` asks for.
+      l2: ℓ2 penalty of the codes.
+      weight_penalty: ℓ2 penalty of w.
+
+    Reference: Mairal, Bach & Ponce 2012; Blondel et al. 2022, section 4.3.
+    """
+
+    data: Literal["breast_cancer"] | TablePath = "breast_cancer"
+    validation: float = 0.2
+    test: float = 0.2
+    atoms: int = 10
+    sparsity: float = 0.5
+    l1: float | None = None
+    l2: float = 0.1
+    weight_penalty: float = 0.001
+
+    def __post_init__(self):
+        if self.atoms < 1:
+            raise ValueError(f"task.atoms must be at least 1, got {self.atoms}")
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"task.sparsity must be a share from 0 to below 1, got {self.sparsity}")
+        for name in ("l1", "l2", "weight_penalty"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"task.{name} must not be negative, got {value}")
+
+    def setup(self, seed, dtype):
+        """Split, standardize, and state the problem."""
+        table = datasets.load_table(self.data, "classification")
+        require_two_classes(table)
+        split = datasets.standardize(datasets.split_rows(table, self.validation, self.test, seed))
+        train = split.train
+        rows, features = train.features.shape
+        if self.atoms > min(rows, features):
+            raise ValueError(
+                f"task.atoms must be at most the number of features and of training rows, {features} and {rows} in "
+                f"{self.data}, got {self.atoms}"
+            )
+        dictionary = start(train.features, self.atoms)
+        l1 = penalty_at(train.features, dictionary, self.sparsity) if self.l1 is None else self.l1
+
+        def physical(hparams):
+            return {"dictionary": np.asarray(atoms(hparams)), "weights": np.asarray(hparams["weights"]), "l1": l1}
+
+        def metrics(hparams, params):
+            dictionary, weights = (np.asarray(a, np.float64) for a in (atoms(hparams), hparams["weights"]))
+            found = {}
+            for name, part in split._asdict().items():
+                found[f"{name}_auc"] = auc(part.targets, encode(part.features, dictionary, l1, self.l2) @ weights)
+            return found | {"zero_codes": float(np.mean(np.asarray(params) == 0))}
+
+        def pictures(hparams, params):
+            return pictures_of(*(np.asarray(a) for a in (atoms(hparams), hparams["weights"], params)))
+
+        return Setup(
+            problem=problem,
+            hparams=start_hparams(dictionary, dtype),
+            params=jnp.zeros((rows, self.atoms), dtype),
+            data=make_data(train, l1, self.l2, self.weight_penalty, dtype),
+            title=f"task-driven dictionary learning on {self.data}",
+            sizes={
+                "training rows": rows,
+                "validation rows": len(split.validation.features),
+                "test rows": len(split.test.features),
+                "features": features,
+                "atoms": self.atoms,
+            },
+            metrics=metrics,
+            physical=physical,
+            pictures=pictures,
+        )

@@ -1,0 +1,174 @@
+"""Task-driven dictionary learning: its codes, its gradients, its refusals; and the study that compares it with others."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel as bl
+from bilevel import datasets, tasks
+from bilevel.tasks import dictionary
+
+PRECISE = bl.inner.FISTA(rtol=1e-14, atol=0.0, max_steps=100_000)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Sixty rows of two classes, as a path."""
+    rng = np.random.default_rng(0)
+    targets = rng.permutation(np.repeat([0, 1], 30))
+    features = rng.normal(size=(60, 8)) + targets[:, None] * rng.normal(size=8)
+    path = tmp_path / "table.npz"
+    np.savez(path, X=features, y=targets)
+    return str(path)
+
+
+@pytest.fixture
+def setup(x64, table):
+    return tasks.Dictionary(data=table, atoms=3).setup(0, "float64")
+
+
+def elsewhere(setup, seed=1):
+    """Hyperparameters at which nothing is special."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape), setup.hparams)
+
+
+def codes_of(setup, hparams):
+    return PRECISE.solve(setup.problem, setup.params, hparams, setup.data).params
+
+
+def elastic_net(row, atoms, l1, l2):
+    """The codes of one row by scikit-learn, whose loss is divided by the number of features."""
+    from sklearn.linear_model import ElasticNet
+
+    alpha = (l1 + l2) / len(row)
+    model = ElasticNet(alpha=alpha, l1_ratio=l1 / (l1 + l2), fit_intercept=False, tol=1e-14, max_iter=100_000)
+    return model.fit(atoms.T, row).coef_
+
+
+def test_codes_are_those_of_scikit_learn(setup):
+    hparams = elsewhere(setup)
+    atoms, l1, l2 = np.asarray(dictionary.atoms(hparams)), float(setup.data["l1"]), float(setup.data["l2"])
+    features = np.asarray(setup.data["features"])
+    expected = np.stack([elastic_net(row, atoms, l1, l2) for row in features])
+    assert 0.1 < np.mean(expected == 0) < 0.9
+    np.testing.assert_allclose(codes_of(setup, hparams), expected, atol=1e-6)
+    np.testing.assert_allclose(dictionary.encode(features, atoms, l1, l2), expected, atol=1e-6)
+
+
+def test_the_loss_is_the_square_of_what_the_codes_leave(setup):
+    hparams, codes = elsewhere(setup), np.random.default_rng(2).normal(size=setup.params.shape)
+    features = np.asarray(setup.data["features"])
+    rest = features - codes @ np.asarray(dictionary.atoms(hparams))
+    value = setup.problem.inner_loss(jnp.asarray(codes), hparams, setup.data)
+    np.testing.assert_allclose(value, (np.sum(rest**2) - np.sum(features**2)) / 2, rtol=1e-10)
+
+
+def test_the_outer_loss_is_that_of_scikit_learn(setup):
+    from sklearn.metrics import log_loss
+
+    hparams, codes = elsewhere(setup), codes_of(setup, elsewhere(setup))
+    weights = np.asarray(hparams["weights"])
+    chances = 1 / (1 + np.exp(-(np.asarray(codes) @ weights + float(hparams["bias"]))))
+    penalty = float(setup.data["weight_penalty"]) * np.sum(weights**2) / 2
+    expected = log_loss(np.asarray(setup.data["targets"]), chances) + penalty
+    np.testing.assert_allclose(setup.problem.outer_loss(codes, hparams, setup.data), expected, rtol=1e-10)
+
+
+def test_the_lipschitz_constant_is_the_largest_curvature(setup):
+    hparams = elsewhere(setup)
+    curvature = jax.hessian(lambda row: setup.problem.inner_loss(row[None], hparams, _one_row(setup.data)))(
+        jnp.zeros(3)
+    )
+    expected = np.linalg.eigvalsh(curvature)[-1]
+    np.testing.assert_allclose(setup.problem.lipschitz(hparams, setup.data), expected, rtol=1e-10)
+
+
+def _one_row(data):
+    return {**data, "features": data["features"][:1]}
+
+
+def test_hypergradient_matches_differences(setup):
+    report = bl.check_hypergradient(setup.problem, elsewhere(setup), setup.params, setup.data, inner=PRECISE, rtol=1e-6)
+    assert report.ok, str(report)
+
+
+def test_atoms_are_on_the_sphere_whatever_the_length_of_the_rows(setup):
+    hparams = elsewhere(setup)
+    np.testing.assert_allclose(np.linalg.norm(dictionary.atoms(hparams), axis=1), 1, rtol=1e-12)
+    longer = {**hparams, "dictionary": hparams["dictionary"] * jnp.array([[0.1], [3.0], [70.0]])}
+    np.testing.assert_allclose(codes_of(setup, longer), codes_of(setup, hparams), atol=1e-10)
+    found = bl.hypergrad.Implicit().estimate(
+        setup.problem, PRECISE, setup.params, jnp.zeros_like(setup.params), hparams, setup.data
+    )
+    along = jnp.sum(found.grad["dictionary"] * hparams["dictionary"], axis=1)
+    np.testing.assert_allclose(along, 0, atol=1e-10 * float(jnp.linalg.norm(found.grad["dictionary"])) + 1e-12)
+    assert float(jnp.linalg.norm(found.grad["dictionary"])) > 1e-3
+
+
+def test_the_start(setup):
+    features = np.asarray(setup.data["features"])
+    rows = np.asarray(setup.hparams["dictionary"])
+    np.testing.assert_allclose(rows @ rows.T, np.eye(3), atol=1e-12)
+    kept = np.linalg.norm(features @ rows.T)
+    np.testing.assert_allclose(kept, np.linalg.norm(np.linalg.svd(features)[1][:3]), rtol=1e-12)
+    assert np.mean(np.asarray(codes_of(setup, setup.hparams)) == 0) == pytest.approx(0.5, abs=0.02)
+
+
+def test_optimization_sees_the_training_rows_alone(setup):
+    assert setup.data["features"].shape == (36, 8)
+    assert setup.data["targets"].shape == setup.params.shape[:1] == (36,)
+
+
+def test_metrics_and_pictures(setup):
+    found = bl.minimize(
+        setup.problem, setup.hparams, setup.params, setup.data, optimizer=optax.adam(0.1), steps=20, on_failure="raise"
+    )
+    assert found.outer_loss < 0.9 * found.history[0]["outer_loss"]
+    metrics = setup.metrics(found.hparams, found.params)
+    assert set(metrics) == {"train_auc", "validation_auc", "test_auc", "zero_codes"}
+    scores = np.asarray(found.params) @ np.asarray(found.hparams["weights"])
+    assert metrics["train_auc"] == pytest.approx(dictionary.auc(np.asarray(setup.data["targets"]), scores), abs=1e-3)
+    assert metrics["train_auc"] > 0.8
+    assert set(setup.pictures(found.hparams, found.params)) == {"atoms", "sparsity"}
+
+
+def test_auc_is_that_of_scikit_learn():
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    targets, scores = rng.integers(2, size=50), np.round(rng.normal(size=50), 1)
+    assert dictionary.auc(targets, scores) == pytest.approx(roc_auc_score(targets, scores), abs=1e-12)
+
+
+def test_float32_runs(table):
+    setup = tasks.Dictionary(data=table, atoms=3).setup(0, "float32")
+    found = bl.minimize(setup.problem, setup.hparams, setup.params, setup.data, steps=3, on_failure="raise")
+    assert {x.dtype for x in jax.tree.leaves((found.hparams, found.params))} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"atoms": 0}, "task.atoms must be at least 1, got 0"),
+        ({"sparsity": 1.0}, "task.sparsity must be a share from 0 to below 1, got 1.0"),
+        ({"l1": -1.0}, "task.l1 must not be negative, got -1.0"),
+        ({"l2": float("nan")}, "task.l2 must not be negative, got nan"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        tasks.Dictionary(**settings)
+
+
+def test_what_does_not_fit_the_data_is_refused(tmp_path, table):
+    with pytest.raises(ValueError, match=r"task.atoms must be at most .* 8 and 36 .* got 9"):
+        tasks.Dictionary(data=table, atoms=9).setup(0, "float32")
+    path = tmp_path / "three.npz"
+    np.savez(path, X=np.random.default_rng(0).normal(size=(30, 4)), y=np.arange(30) % 3)
+    with pytest.raises(datasets.DataError, match="3 classes"):
+        tasks.Dictionary(data=str(path)).setup(0, "float32")
