@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import bilevel as bl
-from bilevel import datasets, tasks
+from bilevel import datasets, studies, tasks
 from bilevel.tasks import dictionary
 
 PRECISE = bl.inner.FISTA(rtol=1e-14, atol=0.0, max_steps=100_000)
@@ -37,8 +37,13 @@ def elsewhere(setup, seed=1):
     return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape), setup.hparams)
 
 
+@jax.jit
+def estimate(params, hparams, data):
+    return bl.hypergrad.Implicit().estimate(dictionary.problem, PRECISE, params, jnp.zeros_like(params), hparams, data)
+
+
 def codes_of(setup, hparams):
-    return PRECISE.solve(setup.problem, setup.params, hparams, setup.data).params
+    return estimate(setup.params, hparams, setup.data).params
 
 
 def elastic_net(row, atoms, l1, l2):
@@ -102,9 +107,7 @@ def test_atoms_are_on_the_sphere_whatever_the_length_of_the_rows(setup):
     np.testing.assert_allclose(np.linalg.norm(dictionary.atoms(hparams), axis=1), 1, rtol=1e-12)
     longer = {**hparams, "dictionary": hparams["dictionary"] * jnp.array([[0.1], [3.0], [70.0]])}
     np.testing.assert_allclose(codes_of(setup, longer), codes_of(setup, hparams), atol=1e-10)
-    found = bl.hypergrad.Implicit().estimate(
-        setup.problem, PRECISE, setup.params, jnp.zeros_like(setup.params), hparams, setup.data
-    )
+    found = estimate(setup.params, hparams, setup.data)
     along = jnp.sum(found.grad["dictionary"] * hparams["dictionary"], axis=1)
     np.testing.assert_allclose(along, 0, atol=1e-10 * float(jnp.linalg.norm(found.grad["dictionary"])) + 1e-12)
     assert float(jnp.linalg.norm(found.grad["dictionary"])) > 1e-3
@@ -172,3 +175,66 @@ def test_what_does_not_fit_the_data_is_refused(tmp_path, table):
     np.savez(path, X=np.random.default_rng(0).normal(size=(30, 4)), y=np.arange(30) % 3)
     with pytest.raises(datasets.DataError, match="3 classes"):
         tasks.Dictionary(data=str(path)).setup(0, "float32")
+
+
+# The study
+
+
+def run_study(path):
+    study = studies.DictionaryLearning(
+        data=path,
+        splits=2,
+        atoms=3,
+        inverse_penalties={"l1_logistic": [0.1, 1.0], "l2_logistic": [0.01, 1.0], "dictionary": [1.0]},
+        sparsities=[0.5, 0.3],
+        l2_penalties=[0.1],
+        steps=10,
+        check_every=5,
+    )
+    rows = []
+    findings = study.run(0, "float32", rows.append)
+    assert len(rows) == study.count == 8
+    return rows, findings.summary
+
+
+@pytest.fixture(scope="module")
+def flipped(tmp_path_factory):
+    """The study on a table, and on the same table with the classes of the first split's test rows exchanged."""
+    rng = np.random.default_rng(0)
+    targets = rng.permutation(np.repeat([0, 1], 30))
+    features = rng.normal(size=(60, 8)) + targets[:, None] * rng.normal(size=8)
+    path = tmp_path_factory.mktemp("study") / "table.npz"
+    np.savez(path, X=features, y=targets)
+    numbered = datasets.Table("rows", np.arange(60.0)[:, None], np.arange(60) % 2, 2)
+    test = datasets.split_rows(numbered, 0.2, 0.2, 0).test.features[:, 0].astype(int)
+    first = run_study(str(path))
+    targets[test] = 1 - targets[test]
+    np.savez(path, X=features, y=targets)
+    return first, run_study(str(path))
+
+
+def test_the_study_chooses_without_the_test_rows(flipped):
+    for one, other in zip(flipped[0][0][:4], flipped[1][0][:4], strict=True):
+        assert one["test_auc"] + other["test_auc"] == pytest.approx(1, abs=1e-6)
+        assert {**one, "test_auc": 0} == {**other, "test_auc": 0}
+
+
+def test_the_study_sums_up_its_rows(flipped):
+    rows, summary = flipped[0]
+    assert {row["method"] for row in rows} == set(summary["test_auc"])
+    for method, found in summary["test_auc"].items():
+        values = [row["test_auc"] for row in rows if row["method"] == method]
+        assert found["mean"] == pytest.approx(np.mean(values))
+        assert found["interval"] == pytest.approx(1.96 * abs(values[0] - values[1]) / 2)
+        assert found["mean"] > 0.6
+    assert summary["failures"] == 0
+    assert 0.2 < summary["zero_codes"]["task_driven"] < 0.8
+
+
+def test_the_study_refuses_wrong_settings():
+    with pytest.raises(ValueError, match=r"study.steps must be a multiple of study.check_every, got 10 and 3"):
+        studies.DictionaryLearning(steps=10, check_every=3)
+    with pytest.raises(ValueError, match=r"study.splits must be at least 2"):
+        studies.DictionaryLearning(splits=1)
+    with pytest.raises(ValueError, match=r"study.inverse_penalties must name"):
+        studies.DictionaryLearning(inverse_penalties={"l1_logistic": [1.0]})

@@ -163,8 +163,60 @@ def _numbers_of_distillation(run: Run) -> dict[str, float]:
     return found
 
 
+# Dictionary learning
+
+METHODS = {
+    "l1_logistic": "ℓ1 logistic",
+    "l2_logistic": "ℓ2 logistic",
+    "dictionary": "dictionary + ℓ2 logistic",
+    "task_driven": "task-driven dictionary",
+}
+RECALLED = {
+    "l1_logistic": (71.6, 2.0),
+    "l2_logistic": (72.4, 2.8),
+    "dictionary": (68.3, 2.3),
+    "task_driven": (73.2, 2.1),
+}
+
+
+def _draw_dictionary_learning(run: Run) -> Any:
+    figure, (axis,) = canvas(1, width=6.4)
+    places = np.arange(len(METHODS), dtype=float)
+    found = summary_of(run)["test_auc"]
+    table = run.config["study"]["data"].replace("\\", "/").rpartition("/")[2].removesuffix(".npz").removesuffix(".csv")
+    for place, method in zip(places, METHODS, strict=True):
+        values = 100 * column(rows_where(run, method=method), "test_auc")
+        axis.plot(np.full(len(values), place - 0.12), values, ".", color="tab:blue", alpha=0.3, markeredgewidth=0)
+    for shift, color, label, pairs in (
+        (-0.12, "tab:blue", f"here, {table} (dots: splits)", [_percent(found[method]) for method in METHODS]),
+        (0.12, "tab:gray", "paper, TCGA (as recalled; other data)", [RECALLED[method] for method in METHODS]),
+    ):
+        means, intervals = zip(*pairs, strict=True)
+        axis.errorbar(places + shift, means, intervals, fmt="o", capsize=4, color=color, label=label)
+    axis.set_xticks(places, [name.replace(" + ", " +\n").replace("-driven ", "-driven\n") for name in METHODS.values()])
+    axis.set_xlim(-0.5, len(METHODS) - 0.5)
+    axis.set_ylabel("test AUC, %")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _percent(auc: dict[str, float]) -> tuple[float, float]:
+    return 100 * auc["mean"], 100 * auc["interval"]
+
+
+def _numbers_of_dictionary_learning(run: Run) -> dict[str, float]:
+    summary = summary_of(run)
+    found = {f"test AUC, {name}": summary["test_auc"][method]["mean"] for method, name in METHODS.items()}
+    gain = summary["task_driven_over_dictionary"]
+    found["task-driven less dictionary, upper end of the interval"] = gain["mean"] + gain["interval"]
+    found["share of zero codes, task-driven dictionary"] = summary["zero_codes"]["task_driven"]
+    found["solves that failed"] = summary["failures"]
+    return found
+
+
 BY_STUDY = {
     "JacobianPrecision": ("jacobian_precision", Figure(_draw_jacobian_precision, _numbers_of_jacobian_precision)),
     "SVMRuntime": ("svm_runtime", Figure(_draw_svm_runtime, _numbers_of_svm_runtime)),
     "DistilledAccuracy": ("distillation", Figure(_draw_distillation, _numbers_of_distillation)),
+    "DictionaryLearning": ("dictionary_learning", Figure(_draw_dictionary_learning, _numbers_of_dictionary_learning)),
 }
