@@ -222,7 +222,8 @@ def native(task):
     made = setup(task)
     smooth = made.problem.smooth
     solver = inner.LBFGS(rtol=1e-13, max_steps=9000) if smooth else inner.FISTA(rtol=1e-13, max_steps=90_000)
-    return estimate(made.problem, solver, made.params, made.hparams, made.data)
+    with precision("float64"):
+        return estimate(made.problem, solver, made.params, made.hparams, made.data)
 
 
 @pytest.mark.parametrize(
