@@ -7,6 +7,7 @@ from bilevel.tasks.elastic_net import ElasticNet
 from bilevel.tasks.group_lasso import GroupLasso
 from bilevel.tasks.lasso import Lasso
 from bilevel.tasks.logistic import Logistic
+from bilevel.tasks.qp_layer import QPLayer
 from bilevel.tasks.ridge import Ridge
 from bilevel.tasks.svm import SVM
 
@@ -18,6 +19,7 @@ __all__ = [
     "GroupLasso",
     "Lasso",
     "Logistic",
+    "QPLayer",
     "Ridge",
     "Setup",
     "Task",
