@@ -7,6 +7,7 @@ from bilevel.tasks.elastic_net import ElasticNet
 from bilevel.tasks.group_lasso import GroupLasso
 from bilevel.tasks.lasso import Lasso
 from bilevel.tasks.logistic import Logistic
+from bilevel.tasks.molecular_dynamics import MolecularDynamics
 from bilevel.tasks.qp_layer import QPLayer
 from bilevel.tasks.ridge import Ridge
 from bilevel.tasks.svm import SVM
@@ -19,6 +20,7 @@ __all__ = [
     "GroupLasso",
     "Lasso",
     "Logistic",
+    "MolecularDynamics",
     "QPLayer",
     "Ridge",
     "Setup",
