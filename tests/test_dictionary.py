@@ -11,6 +11,7 @@ import pytest
 import bilevel as bl
 from bilevel import datasets, studies, tasks
 from bilevel.tasks import dictionary
+from bilevel.tasks._classification import auc
 
 PRECISE = bl.inner.FISTA(rtol=1e-14, atol=0.0, max_steps=100_000)
 
@@ -135,7 +136,7 @@ def test_metrics_and_pictures(setup):
     metrics = setup.metrics(found.hparams, found.params)
     assert set(metrics) == {"train_auc", "validation_auc", "test_auc", "zero_codes"}
     scores = np.asarray(found.params) @ np.asarray(found.hparams["weights"])
-    assert metrics["train_auc"] == pytest.approx(dictionary.auc(np.asarray(setup.data["targets"]), scores), abs=1e-3)
+    assert metrics["train_auc"] == pytest.approx(auc(np.asarray(setup.data["targets"]), scores), abs=1e-3)
     assert metrics["train_auc"] > 0.8
     assert set(setup.pictures(found.hparams, found.params)) == {"atoms", "sparsity"}
 
@@ -145,7 +146,7 @@ def test_auc_is_that_of_scikit_learn():
 
     rng = np.random.default_rng(0)
     targets, scores = rng.integers(2, size=50), np.round(rng.normal(size=50), 1)
-    assert dictionary.auc(targets, scores) == pytest.approx(roc_auc_score(targets, scores), abs=1e-12)
+    assert auc(targets, scores) == pytest.approx(roc_auc_score(targets, scores), abs=1e-12)
 
 
 def test_float32_runs(table):

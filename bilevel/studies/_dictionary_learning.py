@@ -19,6 +19,7 @@ from bilevel._status import Status
 from bilevel.datasets import Table
 from bilevel.studies._base import Findings, Report, Row, Study
 from bilevel.tasks import dictionary
+from bilevel.tasks._classification import auc
 
 METHODS = ("l1_logistic", "l2_logistic", "dictionary", "task_driven")
 
@@ -52,7 +53,7 @@ class _Part:
 
     def auc(self, candidate: _Candidate) -> float:
         """On the rows to judge by."""
-        return dictionary.auc(self.judged.targets, candidate.scores(self.judged.features))
+        return auc(self.judged.targets, candidate.scores(self.judged.features))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from bilevel import datasets, hypergrad, inner, outer
 from bilevel.studies import _timing
 from bilevel.studies._base import Findings, Report, Row, Study
 from bilevel.tasks import distillation
+from bilevel.tasks._classification import accuracy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,11 +106,8 @@ class DistilledAccuracy(Study):
         curve = [float("nan")] * (self.steps + 1)
 
         def callback(row, state):
-            curve[row["step"]] = distillation.accuracy(test, state.params)
+            curve[row["step"]] = accuracy(test, state.params)
 
-        algorithm = outer.Nested(
-            distillation.problem, inner.LBFGS(rtol=1e-6), hypergrad.Implicit(), optax.sgd(1.0, 0.9)
-        )
         found = outer.run_loop(algorithm, algorithm.init(*setup), setup.data, steps=self.steps + 1, callback=callback)
         arrays.setdefault("images", {})[f"seed_{seed}"] = np.asarray(found.state.hparams)
         report(
@@ -153,14 +151,14 @@ class DistilledAccuracy(Study):
         best, highest = self.penalties[0], -1.0
         for penalty in self.penalties if len(self.penalties) > 1 else ():
             found = optimize(fitted, penalty)
-            score = distillation.accuracy(held_out, found.params)
+            score = accuracy(held_out, found.params)
             report(_described("beyond", penalty, found, validation_accuracy=score))
             best, highest = (penalty, score) if score > highest else (best, highest)
         found = optimize(train, best)
-        accuracy = distillation.accuracy(test, found.params)
+        reached = accuracy(test, found.params)
         arrays["images"]["beyond"] = np.asarray(found.hparams)
-        report(_described("beyond", best, found, test_accuracy=accuracy))
-        return {"beyond_test_accuracy": accuracy, "beyond_penalty": best}
+        report(_described("beyond", best, found, test_accuracy=reached))
+        return {"beyond_test_accuracy": reached, "beyond_penalty": best}
 
     def _ceiling(self, train, test, report: Report) -> float:
         """Test accuracy of logistic regression on all training rows."""

@@ -1,6 +1,7 @@
 """Tasks: each yields a problem, its data, start values and metrics. A task never chooses a solver."""
 
 from bilevel.tasks._base import Setup, Task
+from bilevel.tasks.data_cleaning import DataCleaning
 from bilevel.tasks.dictionary import Dictionary
 from bilevel.tasks.distillation import Distillation
 from bilevel.tasks.elastic_net import ElasticNet
@@ -14,6 +15,7 @@ from bilevel.tasks.svm import SVM
 
 __all__ = [
     "SVM",
+    "DataCleaning",
     "Dictionary",
     "Distillation",
     "ElasticNet",

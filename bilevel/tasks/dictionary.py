@@ -15,6 +15,7 @@ from bilevel.datasets import Table, TablePath
 from bilevel.operators.prox import prox_lasso, prox_ridge
 from bilevel.problem import Problem
 from bilevel.tasks._base import Setup, Task
+from bilevel.tasks._classification import auc
 from bilevel.tasks._pictures import images, panels
 
 _LARGEST_SWEEPS = 10_000
@@ -114,12 +115,6 @@ def require_two_classes(table: Table) -> None:
         raise datasets.DataError(
             f"{table.name}: y holds {table.classes} classes, and the classifier of the codes tells two apart: keep two"
         )
-
-
-def auc(targets: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve: the share of pairs of one row of each class that are ranked right, ties as half."""
-    difference = scores[targets > 0][:, None] - scores[targets <= 0][None, :]
-    return float(np.mean((difference > 0) + 0.5 * (difference == 0))) if difference.size else math.nan
 
 
 def pictures_of(dictionary: np.ndarray, weights: np.ndarray, codes: np.ndarray) -> dict[str, Any]:

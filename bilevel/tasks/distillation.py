@@ -9,28 +9,24 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from bilevel import datasets
 from bilevel.datasets import Table, TablePath
 from bilevel.problem import Problem
 from bilevel.tasks._base import Setup, Task
+from bilevel.tasks._classification import accuracy, cross_entropy, rows
 from bilevel.tasks._pictures import images
-
-
-def cross_entropy(weights, features, targets):
-    """Mean over rows of the multinomial logistic loss."""
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(features @ weights, targets))
 
 
 def inner_loss(params, hparams, data):
     """The loss on the made images, and ½ε‖W‖²."""
-    return cross_entropy(params, hparams, data["labels"]) + data["penalty"] * jnp.vdot(params, params) / 2
+    return cross_entropy(hparams @ params, data["labels"]) + data["penalty"] * jnp.vdot(params, params) / 2
 
 
 def outer_loss(params, hparams, data):
     """The loss on the training rows."""
-    return cross_entropy(params, *data["train"])
+    features, targets = data["train"]
+    return cross_entropy(features @ params, targets)
 
 
 problem = Problem(inner_loss, outer_loss)
@@ -39,7 +35,7 @@ problem = Problem(inner_loss, outer_loss)
 def make_data(train: Table, per_class: int, penalty: float, dtype):
     """The data pytree: training rows, the labels of the made images (0 … k−1, then again), ε."""
     return {
-        "train": (jnp.asarray(train.features, dtype), jnp.asarray(train.targets, jnp.int32)),
+        "train": rows(train, dtype),
         "labels": jnp.tile(jnp.arange(train.classes, dtype=jnp.int32), per_class),
         "penalty": jnp.asarray(penalty, dtype),
     }
@@ -48,11 +44,6 @@ def make_data(train: Table, per_class: int, penalty: float, dtype):
 def start(seed: int, count: int, pixels: int, dtype):
     """Images of standard normal noise over the number of pixels, the same numbers in every precision."""
     return jnp.asarray(np.random.default_rng(seed).normal(size=(count, pixels)) / pixels, dtype)
-
-
-def accuracy(part: Table, weights) -> float:
-    """Share of the rows that are classified right."""
-    return float(np.mean(np.argmax(part.features @ np.asarray(weights, np.float64), axis=1) == part.targets))
 
 
 def picture(hparams, classes: int):

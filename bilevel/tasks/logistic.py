@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from bilevel import datasets
 from bilevel.datasets import TablePath
 from bilevel.problem import LinearModel, Problem
 from bilevel.tasks._base import Setup, Task
+from bilevel.tasks._classification import accuracy, cross_entropy, load, rows
 
 
 def outer_loss(params, hparams, data):
     """Mean cross-entropy of the validation rows."""
     features, targets = data["validation"]
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(features @ params, targets))
+    return cross_entropy(features @ params, targets)
 
 
 problem = Problem(
@@ -53,19 +51,8 @@ class Logistic(Task):
 
     def setup(self, seed, dtype):
         """Split, scale, and state the problem."""
-        table = datasets.load_table(self.data, "classification")
-        split = datasets.split_rows(table, self.validation, self.test, seed)
-        if self.data == "digits":
-            split = datasets.Split(*(datasets.part_with(part, part.features / 16) for part in split))
-        else:
-            split = datasets.standardize(split)
+        split = load(self.data, self.validation, self.test, seed)
         features, classes = split.train.features.shape[1], split.train.classes
-
-        def rows(part):
-            return jnp.asarray(part.features, dtype), jnp.asarray(part.targets, jnp.int32)
-
-        def accuracy(part, params):
-            return float(np.mean(np.argmax(part.features @ np.asarray(params, np.float64), axis=1) == part.targets))
 
         def metrics(hparams, params):
             names = ("train", "validation", "test")
@@ -75,7 +62,7 @@ class Logistic(Task):
             problem=problem,
             hparams=jnp.full(features, np.log(self.penalty), dtype),
             params=jnp.zeros((features, classes), dtype),
-            data=jax.tree.map(jnp.asarray, {"train": rows(split.train), "validation": rows(split.validation)}),
+            data={"train": rows(split.train, dtype), "validation": rows(split.validation, dtype)},
             title=f"logistic regression on {self.data}, one penalty per feature",
             sizes={
                 "training rows": len(split.train.features),

@@ -15,6 +15,7 @@ from bilevel.operators.projection import projection_simplex
 from bilevel.problem import QP, Factored, LinearModel, Problem
 from bilevel.statements import apply
 from bilevel.tasks._base import Setup, Task
+from bilevel.tasks._classification import accuracy, load
 
 
 def inner_loss(params, hparams, data):
@@ -140,9 +141,6 @@ class SVM(Task):
         def one_hot(part):
             return np.eye(classes)[part.targets]
 
-        def accuracy(part, weights):
-            return float(np.mean(np.argmax(part.features @ weights, axis=1) == part.targets))
-
         def metrics(hparams, params):
             residual = one_hot(split.train) - np.asarray(params, np.float64)
             weights = split.train.features.T @ residual / np.exp(float(hparams))
@@ -179,11 +177,7 @@ class SVM(Task):
             total = self.samples + self.validation_samples + self.test_samples
             table = datasets.make_classification(total, self.features, self.classes, self.informative, seed)
             return datasets.split_rows(table, self.validation_samples, self.test_samples, seed)
-        table = datasets.load_table(self.data, "classification")
-        split = datasets.split_rows(table, self.validation, self.test, seed)
-        if self.data == "digits":
-            return datasets.Split(*(datasets.part_with(part, part.features / 16) for part in split))
-        return datasets.standardize(split)
+        return load(self.data, self.validation, self.test, seed)
 
 
 @jax.custom_jvp
