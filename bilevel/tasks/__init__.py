@@ -2,10 +2,12 @@
 
 from bilevel.tasks._base import Setup, Task
 from bilevel.tasks.data_cleaning import DataCleaning
+from bilevel.tasks.deq import DEQ
 from bilevel.tasks.dictionary import Dictionary
 from bilevel.tasks.distillation import Distillation
 from bilevel.tasks.elastic_net import ElasticNet
 from bilevel.tasks.group_lasso import GroupLasso
+from bilevel.tasks.hyper_representation import HyperRepresentation
 from bilevel.tasks.lasso import Lasso
 from bilevel.tasks.logistic import Logistic
 from bilevel.tasks.molecular_dynamics import MolecularDynamics
@@ -14,12 +16,14 @@ from bilevel.tasks.ridge import Ridge
 from bilevel.tasks.svm import SVM
 
 __all__ = [
+    "DEQ",
     "SVM",
     "DataCleaning",
     "Dictionary",
     "Distillation",
     "ElasticNet",
     "GroupLasso",
+    "HyperRepresentation",
     "Lasso",
     "Logistic",
     "MolecularDynamics",

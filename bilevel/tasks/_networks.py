@@ -1,0 +1,36 @@
+"""What the tasks with flax networks share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+
+@functools.cache
+def perceptron(widths: Sequence[int]) -> Any:
+    """A flax module: dense layers of these widths, tanh between them."""
+    from flax import linen
+
+    layers: list[Any] = []
+    for width in widths:
+        layers += [linen.Dense(width), linen.tanh]
+    return linen.Sequential(layers[:-1])
+
+
+def draw(module: Any, key: jax.Array, *inputs: jax.Array) -> Any:
+    """Weights of a flax module, drawn: the same numbers in every precision, which is that of the inputs."""
+    weights = module.init(key, *inputs)["params"]
+    return jax.tree.map(lambda leaf: leaf.astype(inputs[0].dtype), weights)
+
+
+def apply(module: Any, weights: Any, *inputs: jax.Array) -> jax.Array:
+    """The module's output."""
+    return module.apply({"params": weights}, *inputs)
+
+
+def count(weights: Any) -> int:
+    """Number of weights."""
+    return sum(leaf.size for leaf in jax.tree.leaves(weights))

@@ -1,0 +1,148 @@
+"""Hyper-representation: a network's features, learned so that a linear classifier of them generalizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel import _tree
+from bilevel.datasets import TablePath
+from bilevel.problem import Problem
+from bilevel.tasks import _networks
+from bilevel.tasks._base import Setup, Task
+from bilevel.tasks._classification import cross_entropy, load, rows, share_right
+from bilevel.tasks._pictures import panels
+
+
+@dataclasses.dataclass(frozen=True)
+class Representation:
+    """h(x) = tanh of a network's output; its layers have these widths."""
+
+    widths: tuple[int, ...]
+
+    @property
+    def problem(self) -> Problem:
+        """A linear classifier of h inside, what it makes of other rows outside."""
+        return Problem(self._inner_loss, self._outer_loss)
+
+    def init(self, key: jax.Array, features: jax.Array) -> Any:
+        """Weights, drawn."""
+        return _networks.draw(_networks.perceptron(self.widths), key, features)
+
+    @functools.partial(jax.jit, static_argnames="self")
+    def __call__(self, hparams: Any, features: jax.Array) -> jax.Array:
+        """h of rows, shape (rows, widths[-1])."""
+        return jnp.tanh(_networks.apply(_networks.perceptron(self.widths), hparams, features))
+
+    def _inner_loss(self, params, hparams, data):
+        features, targets = data["train"]
+        return cross_entropy(self(hparams, features) @ params, targets) + data["l2"] * jnp.vdot(params, params) / 2
+
+    def _outer_loss(self, params, hparams, data):
+        features, targets = data["validation"]
+        decay = data["decay"] * _tree.vdot(hparams, hparams) / 2
+        return cross_entropy(self(hparams, features) @ params, targets) + decay
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HyperRepresentation(Task):
+    """The features of a network, chosen so that a linear classifier trained on some rows is good on others.
+
+    min over W of the mean cross-entropy of h(X)W on the training rows + ½l2‖W‖², h = tanh of the network's output. Inner
+    variable: W, shape (widths[-1], classes). The outer loss is the mean cross-entropy on the validation rows + ½decay‖hparams‖². hparams:
+    the network's weights, as flax keeps them, drawn at random.
+
+    Args:
+      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or a table by path.
+      validation: share of the rows (or their number) for the outer loss.
+      test: share of the rows (or their number) for the test.
+      widths: of the network's layers.
+      l2: ℓ2 penalty of W.
+      decay: ℓ2 penalty of the network's weights.
+
+    Reference: Franceschi et al. 2018.
+    """
+
+    data: Literal["digits", "iris", "wine", "breast_cancer"] | TablePath = "digits"
+    validation: float = 0.4
+    test: float = 0.2
+    widths: list[int] = dataclasses.field(default_factory=lambda: [64, 32])
+    l2: float = 0.001
+    decay: float = 0.0001
+
+    def __post_init__(self):
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"task.widths must be numbers of at least 1, one for each layer, got {list(self.widths)}")
+        if not self.l2 > 0:
+            raise ValueError(f"task.l2 must be positive, got {self.l2}")
+        if not self.decay >= 0:
+            raise ValueError(f"task.decay must not be negative, got {self.decay}")
+
+    def setup(self, seed, dtype):
+        """Split, scale, draw the network, and state the problem."""
+        split = load(self.data, self.validation, self.test, seed)
+        represent = Representation(tuple(self.widths))
+        train = rows(split.train, dtype)
+        hparams = represent.init(jax.random.key(seed), train[0])
+
+        def represented(part, hparams):
+            return np.asarray(represent(hparams, rows(part, dtype)[0]), np.float64)
+
+        def metrics(hparams, params):
+            return {
+                f"{name}_accuracy": share_right(represented(part, hparams) @ np.asarray(params), part.targets)
+                for name, part in split._asdict().items()
+            }
+
+        def pictures(hparams, params):
+            del params
+            stages = {"at the start": represent.init(jax.random.key(seed), train[0]), "learned": hparams}
+            planes = {name: _plane(represented(split.test, weights)) for name, weights in stages.items()}
+            return {"features": picture(planes, split.test.targets)}
+
+        return Setup(
+            problem=represent.problem,
+            hparams=hparams,
+            params=jnp.zeros((self.widths[-1], split.train.classes), dtype),
+            data={
+                "train": train,
+                "validation": rows(split.validation, dtype),
+                "l2": jnp.asarray(self.l2, dtype),
+                "decay": jnp.asarray(self.decay, dtype),
+            },
+            title=f"features of {self.data} for a linear classifier",
+            sizes={
+                "training rows": len(train[0]),
+                "validation rows": len(split.validation.features),
+                "test rows": len(split.test.features),
+                "weights": _networks.count(hparams),
+            },
+            metrics=metrics,
+            physical=lambda hparams: {"network": np.concatenate([np.ravel(x) for x in jax.tree.leaves(hparams)])},
+            pictures=pictures,
+        )
+
+
+def _plane(features: np.ndarray) -> np.ndarray:
+    """The first two principal components."""
+    centered = features - features.mean(axis=0)
+    left, sizes, _ = np.linalg.svd(centered, full_matrices=False)
+    return left[:, :2] * sizes[:2]
+
+
+def picture(planes: dict[str, np.ndarray], targets: np.ndarray) -> Any:
+    """Test rows in the plane of most variance of their features, by class."""
+    figure, axes = panels(1, len(planes), 4.2, 3.8)
+    for axis, (name, plane) in zip(axes[0], planes.items(), strict=True):
+        for label in np.unique(targets):
+            chosen = targets == label
+            axis.plot(*plane[chosen, :2].T, ".", color=f"C{label % 10}", markersize=5, label=str(label))
+        axis.set_title(name, fontsize=10)
+        axis.set(xticks=[], yticks=[])
+    axes[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
