@@ -10,7 +10,7 @@ import pytest
 
 import bilevel as bl
 from bilevel import tasks
-from bilevel.tasks import deq, hyper_representation
+from bilevel.tasks import deq
 
 LBFGS = bl.inner.LBFGS(rtol=1e-13, atol=0.0, max_steps=20_000)
 ANDERSON = bl.inner.Anderson(rtol=1e-13, atol=0.0)

@@ -10,6 +10,7 @@ from bilevel.tasks.group_lasso import GroupLasso
 from bilevel.tasks.hyper_representation import HyperRepresentation
 from bilevel.tasks.lasso import Lasso
 from bilevel.tasks.logistic import Logistic
+from bilevel.tasks.meta import Meta
 from bilevel.tasks.molecular_dynamics import MolecularDynamics
 from bilevel.tasks.qp_layer import QPLayer
 from bilevel.tasks.ridge import Ridge
@@ -26,6 +27,7 @@ __all__ = [
     "HyperRepresentation",
     "Lasso",
     "Logistic",
+    "Meta",
     "MolecularDynamics",
     "QPLayer",
     "Ridge",

@@ -54,8 +54,8 @@ class HyperRepresentation(Task):
     """The features of a network, chosen so that a linear classifier trained on some rows is good on others.
 
     min over W of the mean cross-entropy of h(X)W on the training rows + ½l2‖W‖², h = tanh of the network's output. Inner
-    variable: W, shape (widths[-1], classes). The outer loss is the mean cross-entropy on the validation rows + ½decay‖hparams‖². hparams:
-    the network's weights, as flax keeps them, drawn at random.
+    variable: W, shape (widths[-1], classes). The outer loss is the mean cross-entropy on the validation rows +
+    ½decay‖hparams‖². hparams: the network's weights, as flax keeps them, drawn at random.
 
     Args:
       data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or a table by path.
