@@ -10,9 +10,9 @@ import pytest
 
 import bilevel as bl
 from bilevel import tasks
-from bilevel.tasks import deq
+from bilevel.tasks import _episodes, deq
 
-LBFGS = bl.inner.LBFGS(rtol=1e-13, atol=0.0, max_steps=20_000)
+LBFGS = bl.inner.LBFGS(rtol=1e-11, atol=0.0, max_steps=20_000)
 ANDERSON = bl.inner.Anderson(rtol=1e-13, atol=0.0)
 
 
@@ -128,7 +128,7 @@ def test_representation_hypergradient_matches_differences(representation):
         elsewhere(representation),
         representation.params,
         representation.data,
-        inner=LBFGS,
+        inner=bl.inner.Newton(rtol=1e-12),
         rtol=1e-6,
     )
     assert report.ok, str(report)
@@ -163,3 +163,97 @@ def test_weights_are_the_same_numbers_in_every_precision(made, x64):
 def test_wrong_settings_are_refused(task, settings, words):
     with pytest.raises(ValueError, match=words):
         task(**settings)
+
+
+# Few-shot learning
+
+
+FEW = {"episodes": 3, "test_episodes": 4, "queries": 6, "widths": [5]}
+
+
+@pytest.fixture(params=["sinusoids", "digits"])
+def few_shots(request, x64):
+    return tasks.Meta(data=request.param, shots=2, ways=3, penalty=2.0, **FEW).setup(0, "float64")
+
+
+def test_episodes_learn_from_their_own_rows_alone(few_shots):
+    """The joint problem is that of each episode by itself."""
+    hparams, data = elsewhere(few_shots), few_shots.data
+    together = LBFGS.solve(few_shots.problem, few_shots.params, hparams, data).params
+    for number in range(3):
+        one = {**data, "episodes": jax.tree.map(lambda x, n=number: x[n : n + 1], data["episodes"])}
+        start = jax.tree.map(lambda x, n=number: x[n : n + 1], few_shots.params)
+        alone = LBFGS.solve(few_shots.problem, start, hparams, one).params
+        assert_close(jax.tree.map(lambda x, n=number: x[n : n + 1], together), alone, 1e-6)
+
+
+def test_few_shot_hypergradient_matches_differences(few_shots):
+    report = bl.check_hypergradient(
+        few_shots.problem, elsewhere(few_shots), few_shots.params, few_shots.data, inner=LBFGS, rtol=1e-5
+    )
+    assert report.ok, str(report)
+
+
+def test_weights_stay_at_the_start_where_the_penalty_is_large(x64):
+    setup = tasks.Meta(shots=2, penalty=1e7, **FEW).setup(0, "float64")
+    found = LBFGS.solve(setup.problem, setup.params, setup.hparams, setup.data).params
+    assert_close(found, setup.params, 1e-5)
+
+
+def test_sinusoids_are_what_they_say():
+    made = _episodes.sinusoids(5, 7, 9, np.random.default_rng(0))
+    for x, y in made:
+        assert x.shape[:2] == y.shape
+        for angles, values in zip(x[..., 0] * 2.5, y * 2.5, strict=True):
+            waves = np.stack([np.sin(angles), np.cos(angles)], axis=1)
+            weights, *_ = np.linalg.lstsq(waves, values, rcond=None)
+            np.testing.assert_allclose(waves @ weights, values, atol=1e-10)
+            assert 0.1 <= np.linalg.norm(weights) <= 5
+
+
+def test_digits_of_test_episodes_are_in_no_training_episode():
+    train, test = _episodes.split_digits(0.4, 0)
+    assert len(train.targets) + len(test.targets) == 1797
+    made = _episodes.digits(test, 6, ways=4, shots=2, queries=7, rng=np.random.default_rng(0))
+    assert made.support.features.shape == (6, 8, 64)
+    assert made.query.features.shape == (6, 8, 64)
+    known = {row.tobytes(): label for row, label in zip(test.features, test.targets, strict=True)}
+    for support, query in zip(made.support.features, made.query.features, strict=True):
+        labels = [known[row.tobytes()] for row in (*support, *query)]
+        assert labels[:8:2] == labels[1:8:2] == labels[8::2] == labels[9::2]
+        assert len(set(labels)) == 4
+    assert not {row.tobytes() for row in train.features} & set(known)
+
+
+@pytest.mark.slow
+def test_few_shot_digits_are_learned_from_one_row_each():
+    setup = tasks.Meta(data="digits", shots=1, widths=[64], episodes=100, penalty=0.3).setup(0, "float32")
+    found = train(setup, bl.inner.LBFGS(), steps=60)
+    metrics = setup.metrics(found.hparams, found.params)
+    assert metrics["test_accuracy"] > 0.9 > 0.75 > metrics["test_accuracy_start"]
+
+
+def test_few_shot_sinusoids_are_learned():
+    setup = tasks.Meta(episodes=12, test_episodes=20).setup(0, "float32")
+    found = train(setup, bl.inner.LBFGS(), steps=20)
+    metrics = setup.metrics(found.hparams, found.params)
+    assert metrics["test_mse"] < 0.6 * metrics["test_mse_start"]
+    assert set(setup.pictures(found.hparams, found.params)) == {"episodes"}
+
+
+def test_too_many_rows_of_a_digit_are_refused():
+    with pytest.raises(ValueError, match=r"task.shots \+ task.queries / task.ways must be at most .* got 210"):
+        tasks.Meta(data="digits", shots=200).setup(0, "float32")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"episodes": 0}, "task.episodes must be at least 1, got 0"),
+        ({"ways": 11}, "task.ways must be from 2 to 10, got 11"),
+        ({"penalty": 0.0}, "task.penalty must be positive, got 0.0"),
+    ],
+)
+def test_wrong_settings_of_meta_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        tasks.Meta(**settings)
