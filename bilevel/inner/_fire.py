@@ -35,12 +35,13 @@ class FIRE(InnerSolver):
     Each step is one of velocity Verlet, v ← (1 − α)v + α‖v‖F/‖F‖, and then, by the power P = F·v: while P > 0 for more
     than `n_min` steps, dt ← min(f_inc·dt, dt_max) and α ← f_alpha·α; where P ≤ 0, v ← 0, dt ← f_dec·dt and α starts anew.
     One gradient a step. The stopping test takes for L the largest curvature ‖ΔF‖/‖Δx‖ seen. Unrolled, dt, α and ‖v‖/‖F‖
-    count as constants.
+    count as constants, with which the derivative settles soon after the point.
 
     Args:
       dt: first time step, in units of the problem. None: 1/(4√L), and no step is longer than 1/√L, for the L just said.
       dt_max: longest time step; None is 4 dt.
       n_min, f_inc, f_dec, alpha, f_alpha: as above; the defaults are those of the paper.
+      differentiate_steering: differentiate ‖v‖/‖F‖ too, as automatic differentiation of the algorithm as written does.
 
     Reference: Bitzek, Koskinen, Gähler, Moseler & Gumbsch 2006.
     """
@@ -55,6 +56,7 @@ class FIRE(InnerSolver):
     f_dec: float = 0.5
     alpha: float = 0.1
     f_alpha: float = 0.99
+    differentiate_steering: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -93,7 +95,7 @@ class FIRE(InnerSolver):
         v = _tree.add_scaled(_tree.add_scaled(v, dt / 2, force), dt / 2, ahead)
 
         # The paper's F1 to F4.
-        steer_v, steer_f = jax.lax.stop_gradient((v, ahead))
+        steer_v, steer_f = (v, ahead) if self.differentiate_steering else jax.lax.stop_gradient((v, ahead))
         power, size = _tree.vdot(steer_f, steer_v), _tree.norm(steer_f)
         pull = state.alpha * _tree.norm(steer_v) / jnp.where(size > 0, size, 1)
         v = _tree.add_scaled(_tree.scale(1 - state.alpha, v), pull, ahead)

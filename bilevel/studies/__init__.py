@@ -4,6 +4,15 @@ from bilevel.studies._base import Findings, Study
 from bilevel.studies._dictionary_learning import DictionaryLearning
 from bilevel.studies._distillation import DistilledAccuracy
 from bilevel.studies._jacobian_precision import JacobianPrecision
+from bilevel.studies._sensitivities import Sensitivities
 from bilevel.studies._svm_runtime import SVMRuntime
 
-__all__ = ["DictionaryLearning", "DistilledAccuracy", "Findings", "JacobianPrecision", "SVMRuntime", "Study"]
+__all__ = [
+    "DictionaryLearning",
+    "DistilledAccuracy",
+    "Findings",
+    "JacobianPrecision",
+    "SVMRuntime",
+    "Sensitivities",
+    "Study",
+]

@@ -214,9 +214,45 @@ def _numbers_of_dictionary_learning(run: Run) -> dict[str, float]:
     return found
 
 
+# Molecular dynamics
+
+WAYS = {
+    "implicit": ("implicit", "tab:blue"),
+    "unrolled": ("unrolled", "tab:red"),
+    "unrolled_constant_steering": ("unrolled, ‖v‖/‖F‖ as a constant", "tab:orange"),
+}
+
+
+def _draw_molecular_dynamics(run: Run) -> Any:
+    figure, axes = canvas(len(WAYS), height=3.2, width=3.8)
+    steps, reference = run.arrays["steps"], run.arrays["reference"][:, None]
+    shares = summary_of(run)["share_settled"]
+    for axis, (way, (label, color)) in zip(axes, WAYS.items(), strict=True):
+        axis.semilogy(steps, (run.arrays["sensitivity"][way] / reference).T, color=color, alpha=0.3, linewidth=0.8)
+        axis.set_title(f"{label}: {shares[way][str(steps[-1])]:.0%} settle", fontsize=10)
+        axis.set_xlabel("FIRE steps")
+        axis.set_ylim(1e-1, 1e4)
+    axes[0].set_ylabel("‖∂x/∂θ‖₁ over its last value")
+    return figure
+
+
+def _numbers_of_molecular_dynamics(run: Run) -> dict[str, float]:
+    summary = summary_of(run)
+    found = {}
+    for way, (label, _) in WAYS.items():
+        for steps, share in summary["share_settled"][way].items():
+            found[f"share settled by step {steps}, {label}"] = share
+    early = str(run.config["study"]["steps"] // 4)
+    by_way = {way: shares[early] for way, shares in summary["share_settled"].items()}
+    found["share settled early, implicit less unrolled"] = by_way["implicit"] - by_way["unrolled"]
+    found["largest force at the last step"] = float(column(run.metrics, "force").max())
+    return found
+
+
 BY_STUDY = {
     "JacobianPrecision": ("jacobian_precision", Figure(_draw_jacobian_precision, _numbers_of_jacobian_precision)),
     "SVMRuntime": ("svm_runtime", Figure(_draw_svm_runtime, _numbers_of_svm_runtime)),
     "DistilledAccuracy": ("distillation", Figure(_draw_distillation, _numbers_of_distillation)),
     "DictionaryLearning": ("dictionary_learning", Figure(_draw_dictionary_learning, _numbers_of_dictionary_learning)),
+    "Sensitivities": ("molecular_dynamics", Figure(_draw_molecular_dynamics, _numbers_of_molecular_dynamics)),
 }
