@@ -1,0 +1,148 @@
+"""Every figure in its small size, by the command of its README, drawn and held against what is expected of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_run import command
+
+import bilevel as bl
+from bilevel import datasets
+from bilevel.studies import DistilledAccuracy, Sensitivities, SVMRuntime
+from bilevel.studies._sensitivities import _settled_by
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = ROOT / "experiments" / "implicit_diff_2021"
+FIGURES = sorted(path.stem for path in (ROOT / "configs" / "experiment" / "implicit_diff_2021").glob("*.yaml"))
+
+
+def plot(*arguments):
+    return subprocess.run(
+        [sys.executable, str(PAPER / "plot.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_small_sizes_give_what_is_expected_and_are_drawn(figure, tmp_path):
+    done = command(f"experiment=implicit_diff_2021/{figure}", "size=small", "hydra.run.dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    drawn = plot(tmp_path / "out")
+    assert drawn.returncode == 0, drawn.stdout + drawn.stderr
+    lines = drawn.stdout.splitlines()
+    wanted = json.loads((PAPER / "expected.json").read_text(encoding="utf-8"))[figure]
+    assert len(lines) == 1 + len(wanted.get("both", {})) + len(wanted.get("small", {}))
+    assert all(line.startswith("ok ") for line in lines[:-1])
+    assert (tmp_path / "out" / f"{figure}.svg").stat().st_size > 0
+    assert (tmp_path / "out" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    if figure == FIGURES[0]:
+        _a_wrong_number_is_told(tmp_path)
+
+
+def _a_wrong_number_is_told(folder):
+    """The same run, the summary and rows of which have been changed."""
+    wrong = folder / "wrong"
+    shutil.copytree(folder / "out", wrong)
+    result = json.loads((wrong / "result.json").read_text(encoding="utf-8"))
+    result["summary"]["failures"] = 3
+    (wrong / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    told = plot(wrong)
+    assert told.returncode == 1
+    assert [line for line in told.stdout.splitlines() if line.startswith("WRONG") and "failed: 3" in line]
+
+
+def test_every_figure_has_expectations_that_name_their_source():
+    wanted = json.loads((PAPER / "expected.json").read_text(encoding="utf-8"))
+    assert sorted(wanted) == FIGURES
+    rules = [rule for figure in wanted.values() for size in figure.values() for rule in size.values()]
+    assert len(rules) > 30
+    for rule in rules:
+        assert rule["source"]
+        assert len({"value", "at_least", "at_most"} & set(rule)) == 1
+
+
+def test_every_figure_has_its_row_and_its_picture():
+    page = (PAPER / "README.md").read_text(encoding="utf-8")
+    for figure in FIGURES:
+        assert f"experiment=implicit_diff_2021/{figure}" in page
+        assert f"({figure}.png)" in page
+        assert (PAPER / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("readings", "step"), [([1.5, 1.2, 1.004], 30), ([1.0, 1.0, 1.0], 10), ([1, 1, np.nan], None), ([1, 1.1, 1], 30)]
+)
+def test_a_way_has_settled_once_all_further_readings_are_right(readings, step):
+    assert _settled_by(np.array([10, 20, 30]), np.array(readings), 1.0, 0.01) == step
+
+
+def test_readings_off_the_grid_are_refused():
+    with pytest.raises(ValueError, match=r"study\.steps must be a multiple of study\.every, got 100 and 30"):
+        Sensitivities(steps=100, every=30)
+
+
+def test_unrolled_and_implicit_sensitivities_agree_at_rest(x64):
+    rows = []
+    study = Sensitivities(particles=24, starts=1, steps=1000, every=100)
+    findings = study.run(0, "float64", rows.append)
+    reference = rows[0]["reference"]
+    for way in ("implicit", "unrolled_constant_steering"):
+        assert findings.arrays["sensitivity"][way][0, -1] == pytest.approx(reference, rel=1e-6)
+    assert findings.arrays["sensitivity"]["unrolled"][0, -1] == pytest.approx(reference, rel=1e-2)
+    assert findings.arrays["sensitivity"]["unrolled"][0, 0] != pytest.approx(reference, rel=1e-2)
+
+
+def test_distillation_takes_its_rows_in_file_order(tmp_path):
+    table = datasets.make_images(40, 4, 3, 0)
+    np.savez(tmp_path / "images.npz", X=table.features, y=table.targets)
+    study = DistilledAccuracy(data=str(tmp_path / "images.npz"), train=25, validation=5, test=10)
+    train, test = study._load(0)
+    scale = np.abs(table.features[:25]).max()
+    np.testing.assert_allclose(train.features, table.features[:25] / scale, rtol=1e-6)
+    np.testing.assert_allclose(test.features, table.features[-10:] / scale, rtol=1e-6)
+    with pytest.raises(datasets.DataError, match=r"at most its 40 rows, got 35 \+ 10"):
+        DistilledAccuracy(data=str(tmp_path / "images.npz"), train=35, test=10)._load(0)
+
+
+def test_runtimes_of_the_svm_are_of_solves_that_agree(x64):
+    rows = []
+    study = SVMRuntime(
+        features=[60],
+        samples=30,
+        validation_samples=15,
+        kinds=["plain", "conditional"],
+        unrolled_steps={"projected_gradient": 100},
+        outer_steps=5,
+        unrolled_outer_steps=2,
+        repeats=1,
+    )
+    findings = study.run(0, "float64", rows.append)
+    assert len(rows) == study.count
+    losses = [row["final_loss"] for row in rows if row["differentiation"] == "implicit"]
+    assert max(losses) - min(losses) < 1e-3 * min(losses)
+    assert all(row["failures"] == 0 for row in rows)
+    assert findings.summary["loss_spread"]
+
+
+def test_runs_are_read_back(tmp_path):
+    done = command(
+        "experiment=implicit_diff_2021/molecular_dynamics",
+        "size=small",
+        "study.starts=1",
+        "study.particles=12",
+        "hydra.run.dir=out",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    run = bl.load(tmp_path / "out")
+    assert run.arrays["sensitivity"]["implicit"].shape == (1, 16)
+    assert run.result["summary"]["share_settled"]["implicit"]["800"] in (0.0, 1.0)
