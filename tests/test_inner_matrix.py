@@ -73,7 +73,7 @@ SERVES = {
     "Quadratic": SMOOTH - {"logistic"},
     "Ridge": {"ridge"},
     "SemismoothNewton": LOSSES,
-    "EqualityQP": PROGRAMS,
+    "EqualityQP": {"quadratic", "ridge"},
     "FIRE": SMOOTH,
     "LevenbergMarquardt": {"ridge", "rosenbrock", "nonlinear_least_squares"},
     "OSQP": PROGRAMS,
@@ -99,10 +99,8 @@ FALLS_SHORT = {
     ("Quadratic", "nonlinear_least_squares"): "the loss is not quadratic",
 }
 FALLS_SHORT |= {("Python", name): "the function solves another problem" for name in MAKERS if name != "quadratic"}
-# Refused when it is traced: whether a program has inequalities is seen in what the function returns.
-REFUSED_LATER = {("EqualityQP", name) for name in CONVEX_SETS}
 REACHES = [(solver, name) for solver in SOLVERS for name in MAKERS if name in SERVES[solver]]
-REACHES = [pair for pair in REACHES if pair not in FALLS_SHORT and pair not in REFUSED_LATER]
+REACHES = [pair for pair in REACHES if pair not in FALLS_SHORT]
 
 
 def in_the_gate():
@@ -154,13 +152,6 @@ def test_refuses_what_it_does_not_serve(solver, name):
     kind = type(SOLVERS[solver]).__name__
     with pytest.raises(ValueError, match=rf"inner\.{kind}.* needs .*: (use|add|choose|state) "):
         SOLVERS[solver].check(inner_cases.case(name).problem)
-
-
-@pytest.mark.parametrize(("solver", "name"), sorted(REFUSED_LATER))
-@pytest.mark.usefixtures("x64")
-def test_refuses_inequalities_when_traced(solver, name):
-    with pytest.raises(ValueError, match=r"inner\.EqualityQP .*inner\.OSQP"):
-        solve(SOLVERS[solver], inner_cases.case(name))
 
 
 @pytest.mark.parametrize(("solver", "name"), FALLS_SHORT)

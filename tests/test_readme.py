@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from test_run import command
 
 import bilevel as bl
 
@@ -80,3 +85,25 @@ def test_every_path_and_choice_in_the_readme_exists():
 )
 def test_pages_are_finished(name):
     assert "PLACEHOLDER" not in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_page_of_new_tasks_builds_its_example(tmp_path):
+    """In a copy of the package: its two files, its command, its check."""
+    for name in ("bilevel", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "runs"))
+    task, check = blocks("docs/new-task.md")
+    (settings,) = blocks("docs/new-task.md", "yaml")
+    (tmp_path / "bilevel" / "tasks" / "smoothing.py").write_text(task, encoding="utf-8")
+    (tmp_path / "configs" / "task" / "smoothing.yaml").write_text(settings, encoding="utf-8")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    done = command("task=smoothing", "hydra.run.dir=out", cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
+    assert result["metrics"]["error_against_truth"] < 0.03
+    assert (tmp_path / "out" / "signal.png").is_file()
+    told = command("task=smoothing", "task.nois=1", cwd=tmp_path, **environment)
+    assert told.returncode == 2
+    assert "did you mean noise" in told.stderr
+    checked = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert checked.returncode == 0, checked.stderr
+    assert "fine" in checked.stdout

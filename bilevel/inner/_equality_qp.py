@@ -13,7 +13,7 @@ from bilevel import _tree, linear
 from bilevel._status import Status
 from bilevel.inner._base import InnerSolver, PlainState, Progress
 from bilevel.inner._judge import judge
-from bilevel.inner._needs import PROGRAM, Need
+from bilevel.inner._needs import EQUALITIES_ALONE, PROGRAM, Need
 from bilevel.optimality import KKTSolution
 from bilevel.statements import apply
 
@@ -37,7 +37,7 @@ class EqualityQP(InnerSolver):
     Reference: Nocedal & Wright, Numerical Optimization, 2006, section 16.1.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (PROGRAM,)
+    needs: ClassVar[tuple[Need, ...]] = (PROGRAM, EQUALITIES_ALONE)
 
     max_steps: int = 3
     linear: linear.LinearSolver = dataclasses.field(default_factory=linear.Auto)

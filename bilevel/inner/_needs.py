@@ -59,6 +59,7 @@ QUADRATIC = Need(
     ),
 )
 PROGRAM = Need("a quadratic program", _parts("quadratic_program"))
+EQUALITIES_ALONE = Need("a program whose only constraints are equalities", _none_of("prox", "projection"))
 PROGRAM_OR_CONES = Need("a quadratic or a cone program", _any_of("quadratic_program", "cone_program"))
 SEPARABLE_OR_POLYHEDRAL = Need(
     "a separable prox or the projection on a polyhedron",
