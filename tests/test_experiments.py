@@ -14,7 +14,7 @@ from test_run import command
 
 import bilevel as bl
 from bilevel import datasets
-from bilevel.studies import DistilledAccuracy, Sensitivities, SVMRuntime
+from bilevel.studies import DistilledAccuracy, Penalties, Sensitivities, SVMRuntime
 from bilevel.studies._sensitivities import _settled_by
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,3 +146,29 @@ def test_runs_are_read_back(tmp_path):
     run = bl.load(tmp_path / "out")
     assert run.arrays["sensitivity"]["implicit"].shape == (1, 16)
     assert run.result["summary"]["share_settled"]["implicit"]["800"] in (0.0, 1.0)
+
+
+def test_penalties_by_gradient_are_those_of_grids_and_one_per_feature_beats_one_for_all(tmp_path):
+    done = command("experiment=penalties", "size=small", "hydra.run.dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = bl.load(tmp_path / "out")
+    summary = run.result["summary"]
+    assert summary["lasso"]["score_off"] < 1e-3
+    for name in ("ridge", "logistic"):
+        found = summary[name]
+        assert found["validation_loss"] < found["single_validation_loss"]
+        assert found["test_score_low"] < found["test_score"] < found["test_score_high"]
+    assert all(row.get("failures", 0) == 0 for row in run.metrics)
+
+
+@pytest.mark.slice(5)
+@pytest.mark.parametrize("seed", [1, 0, 2, 3, 4])
+def test_the_lasso_of_gravier_gets_the_penalty_and_the_score_of_lasso_cv(x64, seed):
+    path = ROOT.parent / "shared" / "data" / "gravier.npz"
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    row = Penalties(data=str(path))._lasso(seed, "float64", lambda row: None)
+    assert row["failures"] == 0
+    assert row["penalty"] == pytest.approx(row["fine_penalty"], rel=0.01)
+    for grid in ("grid", "fine"):
+        assert row["score"] == pytest.approx(row[f"{grid}_score"], rel=0.01)

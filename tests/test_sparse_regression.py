@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import ElasticNet, Lasso, LassoCV
@@ -116,3 +117,26 @@ def test_settings_and_data_are_refused(tmp_path, x64):
     np.savez(tmp_path / "wide.npz", X=rng.normal(size=(30, 40)), y=rng.normal(size=30))
     with pytest.raises(datasets.DataError, match=r"noise cannot be estimated from 24 rows .* give task\.sigma"):
         tasks.Lasso(data=str(tmp_path / "wide.npz"), criterion="sure").setup(0, "float64")
+
+
+@pytest.mark.parametrize("criterion", ["validation", "cross_validation"])
+def test_a_start_of_none_is_the_best_of_a_coarse_grid(x64, criterion):
+    """By the criterion itself, from precise solves."""
+    setup = tasks.Lasso(criterion=criterion, penalty=None).setup(0, "float64")
+    known = tasks.Lasso(criterion=criterion, penalty=0.5).setup(0, "float64")
+    largest = float(known.hparams) - np.log(0.5)
+    solve = jax.jit(
+        lambda h: known.problem.outer_loss(
+            bl.inner.FISTA(rtol=1e-9, max_steps=100_000).solve(known.problem, known.params, h, known.data).params,
+            h,
+            known.data,
+        )
+    )
+    shares = np.geomspace(0.7, 0.01, 10)
+    losses = [float(solve(jnp.asarray(largest + np.log(share)))) for share in shares]
+    np.testing.assert_allclose(float(setup.hparams), largest + np.log(shares[int(np.argmin(losses))]), rtol=1e-10)
+
+
+def test_a_grid_needs_rows_that_are_held_out():
+    with pytest.raises(ValueError, match="criterion=sure has none: give a share"):
+        tasks.Lasso(criterion="sure", penalty=None)

@@ -4,6 +4,7 @@ from bilevel.studies._base import Findings, Study
 from bilevel.studies._dictionary_learning import DictionaryLearning
 from bilevel.studies._distillation import DistilledAccuracy
 from bilevel.studies._jacobian_precision import JacobianPrecision
+from bilevel.studies._penalties import Penalties
 from bilevel.studies._sensitivities import Sensitivities
 from bilevel.studies._svm_runtime import SVMRuntime
 
@@ -12,6 +13,7 @@ __all__ = [
     "DistilledAccuracy",
     "Findings",
     "JacobianPrecision",
+    "Penalties",
     "SVMRuntime",
     "Sensitivities",
     "Study",

@@ -16,7 +16,7 @@ from bilevel.studies import _timing
 from bilevel.studies._base import Findings, Study
 
 SOLVERS = {
-    "mirror_descent": inner.MirrorDescent(rtol=1e-6),
+    "mirror_descent": inner.MirrorDescent(rtol=1e-5),
     "projected_gradient": inner.FISTA(rtol=1e-6),
     "block_coordinate_descent": inner.BlockCoordinateDescent(rtol=1e-6),
 }

@@ -24,6 +24,7 @@ from bilevel import datasets
 from bilevel.problem import Problem
 from bilevel.tasks._regression import Regression
 
+_COARSE = np.geomspace(0.7, 0.01, 10)  # shares of the largest penalty
 Criterion = Literal["validation", "cross_validation", "sure"]
 Penalties = Callable[[Any], tuple[Any, Any]]  # hparams -> (l1, l2), each a number or shape (n,)
 
@@ -63,9 +64,13 @@ class Design:
         return self.expand(part.features), (part.targets - self.table.mean) / self.table.deviation
 
 
-def check_penalty(penalty: float) -> None:
+def check_penalty(penalty: float | None, criterion: Criterion = "validation") -> None:
     """Refuse a start that is no share of the largest penalty."""
-    if not 0 < penalty < 1:
+    if penalty is None and criterion == "sure":
+        raise ValueError(
+            "task.penalty=null tries a coarse grid on held-out rows, and criterion=sure has none: give a share"
+        )
+    if penalty is not None and not 0 < penalty < 1:
         raise ValueError(f"task.penalty must be between 0 and 1, a share of the largest penalty, got {penalty}")
 
 
@@ -153,6 +158,23 @@ def largest_penalty(data: dict[str, Any], columns: int) -> float:
     """The smallest ℓ1 penalty at which the first fit is zero."""
     correlation = data["features"].T @ (data["weights"][:, 0] * data["targets"][:, 0])
     return float(jnp.max(jnp.linalg.norm(correlation.reshape(-1, columns), axis=1)))
+
+
+def coarse_start(data: dict[str, Any]) -> float:
+    """The best of a coarse grid of lasso penalties on the held-out rows, as a share of the largest one, by scikit-learn."""
+    from sklearn.linear_model import lasso_path
+
+    features, targets = np.asarray(data["features"], np.float64), np.asarray(data["targets"], np.float64)
+    weights = np.asarray(data["weights"])
+    largest, errors = largest_penalty(data, 1), np.zeros(len(_COARSE))
+    for fit in range(weights.shape[1]):
+        kept = weights[:, fit] > 0
+        judged = (features[~kept], targets[~kept, fit]) if "held_out" in data else data["validation"]
+        if not len(judged[0]):  # the fit of all rows
+            continue
+        path = lasso_path(features[kept], targets[kept, fit], alphas=largest * _COARSE, tol=1e-3)[1]
+        errors += np.mean((np.asarray(judged[0]) @ path - np.asarray(judged[1])[:, None]) ** 2, axis=0)
+    return float(_COARSE[np.argmin(errors)])
 
 
 def chosen_weights(criterion: Criterion, params: Any, data: dict[str, Any]) -> np.ndarray:

@@ -50,7 +50,8 @@ class Lasso(Task):
       folds: of cross-validation.
       sigma: `sure`: standard deviation of the noise in y. None: from the residuals of least squares.
       per_feature: one penalty per feature instead of one for all.
-      penalty: start, as a share of the smallest penalty at which w is zero.
+      penalty: start, as a share of the smallest penalty at which w is zero. None: the best of ten on the held-out rows, since
+        the error may have several minima, of which a gradient finds the next one.
 
     Reference: Bertrand et al. 2020 (implicit differentiation of the lasso); Deledalle et al. 2014 (SURE).
     """
@@ -62,17 +63,18 @@ class Lasso(Task):
     folds: int = 5
     sigma: float | None = None
     per_feature: bool = False
-    penalty: float = 0.1
+    penalty: float | None = 0.1
 
     def __post_init__(self):
-        sparse.check_penalty(self.penalty)
+        sparse.check_penalty(self.penalty, self.criterion)
 
     def setup(self, seed, dtype):
         """Split, standardize, and state the problem."""
         design = sparse.Design.load(self, seed, dtype)
         data = sparse.make_data(self.criterion, design, self.folds, self.sigma, seed)
         shape = (design.groups,) if self.per_feature else ()
-        start = np.log(self.penalty * sparse.largest_penalty(data, 1))
+        share = sparse.coarse_start(data) if self.penalty is None else self.penalty
+        start = np.log(share * sparse.largest_penalty(data, 1))
         plain = self.criterion == "validation"
         if plain:  # as a linear model, for the solvers that ask for one
             largest = data["largest"]
