@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
+from conftest import precision
 
 import bilevel as bl
 from bilevel import inner
@@ -117,6 +118,22 @@ class TestMirrorDescent:
         assert max(np.diff(losses)) <= 1e-14 * abs(losses[0])
         assert min(np.diff(losses)) < 0
         assert max(sizes) > 2 * sizes[0], "it never took a longer step than 1/L"
+
+    def test_what_became_too_small_for_the_precision_comes_back_and_exact_zeros_stay(self):
+        """A warm start from a corner of the simplex, after which the loss wants another one."""
+        problem = Problem(
+            lambda x, h, d: jnp.vdot(x - d, x - d) / 2, outer_loss, projection=lambda x, h, d: projection_simplex(x)
+        )
+        solver = inner.MirrorDescent(rtol=1e-6)
+        with precision("float32"):
+            away = solver.solve(problem, jnp.full(3, 1 / 3), None, jnp.array([40.0, -40.0, -30.0]))
+            assert converged(away)
+            back = solver.solve(problem, away.params, None, jnp.array([0.2, 0.3, 0.5]))
+            assert converged(back)
+            np.testing.assert_allclose(back.params, [0.2, 0.3, 0.5], atol=1e-5)
+            kept = solver.solve(problem, jnp.array([0.5, 0.5, 0.0]), None, jnp.array([0.2, 0.3, 0.5]))
+        assert float(kept.params[2]) == 0
+        np.testing.assert_allclose(kept.params[:2], [0.45, 0.55], atol=1e-4)
 
     def test_a_loss_that_is_not_finite_is_taken_back(self, strict):
         """The first step would leave the domain of the logarithm."""

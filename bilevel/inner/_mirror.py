@@ -106,7 +106,13 @@ class MirrorDescent(InnerSolver):
 
 
 def _softmax(logs: PyTree) -> PyTree:
-    return jax.tree.map(lambda y: jax.nn.softmax(y, axis=-1), logs)
+    """exp(logs) with rows that sum to one; what would underflow is the least normal number, so that it can come back."""
+
+    def inside(y):
+        x = jax.nn.softmax(y, axis=-1)
+        return jnp.where(jnp.isfinite(y), jnp.maximum(x, jnp.finfo(x.dtype).tiny), x)
+
+    return jax.tree.map(inside, logs)
 
 
 def _moved(logs: PyTree, gradient: PyTree, step_size: jax.Array) -> PyTree:
