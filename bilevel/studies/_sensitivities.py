@@ -14,7 +14,7 @@ from bilevel import _checks, inner
 from bilevel.studies._base import Findings, Study
 from bilevel.tasks import molecular_dynamics
 
-WAYS = ("implicit", "unrolled", "unrolled_constant_steering")
+WAYS: tuple[str, ...] = ("implicit", "unrolled", "unrolled_constant_steering")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -53,10 +53,11 @@ def split_digits(test: float, seed: int) -> tuple[datasets.Table, datasets.Table
     table = datasets.load_table("digits", "classification")
     order = np.random.default_rng(seed).permutation(len(table.targets))
     cut = round(len(order) * (1 - test))
-    return tuple(
-        datasets.Table("digits", table.features[rows] / _GRAY, table.targets[rows], table.classes)
-        for rows in (order[:cut], order[cut:])
-    )
+
+    def part(rows):
+        return datasets.Table("digits", table.features[rows] / _GRAY, table.targets[rows], table.classes)
+
+    return part(order[:cut]), part(order[cut:])
 
 
 def digits(

@@ -172,7 +172,8 @@ def coarse_start(data: dict[str, Any]) -> float:
         judged = (features[~kept], targets[~kept, fit]) if "held_out" in data else data["validation"]
         if not len(judged[0]):  # the fit of all rows
             continue
-        path = lasso_path(features[kept], targets[kept, fit], alphas=largest * _COARSE, tol=1e-3)[1]
+        settings: dict[str, Any] = {"alphas": largest * _COARSE, "tol": 1e-3}
+        path = lasso_path(features[kept], targets[kept, fit], **settings)[1]
         errors += np.mean((np.asarray(judged[0]) @ path - np.asarray(judged[1])[:, None]) ** 2, axis=0)
     return float(_COARSE[np.argmin(errors)])
 

@@ -170,11 +170,10 @@ class Meta(Task):
 
     def _make(self, seed: int) -> tuple[Episodes, Episodes]:
         """Training and test episodes."""
-        rng = np.random.default_rng(seed)
+        rng, counts = np.random.default_rng(seed), (self.episodes, self.test_episodes)
         if self.data == "sinusoids":
-            return tuple(
-                sinusoids(count, self.shots, self.queries, rng) for count in (self.episodes, self.test_episodes)
-            )
+            train, test = (sinusoids(count, self.shots, self.queries, rng) for count in counts)
+            return train, test
         tables = split_digits(0.4, seed)
         rows = self.shots + -(-self.queries // self.ways)
         fewest = min(int(np.bincount(table.targets).min()) for table in tables)
@@ -182,10 +181,11 @@ class Meta(Task):
             raise ValueError(
                 f"task.shots + task.queries / task.ways must be at most {fewest}, the rows of the rarest digit, got {rows}"
             )
-        return tuple(
+        train, test = (
             digits(table, count, self.ways, self.shots, self.queries, rng)
-            for table, count in zip(tables, (self.episodes, self.test_episodes), strict=True)
+            for table, count in zip(tables, counts, strict=True)
         )
+        return train, test
 
 
 def curves_picture(learner: Learner, starts: dict[str, Any], test: Episodes, penalty: jax.Array, drawn: int = 4) -> Any:
