@@ -101,7 +101,9 @@ def _exponentiated(x, push):
 def _on_the_support(params, gradient, hvp, step) -> Reduction:
     def free(x, g):
         slack = g - jnp.sum(x * g, axis=-1, keepdims=True)
-        return (x > step.astype(x.dtype) * slack).astype(x.dtype) * (x > 0)
+        # Row j of A is about x_j times what it is for others: below rounding it is x1ᵀ/η, and 1/x_j would spoil the system.
+        negligible = jnp.finfo(x.dtype).eps * jnp.max(x, axis=-1, keepdims=True)
+        return (x > jnp.maximum(step.astype(x.dtype) * slack, negligible)).astype(x.dtype)
 
     support = jax.tree.map(free, params, gradient)
     inverse = jax.tree.map(lambda x, m: m / jnp.where(m > 0, x, 1), params, support)

@@ -100,7 +100,7 @@ class SVMRuntime(Study):
             solver = SOLVERS[name]
             for condition_name, condition in CONDITIONS.items():
                 problem = dataclasses.replace(setup.problem, optimality=condition)
-                estimator = hypergrad.Implicit(linear=linear.Auto())
+                estimator = hypergrad.Implicit(linear=linear.Auto(rtol=1e-4))
                 names = {"solver": name, "condition": condition_name, "differentiation": "implicit"}
                 yield names, None, outer.Nested(problem, solver, estimator, optimizer), self.outer_steps
             for kind in self.kinds:
