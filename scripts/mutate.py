@@ -18,6 +18,7 @@ CATALOG = "tests/test_catalog.py"
 INNER = "tests/test_inner.py"
 MATRIX = "tests/test_inner_matrix.py"
 STRUCTURE = "tests/test_inner_structure.py"
+CURVATURE = "tests/test_inner_curvature.py"
 MUTATIONS = [
     ("bilevel/implicit/_root.py", "return pull_args(_tree.scale(-1, u))", "return pull_args(u)", IMPLICIT, "root_vjp"),
     ("bilevel/implicit/_root.py", "push_x, _tree.scale(-1, rhs)", "push_x, rhs", IMPLICIT, "root_jvp"),
@@ -258,6 +259,48 @@ MUTATIONS = [
         "weight = self.weight(data)",
         STRUCTURE,
         "minibatches_average",
+    ),
+    (
+        "bilevel/inner/_mirror.py",
+        "jnp.where(jnp.isfinite(y), jnp.maximum(x, jnp.finfo(x.dtype).tiny), x)",
+        "x",
+        CURVATURE,
+        "too_small_for_the_precision",
+    ),
+    (
+        "bilevel/optimality/_mirror.py",
+        "jnp.maximum(step.astype(x.dtype) * slack, negligible)",
+        "jnp.maximum(step.astype(x.dtype) * slack, 0)",
+        OPTIMALITY,
+        "nearly_zero",
+    ),
+    (
+        "bilevel/tasks/molecular_dynamics.py",
+        "ratio * (1 - ratio), 0)) / (4 *",
+        "ratio * (1 - ratio), 0)) / (2 *",
+        "tests/test_molecular_dynamics.py",
+        "pressure_is",
+    ),
+    (
+        "bilevel/tasks/molecular_dynamics.py",
+        "return along_log / jnp.exp(hparams)",
+        "return along_log",
+        "tests/test_molecular_dynamics.py",
+        "moves_of_the_relaxed",
+    ),
+    (
+        "bilevel/tasks/data_cleaning.py",
+        "jnp.mean(jax.nn.sigmoid(hparams) * losses)",
+        "jnp.mean(losses) + 0 * hparams.sum()",
+        "tests/test_data_cleaning.py",
+        "scikit_learn or differences",
+    ),
+    (
+        "bilevel/tasks/deq.py",
+        "jnp.minimum(1, norm / jnp.linalg.norm(matrix, 2))",
+        "(norm / jnp.linalg.norm(matrix, 2))",
+        "tests/test_networks.py",
+        "bounded or at_rest or comes_to_rest",
     ),
 ]
 
