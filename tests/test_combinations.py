@@ -54,7 +54,8 @@ def triples():
 
 @functools.cache
 def legal():
-    return [(t, s, c) for t, s, c in triples() if not misfits(problem_of(t, c), part("inner", s))]
+    fit = [(t, s, c) for t, s, c in triples() if not misfits(problem_of(t, c), part("inner", s))]
+    return [(t, s, c) for t, s, c in fit if s != "python" or t == "ridge"]  # the function of its YAML solves ridge
 
 
 def nested(task, solver, condition):
