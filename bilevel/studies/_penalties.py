@@ -18,6 +18,7 @@ from bilevel.tasks import _classification
 from bilevel.tasks._regression import Regression
 
 _RESAMPLED = 2000  # times, the test rows
+_CLOSE = 0.003  # steps of a log penalty that end Rprop
 _AROUND = np.arange(0.1, -0.1, -0.005)  # of a log penalty
 
 
@@ -34,7 +35,7 @@ class Penalties(Study):
     Args:
       data: table of the lasso, a regression of y on X.
       splits: of the lasso, by the seeds seed, seed + 1, …
-      lasso_steps, steps: outer steps of the lasso, and of the others.
+      lasso_steps, steps: outer steps of the lasso, at most, and of the others.
       grid: single penalties that are tried.
     """
 
@@ -146,6 +147,8 @@ def _by_gradient(setup: tasks.Setup, steps: int) -> Row:
         failures += int(metrics["inner_status"] != 0) + int(metrics["adjoint_status"] != 0)
         if metrics["outer_loss"] < best:
             best, penalty = float(metrics["outer_loss"]), float(jnp.exp(tried))
+        if 0 < abs(float(state.hparams - tried)) < _CLOSE:
+            break
     seconds = coarse + time.perf_counter() - begun
     return {"penalty": penalty, "score": best, "seconds": seconds, "compiling": compiling, "failures": failures}
 
