@@ -126,8 +126,10 @@ class TestMirrorDescent:
         )
         solver = inner.MirrorDescent(rtol=1e-6)
         with precision("float32"):
-            away = solver.solve(problem, jnp.full(3, 1 / 3), None, jnp.array([40.0, -40.0, -30.0]))
+            long = inner.MirrorDescent(rtol=1e-6, step_size=10.0)  # e⁻⁷⁰⁰ after one
+            away = long.solve(problem, jnp.full(3, 1 / 3), None, jnp.array([40.0, -40.0, -30.0]))
             assert converged(away)
+            np.testing.assert_allclose(away.params, [1, 0, 0], atol=1e-30)
             back = solver.solve(problem, away.params, None, jnp.array([0.2, 0.3, 0.5]))
             assert converged(back)
             np.testing.assert_allclose(back.params, [0.2, 0.3, 0.5], atol=1e-5)
