@@ -202,8 +202,8 @@ MUTATIONS = [
         "bilevel/inner/_semismooth.py",
         "candidate = _tree.sub(x, found.value)",
         "candidate = _tree.add_scaled(x, 1, found.value)",
-        MATRIX,
-        "reaches and SemismoothNewton and lasso",
+        CURVATURE,
+        "as_fast_as",
     ),
     (
         "bilevel/inner/_ridge.py",
@@ -223,8 +223,8 @@ MUTATIONS = [
         "bilevel/inner/_fixed_point.py",
         "ridge), -changes @ moves[0])",
         "ridge), changes @ moves[0])",
-        MATRIX,
-        "reaches and Anderson and fixed_point",
+        CURVATURE,
+        "as_fast_as",
     ),
     (
         "bilevel/inner/_optax.py",

@@ -229,3 +229,24 @@ class TestGramOfLBFGS:
         estimators = bl.hypergrad.Implicit(linear=bl.linear.CG(rtol=1e-12)), bl.hypergrad.Unrolled(steps=40)
         implicit, unrolled = (jax.jit(lambda h, d, e=e: e.estimate(*args, h, d))(hparams, data) for e in estimators)
         np.testing.assert_allclose(unrolled.grad, implicit.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_semismooth_newton_and_anderson_are_as_fast_as_their_names_say(x64):
+    """A wrong sign in either still converges, by its safeguard, at the speed of the plain step."""
+    rng = np.random.default_rng(3)
+    scales = jnp.asarray(np.geomspace(1, 1e3, 40))
+    data = jnp.asarray(rng.normal(size=40))
+    problem = Problem(
+        lambda x, h, d: jnp.sum(scales * (x - d) ** 2) / 2,
+        outer_loss,
+        prox=lambda x, h, d, step: jnp.sign(x) * jnp.maximum(jnp.abs(x) - 0.1 * step, 0),
+        separable=True,
+    )
+    plain = solve(inner.FixedPointIteration(rtol=1e-8), problem, jnp.zeros(40), data=data)
+    newton = solve(inner.SemismoothNewton(rtol=1e-8), problem, jnp.zeros(40), data=data)
+    anderson = solve(inner.Anderson(rtol=1e-8, memory=10), problem, jnp.zeros(40), data=data)
+    assert converged(plain)
+    assert converged(newton)
+    assert converged(anderson)
+    assert int(newton.progress.grad_evals) < int(plain.progress.grad_evals) / 50
+    assert int(anderson.steps) < int(plain.steps) / 3
