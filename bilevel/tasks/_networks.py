@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 
 @functools.cache
@@ -29,6 +30,11 @@ def draw(module: Any, key: jax.Array, *inputs: jax.Array) -> Any:
 def apply(module: Any, weights: Any, *inputs: jax.Array) -> jax.Array:
     """The module's output."""
     return module.apply({"params": weights}, *inputs)
+
+
+def flat(weights: Any) -> np.ndarray:
+    """All weights in one vector."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(weights)])
 
 
 def count(weights: Any) -> int:

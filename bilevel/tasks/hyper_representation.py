@@ -123,7 +123,7 @@ class HyperRepresentation(Task):
                 "weights": _networks.count(hparams),
             },
             metrics=metrics,
-            physical=lambda hparams: {"network": np.concatenate([np.ravel(x) for x in jax.tree.leaves(hparams)])},
+            physical=lambda hparams: {"network": _networks.flat(hparams)},
             pictures=pictures,
         )
 

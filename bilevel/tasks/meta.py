@@ -164,7 +164,7 @@ class Meta(Task):
                 "weights": _networks.count(hparams),
             },
             metrics=metrics,
-            physical=lambda hparams: {"start": np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(hparams)])},
+            physical=lambda hparams: {"start": _networks.flat(hparams)},
             pictures=pictures,
         )
 
