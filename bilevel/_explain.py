@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from bilevel import config
 
+DONE, FAILED, REFUSED, MACHINE, INTERRUPTED = 0, 1, 2, 3, 75  # 75: try again later, as in sysexits.h
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
-def explain(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
+
+def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, int]:
     """The message and the exit code for an exception that ended the command."""
     if type(error).__module__.split(".")[0] in ("hydra", "omegaconf"):
-        return _from_overrides(arguments) or _first_line(error), 2
-    if isinstance(error, config.ConfigError | ValueError | TypeError | OSError):  # DataError is a ValueError
-        return _first_line(error), 2
-    return f"{type(error).__name__}: {_first_line(error)}", 1
+        return _from_overrides(arguments) or _first_line(error), REFUSED
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", INTERRUPTED
+    if isinstance(error, FileExistsError | config.ConfigError | ValueError | TypeError):  # DataError is a ValueError
+        return _first_line(error), REFUSED
+    if isinstance(error, OSError):
+        return _from_system(error), MACHINE
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return f"out of memory: {_first_line(error)}; use a smaller problem, or a machine with more memory", MACHINE
+    return f"{type(error).__name__}: {_first_line(error)}", FAILED
 
 
-def _first_line(error: Exception) -> str:
+def _from_system(error: OSError) -> str:
+    where = error.filename or "the run folder"
+    if error.errno in _FULL:
+        return f"{where}: the disk is full or a quota is used up; free some space, then go on with resume=FOLDER"
+    if error.errno in _FORBIDDEN:
+        return f"{where}: not allowed to write there; choose a folder of yours, hydra.run.dir=FOLDER"
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
@@ -52,7 +72,7 @@ def _wrong_choice(group: str, value: str | None, choices: Sequence[str]) -> str 
 
 
 def _wrong_key(key: str, value: str | None, chosen: Sequence[str], groups: dict[str, Any]) -> str | None:
-    node: Any = config.compose([c for c in chosen if "," not in c])
+    node: Any = config.plain_values(config.compose([c for c in chosen if "," not in c]), resolve=False)
     path = ""
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:

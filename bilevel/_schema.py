@@ -51,6 +51,13 @@ def exists(target: str) -> bool:
     return module is not None and (_find(module, name) is not None or _opaque(module))
 
 
+def summary(target: str) -> str:
+    """The first line of the docstring of the class or function at a dotted path; empty where there is none."""
+    definition = _find(*_split(target))
+    text = None if definition is None else ast.get_docstring(definition.node)
+    return (text or "").partition("\n")[0]
+
+
 class Complaint(NamedTuple):
     """What is wrong with a value, and the words that would have been right."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +16,8 @@ from bilevel import _schema
 
 ALLOWED = ("bilevel", "optax", "optimistix", "lineax", "sklearn")
 GENERAL = ("precision", "platform", "seed")  # what a study takes as well
+AROUND = ("tracker", "checkpoint", "job_time_limit", "allow_targets")  # what never alters a number
+NEUTRAL = ("steps", "time_limit", *AROUND)  # what never alters the numbers of the steps that are done
 _HERE = Path(__file__).resolve().parent
 
 
@@ -35,11 +39,33 @@ class RunConfig:
     time_limit: float | None
     study: Any
     size: Literal["full", "small"]
+    checkpoint: Any
+    job_time_limit: float | None
+    allow_targets: list[str]
+    resume: str | None
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+    """The keys of `checkpoint`."""
+
+    every: int | None
+    seconds: float | None
 
 
 OmegaConf.register_new_resolver(
     "by_size", lambda full, small, *, _root_: small if _root_.size == "small" else full, replace=True
 )
+
+
+def overrides_hash(overrides: Iterable[str]) -> str:
+    """A name for what these overrides ask for; those that alter no number do not count."""
+    kept = sorted(o for o in overrides if o.lstrip("+~").partition("=")[0].split(".")[0] not in AROUND)
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:10]
+
+
+OmegaConf.register_new_resolver("job_name", overrides_hash, replace=True)
+OmegaConf.register_new_resolver("sweep_name", overrides_hash, use_cache=True, replace=True)  # one for all jobs
 
 
 def config_dir() -> Path:
@@ -61,15 +87,28 @@ def groups() -> dict[str, list[str]]:
     return found
 
 
-def compose(overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration that these overrides give, as plain values, interpolations unresolved."""
+def choices(hydra: Any) -> dict[str, str]:
+    """The choice made in each group, by Hydra's own node; without Hydra's own groups."""
+    made = {str(group): choice for group, choice in hydra.runtime.choices.items()}
+    return {group: choice for group, choice in made.items() if choice and not group.startswith("hydra/")}
+
+
+def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+    """The configuration that these overrides give; `with_hydra` keeps Hydra's own node."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        plain = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=False)
-    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+        return compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
+
+
+def with_defaults(cfg: DictConfig) -> DictConfig:
+    """A configuration read from a run folder, with the defaults of the keys that it lacks."""
+    whole = compose([])
+    for key in cfg:
+        OmegaConf.update(whole, str(key), cfg[key], merge=False, force_add=True)
+    return whole
 
 
 def check(cfg: DictConfig) -> None:
@@ -83,13 +122,71 @@ def check(cfg: DictConfig) -> None:
     known = _schema.fields("bilevel.config.RunConfig")
     assert known is not None
     _check_fields("", top, known, "the top level", alternatives=[*known, *all_groups])
-    for name, least in (("steps", 1), ("patience", 1), ("gtol", 0), ("seed", 0)):
-        if top[name] is not None and top[name] < least:
-            raise ConfigError(f"{name}: must be at least {least}, got {top[name]}")
-    if top["time_limit"] is not None and not top["time_limit"] > 0:
-        raise ConfigError(f"time_limit: must be positive, in seconds, got {top['time_limit']}")
+    _check_checkpoint(top["checkpoint"])
+    _check_ranges(top)
     for name in ("study", *all_groups):
-        _check_targets(name, plain.get(name))
+        _check_targets(name, plain.get(name), top["allow_targets"])
+
+
+def check_study(overrides: Sequence[str]) -> None:
+    """Refuse overrides that would not change a study. Raises ConfigError."""
+    used = ("experiment", "study", "size", *GENERAL, *AROUND)
+    idle = [key for key in (o.lstrip("+~").partition("=")[0].split(".")[0] for o in overrides) if key not in used]
+    if idle:
+        raise ConfigError(f"{idle[0]}: a study has settings of its own, study.*, and this one would change nothing")
+
+
+def _check_checkpoint(node: Any) -> None:
+    known = _schema.fields("bilevel.config.CheckpointConfig")
+    assert known is not None
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"checkpoint: it has keys of its own ({', '.join(known)}), got {node!r}")
+    _check_fields("checkpoint.", node, known, "checkpoint")
+
+
+def _check_ranges(top: Mapping[str, Any]) -> None:
+    whole = {name: (top[name], least) for name, least in (("steps", 1), ("patience", 1), ("gtol", 0), ("seed", 0))}
+    whole["checkpoint.every"] = (top["checkpoint"]["every"], 1)
+    for name, (value, least) in whole.items():
+        if value is not None and not value >= least:
+            raise ConfigError(f"{name}: must be at least {least}, got {value}")
+    seconds = {name: top[name] for name in ("time_limit", "job_time_limit")}
+    seconds["checkpoint.seconds"] = top["checkpoint"]["seconds"]
+    for name, value in seconds.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name}: must be positive, in seconds, got {value}")
+
+
+def identity(plain: Mapping[str, Any]) -> str:
+    """A hash of what decides a run's numbers, of a resolved configuration as plain values."""
+    kept = {key: value for key, value in plain.items() if key not in (*NEUTRAL, "resume", "hydra")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs between two resolved configurations and alters numbers, a phrase for each key."""
+    old, new = _flat("", there), _flat("", here)
+    keys = [key for key in {**old, **new} if key.split(".")[0] not in (*NEUTRAL, "resume", "hydra")]
+    return [
+        f"{key} is {old.get(key, 'not set')} there and {new.get(key, 'not set')} here"
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flat(path: str, node: Any) -> dict[str, Any]:
+    if not isinstance(node, Mapping) or (path and not node):
+        return {path: node}
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= _flat(f"{path}.{key}" if path else str(key), value)
+    return found
+
+
+def plain_values(cfg: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+    """A configuration as plain values."""
+    plain = OmegaConf.to_container(cfg, resolve=resolve)
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
 
 def _own_values(node: Any) -> Any:
@@ -105,12 +202,17 @@ def _own_values(node: Any) -> Any:
     }
 
 
-def build(node: Any) -> Any:
-    """Instantiate a checked node. The one place that does, so that the allowed packages are all that can be called."""
+def build(node: Any, allowed: Sequence[str] = ()) -> Any:
+    """Instantiate a checked node. The one place that does, so that the allowed packages are all that can be called.
+
+    Args:
+      node: a node with a `_target_`.
+      allowed: packages besides `ALLOWED`: the key allow_targets.
+    """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    _check_targets("config", OmegaConf.to_container(node, resolve=True))
+    _check_targets("config", OmegaConf.to_container(node, resolve=True), allowed)
     try:
         return instantiate(node)
     except InstantiationException as error:
@@ -125,24 +227,27 @@ def close(word: str, known: Iterable[str], *, hint_only: bool = False) -> str:
         return f"; did you mean {' or '.join(near)}?"
     if hint_only or not known:
         return ""
-    return f"; known: {', '.join(known)}" if len(known) <= 20 else ""
+    return f"; known: {', '.join(known)}" if len(known) <= 30 else ""
 
 
-def _check_targets(path: str, node: Any) -> None:
+def _check_targets(path: str, node: Any, allowed: Sequence[str]) -> None:
     if isinstance(node, Mapping):
         if "_target_" in node:
-            _check_target(path, node)
+            _check_target(path, node, allowed)
         for key, value in node.items():
-            _check_targets(f"{path}.{key}", value)
+            _check_targets(f"{path}.{key}", value, allowed)
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            _check_targets(f"{path}[{index}]", value)
+            _check_targets(f"{path}[{index}]", value, allowed)
 
 
-def _check_target(path: str, node: Mapping[str, Any]) -> None:
-    target = str(node["_target_"])
-    if target.split(".")[0] not in ALLOWED:
-        raise ConfigError(f"{path}._target_: {target!r} is not in an allowed package ({', '.join(ALLOWED)})")
+def _check_target(path: str, node: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    target, packages = str(node["_target_"]), (*ALLOWED, *allowed)
+    if target.split(".")[0] not in packages:
+        raise ConfigError(
+            f"{path}._target_: {target!r} is not in an allowed package ({', '.join(packages)}): "
+            f"if you trust it, add allow_targets=[{target.split('.')[0]}]"
+        )
     if not _schema.exists(target):
         raise ConfigError(f"{path}._target_: there is no {target!r}")
     known = _schema.fields(target)

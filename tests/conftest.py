@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import getpass
 import itertools
 import os
+import tempfile
 import zlib
 from collections import defaultdict
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["XDG_CACHE_HOME"] = str(
+    Path(tempfile.gettempdir()) / f"bilevel-tests-{getpass.getuser()}"
+)  # not the user's own
 
 import jax
 import pytest

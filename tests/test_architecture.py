@@ -44,12 +44,15 @@ MAY_IMPORT = {
     "_schema": set(),
     "config": {"_schema"},
     "_explain": {"config"},
-    "run": {"config", "_explain", "outer", "tasks", "io", "__init__"},
+    "cli": {"config", "_explain", "_schema", "outer", "tasks", "studies", "io", "__init__"},
+    "run": {"config", "_explain", "cli"},
+    "track": {"config", "_explain", "cli", "io"},
     "__init__": HYPERGRAD | {"diagnostics", "outer", "io"},
 }
+OF_CONFIGURATION = ("job", "execute", "resume", "sweep", "_task", "_study", "_origin", "_trials")
 HOME = {
-    "hydra": ("run.py", "config.py"),
-    "omegaconf": ("run.py", "config.py"),
+    "hydra": ("run.py", "config.py", "cli/resume.py", "cli/sweep.py"),
+    "omegaconf": ("run.py", "config.py", *(f"cli/{name}.py" for name in OF_CONFIGURATION)),
     "wandb": ("io/trackers.py",),
     "jaxopt": (),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_run import command
+from commands import command
 
 import bilevel as bl
 from bilevel import datasets

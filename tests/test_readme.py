@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_run import command
+from commands import command
 
 import bilevel as bl
 

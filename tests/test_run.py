@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
+from commands import HINT, command, error_of, files, result, rows, timeless
 from hydra.errors import HydraException
 
 import bilevel
@@ -40,40 +36,7 @@ RESULT_KEYS = {
     "device",
     "seed",
 }
-HINT = "(HYDRA_FULL_ERROR=1 shows the traceback)"
-DROPPED = ("HYDRA_FULL_ERROR", "NETRC", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "PYTHONPATH")
 RIDGE = ("task=ridge", "steps=5", "precision=float64", "hydra.run.dir=out")
-
-
-def command(*arguments, cwd, flags=(), **environment):
-    kept = {key: value for key, value in os.environ.items() if key not in DROPPED and not key.startswith("WANDB_")}
-    return subprocess.run(
-        [sys.executable, *flags, "-m", "bilevel.run", *arguments],
-        cwd=cwd,
-        env=kept | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-    )
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def result(folder):
-    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-
-
-def error_of(done, code=2):
-    """The sentence that a refused command ends with."""
-    assert done.returncode == code, done.stderr
-    sentence, hint = done.stderr.splitlines()
-    assert hint == HINT
-    assert sentence.startswith("error: ")
-    return sentence.removeprefix("error: ")
 
 
 def modules_loaded(stderr):
@@ -100,6 +63,8 @@ def test_a_run_leaves_exactly_these_files(ridge):
         "result.json",
         "solution.npz",
         "log.txt",
+        "status.json",
+        "checkpoints",
     }
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
@@ -140,7 +105,7 @@ def test_what_is_printed(ridge):
     assert "cpu" in device
     assert "float64" in device
     assert "seed 0" in device
-    assert rest[-1] == f"run folder: {folder}"
+    assert rest[-2:] == [f"run folder: {folder}", f"to look at it: python -m bilevel.report {folder}"]
     assert not any(mark in done.stdout for mark in ("\x1b", "\r", "━"))
 
 
@@ -176,10 +141,6 @@ def test_the_same_command_gives_the_same_numbers(ridge, tmp_path):
     done = command(*RIDGE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = ridge[1], tmp_path / "out"
-
-    def timeless(values):
-        return {key: value for key, value in values.items() if key != "seconds"}
-
     assert [timeless(row) for row in rows(second)] == [timeless(row) for row in rows(first)]
     assert timeless(result(second)) == timeless(result(first))
     assert (second / "config.yaml").read_text() == (first / "config.yaml").read_text()
@@ -214,25 +175,24 @@ def test_wandb_is_offline_and_never_asks(tmp_path):
     assert not any(word in printed for word in ("enter your choice", "api key", "wandb login"))
 
 
-def test_a_sweep_writes_one_folder_per_job(tmp_path):
-    done = command("-m", "task=ridge", "seed=0,1", "steps=2", "hydra.sweep.dir=sweep", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = [result(tmp_path / "sweep" / name) for name in ("0", "1")]
-    assert [each["seed"] for each in found] == [0, 1]
-    assert found[0]["outer_loss"] != found[1]["outer_loss"]
-    assert [len(rows(tmp_path / "sweep" / name)) for name in ("0", "1")] == [2, 2]
-
-
 # A run that is refused, or fails
 
 
-def test_a_folder_that_holds_a_run_is_refused(ridge):
+def test_a_folder_that_holds_another_run_is_refused(ridge):
     _, folder = ridge
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    message = error_of(command(*RIDGE, cwd=folder.parent))
-    assert str(folder) in message
-    assert "already holds a run" in message
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    before = files(folder)
+    message = error_of(command(*RIDGE, "seed=1", "task.validation=0.3", cwd=folder.parent))
+    assert f"{folder} already holds a run of another configuration (seed is 0 there and 1 here" in message
+    assert files(folder) == before
+
+
+def test_the_same_run_in_its_folder_is_left_as_it_is(ridge):
+    _, folder = ridge
+    before = files(folder)
+    done = command(*RIDGE, cwd=folder.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("finished already at outer loss 0.453")
+    assert files(folder) == before
 
 
 @pytest.mark.parametrize(
@@ -312,7 +272,12 @@ def test_a_solve_that_fails_ends_a_strict_run(tmp_path):
     message = error_of(done, code=1)
     assert "outer step 0: the inner solve did not converge" in message
     assert "raise max_steps" in message
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.yaml", "metrics.jsonl", "log.txt"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "log.txt",
+        "status.json",
+    }
     assert "multiclass SVM on iris" in (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
     run = bilevel.load(tmp_path / "out")
     assert (run.result, run.hparams, run.params) == (None, None, None)
@@ -340,7 +305,7 @@ def test_a_solver_that_does_not_fit_the_task_is_refused(tmp_path):
         (DataError("table.npz: no such file"), "table.npz: no such file", 2),
         (ValueError("\n  first line\nsecond line"), "first line", 2),
         (TypeError("bad type"), "bad type", 2),
-        (OSError("disk full"), "disk full", 2),
+        (OSError("disk full"), "disk full", 3),
         (ValueError(), "ValueError", 2),
         (RuntimeError("first\nsecond"), "RuntimeError: first", 1),
         (bilevel.outer.SolveError("outer step 0"), "SolveError: outer step 0", 1),

@@ -1,5 +1,16 @@
-"""Run folders, trackers and the console."""
+"""Run folders, checkpoints, trackers and the console."""
 
-from bilevel.io._folder import Run, RunFolder, load, plain
+from bilevel.io._folder import Run, RunFolder, holds_run, load, read_status, write_status
+from bilevel.io._rows import FolderLockedError, plain, read_rows
 
-__all__ = ["Run", "RunFolder", "load", "plain"]
+__all__ = [
+    "FolderLockedError",
+    "Run",
+    "RunFolder",
+    "holds_run",
+    "load",
+    "plain",
+    "read_rows",
+    "read_status",
+    "write_status",
+]

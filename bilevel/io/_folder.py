@@ -3,63 +3,102 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
+import datetime
 import os
+import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal
 
 import numpy as np
 
+from bilevel.io import _files
+from bilevel.io._rows import Rows, plain, read_rows
+
 CONFIG, METRICS, RESULT, SOLUTION, LOG = "config.yaml", "metrics.jsonl", "result.json", "solution.npz", "log.txt"
+STATUS = "status.json"
+State = Literal["running", "done", "failed", "interrupted"]
 
 
 class RunFolder:
-    """Writes one run. Rows are flushed as they come; the other files appear whole or not at all.
+    """Writes one run, which no other process can do meanwhile. Files appear whole or not at all, rows one by one.
 
     Args:
-      path: the folder; made if absent, refused (FileExistsError) if it already holds a run.
+      path: the folder; made if absent.
+      config: `config.yaml`.
+      record: what `status.json` says besides the state: plain values.
+
+    Raises:
+      FolderLockedError: another process writes in it.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, config: str, record: Mapping[str, Any]):
         path.mkdir(parents=True, exist_ok=True)
-        if (path / METRICS).exists():
-            raise FileExistsError(f"{path} already holds a run: choose another hydra.run.dir, or move it away")
+        self.path = path
         self.log_file = path / LOG
-        self._rows: TextIO = (path / METRICS).open("w", encoding="utf-8")
+        self._rows = Rows(path / METRICS)
+        self._record = {**record, "host": platform.node(), "pid": os.getpid()}
+        try:
+            (path / RESULT).unlink(missing_ok=True)  # of a run that was interrupted, or now goes further
+            self.write_status("running")
+            _files.replace(path / CONFIG, config.encode())
+        except BaseException:
+            self._rows.close()
+            raise
 
-    def write_config(self, text: str) -> None:
-        """Write `config.yaml`."""
-        _replace(self.path / CONFIG, text.encode())
+    def keep_rows(self, count: int) -> list[dict[str, Any]]:
+        """Cut `metrics.jsonl` after its first `count` rows, half a line included, and return them."""
+        return self._rows.keep(count)
+
+    def count_rows(self) -> int:
+        """The number of whole rows in `metrics.jsonl`."""
+        return len(read_rows(self.path / METRICS))
 
     def log_row(self, row: Mapping[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
-        self._rows.write(json.dumps(plain(row)) + "\n")
-        self._rows.flush()
+        self._rows.append(row)
+
+    def sync_rows(self) -> None:
+        """Wait until the disk has all rows."""
+        self._rows.sync()
 
     def write_picture(self, name: str, figure: Any) -> None:
         """Write a matplotlib figure as `<name>.png`."""
-        temporary = self.path / f"{name}.png.tmp"
-        figure.savefig(temporary, dpi=110, format="png")
-        os.replace(temporary, self.path / f"{name}.png")
+        _files.replace(self.path / f"{name}.png", lambda file: figure.savefig(file, dpi=110, format="png"))
 
     def write_result(self, result: Mapping[str, Any], **trees: Any) -> None:
-        """Write the trees into `solution.npz`, then `result.json`: a folder with a result is complete."""
-        temporary = self.path / f"{SOLUTION}.tmp"
-        with temporary.open("wb") as file:
-            arrays: dict[str, Any] = {}
-            for name, tree in trees.items():
-                arrays |= _flatten(name, tree)
-            np.savez(file, **arrays)
-        os.replace(temporary, self.path / SOLUTION)
-        _replace(self.path / RESULT, (json.dumps(plain(result), indent=2) + "\n").encode())
+        """Write the trees into `solution.npz`, then `result.json`."""
+        arrays: dict[str, Any] = {}
+        for name, tree in trees.items():
+            arrays |= _flatten(name, tree)
+        _files.replace(self.path / SOLUTION, lambda file: np.savez(file, **arrays))
+        _files.write_json(self.path / RESULT, plain(result))
+
+    def write_status(self, state: State, **more: Any) -> None:
+        """Write `status.json`; what is said besides the state is kept for the next time."""
+        self._record |= more
+        write_status(self.path, state, **self._record)
 
     def close(self) -> None:
-        """Close the open file."""
+        """Let others write in the folder."""
         self._rows.close()
+
+
+def write_status(folder: Path, state: State, **record: Any) -> None:
+    """Write `status.json` into a folder."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    _files.write_json(folder / STATUS, plain({"state": state, "updated": now, **record}))
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What `status.json` says; empty where there is none."""
+    return _files.read_json(folder / STATUS) or {}
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder."""
+    return (folder / CONFIG).is_file() or bool(read_rows(folder / METRICS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +109,7 @@ class Run:
       folder: where it lies.
       config: the configuration, a nested dict.
       metrics: the rows of `metrics.jsonl`.
-      result: `result.json`, or None if the run did not finish.
+      result: `result.json`, or None if the run is not at its end; its status is "interrupted" if the run can be resumed.
       hparams, params: the solution as NumPy arrays, nested as they were saved; None if the run did not finish, or is a study.
       arrays: what a study found, likewise; None unless it is one.
     """
@@ -98,33 +137,12 @@ def load(folder: str | os.PathLike[str]) -> Run:
         raise FileNotFoundError(f"{path} holds no run: there is no {CONFIG} in it")
     import yaml
 
-    lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
-    result = json.loads((path / RESULT).read_text(encoding="utf-8")) if (path / RESULT).is_file() else None
     trees = dict.fromkeys(("hparams", "params", "arrays"))
     if (path / SOLUTION).is_file():
         with np.load(path / SOLUTION, allow_pickle=False) as saved:
             trees = {name: _unflatten(name, saved) for name in trees}
     config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-    return Run(path, config, [json.loads(line) for line in lines], result, **trees)
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON knows it: arrays as lists, numbers that are not finite as null."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, str | bool | int | None):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return plain(np.asarray(value).tolist())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    return Run(path, config, read_rows(path / METRICS), _files.read_json(path / RESULT), **trees)
 
 
 def _flatten(name: str, tree: Any) -> dict[str, np.ndarray]:

@@ -45,7 +45,7 @@ def say(text: str) -> None:
 class Bar:
     """A progress bar with the last row's loss and residuals; nothing where the output is not a terminal."""
 
-    def __init__(self, steps: int):
+    def __init__(self, steps: int, done: int = 0):
         self._progress = Progress(
             SpinnerColumn(),
             BarColumn(),
@@ -55,7 +55,7 @@ class Bar:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("outer", total=steps, row="compiling")
+        self._task = self._progress.add_task("outer", total=steps, completed=done, row="compiling")
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -84,10 +84,15 @@ def show_result(result: Mapping[str, Any], first_loss: float, start: Mapping[str
         f"outer loss {first_loss:.6g} → {result['outer_loss']:.6g} at step {result['best_step']} of {result['steps']} "
         f"({result['status']}, {result['seconds']:.1f} s)"
     )
-    say("  ".join(f"{name} {value:.5g}" for name, value in result["metrics"].items()))
+    if result["metrics"]:
+        say("  ".join(f"{name} {value:.5g}" for name, value in result["metrics"].items()))
     for name, value in result["hparams"].items():
         say(f"{name} {brief(value)}  (started at {brief(start[name])})")
     say(f"run folder: {folder}")
+    if result["status"] == "interrupted":
+        say(f"to go on: python -m bilevel.run resume={folder}")
+    elif result["status"] != "non_finite":
+        say(f"to look at it: python -m bilevel.report {folder}")
 
 
 def brief(value: Any) -> str:
@@ -105,6 +110,7 @@ def show_findings(summary: Mapping[str, Any], seconds: float, folder: Path) -> N
         if not isinstance(value, Mapping | list):
             say(f"{name} {_short(value)}")
     say(f"{seconds:.1f} s, run folder: {folder}")
+    say(f"to look at it: python -m bilevel.report {folder}")
 
 
 def _short(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -38,7 +39,7 @@ class Result:
       params: the inner solution at them.
       outer_loss: the outer loss at both.
       status: why the run ended: "completed" (all steps), "converged" (gtol), "patience", "time_limit", "callback" or
-        "non_finite".
+        "non_finite"; from the command line also "interrupted".
       steps: outer steps done.
       best_step: the step at which hparams were found.
       failures: steps with a solve that did not converge.
@@ -146,15 +147,27 @@ def run_loop(
     time_limit: float | None = None,
     on_failure: OnFailure = "warn",
     callback: Callable[[Row, Any], Any] | None = None,
+    progress: Progress | None = None,
+    keep: Callable[[Progress, str | None], str | None] | None = None,
 ) -> Result:
-    """Run an algorithm from a state. Arguments and result as for `minimize`."""
+    """Run an algorithm from a state. Arguments and result as for `minimize`, and:
+
+    Args:
+      progress: go on from here instead, a `Progress` of the same algorithm, data and settings.
+      keep: called after every step with (progress, status), status None while the run goes on; a text that it returns ends
+        the run with that status.
+    """
     if on_failure not in ("raise", "skip", "warn"):
         raise ValueError(f"on_failure must be 'raise', 'skip' or 'warn', got {on_failure!r}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     step = jax.jit(algorithm.step)
-    begun, history = time.perf_counter(), []
-    best, failures, uncertain, status = _Best(state.hparams, state.params), 0, False, None
+    done = progress or Progress.start(state)
+    state, best, failures, uncertain = done.state, done.best, done.failures, done.uncertain
+    history = done.history[: done.steps]
+    begun, status = time.perf_counter() - done.seconds, None
+    if history:
+        status = _stop_reason(history[-1], best.step, steps, gtol, patience, time_limit)
     while status is None:
         following, metrics = step(state, data)
         metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
@@ -182,6 +195,9 @@ def run_loop(
         if trouble and on_failure == "raise":
             raise SolveError(trouble)
         status = status or _stop_reason(row, best.step, steps, gtol, patience, time_limit)
+        if keep is not None:
+            now = Progress(state, best, failures, uncertain, row["seconds"], len(history), history)
+            status = keep(now, status) or status
     return Result(
         hparams=best.hparams,
         params=best.params,
@@ -195,6 +211,7 @@ def run_loop(
     )
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Best:
     hparams: PyTree
@@ -211,6 +228,39 @@ class _Best:
         if loss < self.outer_loss or (trusted and not self.trusted):
             return _Best(hparams, params, loss, row["step"], trusted)
         return self
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["state", "best", "failures", "uncertain", "seconds", "steps"],
+    meta_fields=["history"],
+)
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a step: a pytree, from which `run_loop` goes on as if it had not stopped.
+
+    Attributes:
+      state: the algorithm's state.
+      best: the best hyperparameters so far, their inner solution, outer loss and step.
+      failures: steps with a solve that did not converge.
+      uncertain: whether the warning about an inexact outer loss was given.
+      seconds: spent so far.
+      steps: done so far.
+      history: the rows, of which the first `steps` count; no part of the pytree.
+    """
+
+    state: Any
+    best: _Best
+    failures: int
+    uncertain: bool
+    seconds: float
+    steps: int
+    history: list[Row]
+
+    @classmethod
+    def start(cls, state: Any) -> Progress:
+        """Before the first step, from an algorithm's first state."""
+        return cls(state, _Best(state.hparams, state.params), 0, False, 0.0, 0, [])
 
 
 def _row(number: int, metrics: Row, seconds: float) -> Row:

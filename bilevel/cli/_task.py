@@ -1,0 +1,153 @@
+"""A task: hyperparameters found by an outer algorithm."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from bilevel import config, outer
+from bilevel.cli import _origin
+from bilevel.cli._session import Session
+from bilevel.cli.execute import Ended
+from bilevel.cli.job import Job
+from bilevel.io import console
+from bilevel.io.checkpoints import Checkpoints, fingerprint
+from bilevel.tasks import Setup
+
+_log = logging.getLogger("bilevel")
+
+
+class DivergedError(RuntimeError):
+    """The outer loss or its gradient is no longer finite."""
+
+
+class Prepared(NamedTuple):
+    """A task with its data, the algorithm for it, and where that starts."""
+
+    setup: Setup
+    algorithm: outer.Nested
+    start: outer.Progress
+
+
+def prepare(cfg: DictConfig) -> Prepared:
+    """Load the data and build the parts."""
+    setup = config.build(cfg.task, cfg.allow_targets).setup(cfg.seed, cfg.precision)
+    problem = setup.problem
+    if cfg.optimality:
+        problem = dataclasses.replace(problem, optimality=config.build(cfg.optimality, cfg.allow_targets))
+    parts = {name: config.build(cfg[name], cfg.allow_targets) for name in ("inner", "hypergrad", "optimizer")}
+    algorithm = config.build(cfg.outer)(problem, **parts)
+    return Prepared(setup, algorithm, outer.Progress.start(algorithm.init(setup.hparams, setup.params, setup.data)))
+
+
+def run(job: Job, prepared: Prepared, session: Session, past: dict[str, Any]) -> Ended:
+    """Run the outer loop in the job's folder, on from its last checkpoint if there is one."""
+    setup, algorithm, start = prepared
+    cfg, data = job.cfg, fingerprint(setup.data)
+    if past.get("data", data) != data and past.get("state") != "failed":
+        raise ValueError(f"{job.folder}: the data are not those that this run was begun with: start another run")
+    session.open(data=data)
+    _show_header(job, setup)
+    origin = {"configuration": job.identity, "set of data": data}
+    checkpoints = Checkpoints(job.folder / "checkpoints", cfg.checkpoint.every, cfg.checkpoint.seconds, origin)
+    progress = _recover(session, checkpoints, start)
+    session.follow()
+    with console.Bar(cfg.steps, progress.steps) as bar:
+
+        def report(row: dict[str, Any], _: Any) -> None:
+            session.log(row)
+            bar.update(row)
+
+        def keep(progress: outer.Progress, status: str | None) -> str | None:
+            stop = session.stop.reason() if status is None else None
+            if stop or status or checkpoints.due(progress.steps):
+                _save(session, checkpoints, progress)
+            return "interrupted" if stop else None
+
+        found = outer.run_loop(
+            algorithm,
+            progress.state,
+            setup.data,
+            steps=cfg.steps,
+            gtol=cfg.gtol,
+            patience=cfg.patience,
+            time_limit=cfg.time_limit,
+            on_failure=cfg.on_failure,
+            callback=report,
+            progress=progress,
+            keep=keep,
+        )
+    interrupted = found.status == "interrupted"
+    result = _result(job, setup, found)
+    session.files.write_result(result, hparams=found.hparams, params=found.params)
+    if not interrupted:
+        for name, figure in setup.pictures(found.hparams, found.params).items():
+            session.files.write_picture(name, figure)
+    console.show_result(result, found.history[0]["outer_loss"], setup.physical(setup.hparams), job.folder)
+    if found.status == "non_finite":
+        raise DivergedError(
+            f"outer step {found.steps - 1}: the outer loss or its gradient is not finite, and the run ended there; the best "
+            f"step before is in result.json. Try a lower optimizer.learning_rate, or another inner solver"
+        )
+    session.end(result, outer_loss=found.outer_loss, steps=found.steps)
+    return Ended(found.outer_loss, interrupted)
+
+
+def _save(session: Session, checkpoints: Checkpoints, progress: outer.Progress) -> None:
+    step = progress.steps
+    try:
+        session.files.sync_rows()
+        checkpoints.save(step, _tree(progress))
+    except OSError as error:
+        _log.warning("the checkpoint after step %d could not be written (%s); the run goes on", step, error)
+
+
+def _recover(session: Session, checkpoints: Checkpoints, start: outer.Progress) -> outer.Progress:
+    """Where the run goes on; rows after that are cut, to be written again."""
+    found = checkpoints.restore(_tree(start), session.files.count_rows())
+    if found is None:
+        session.files.keep_rows(0)
+        return start
+    step, tree = found
+    rows = session.files.keep_rows(step)
+    console.say(f"going on after step {step}")
+    history = [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+    return outer.Progress(**tree, history=history)
+
+
+def _tree(progress: outer.Progress) -> dict[str, Any]:
+    """What a checkpoint holds: all but the rows, which are in `metrics.jsonl`."""
+    fields = dataclasses.fields(progress)
+    return {field.name: getattr(progress, field.name) for field in fields if field.name != "history"}
+
+
+def _show_header(job: Job, setup: Setup) -> None:
+    cfg, choices = job.cfg, job.choices
+    estimator = choices["hypergrad"]
+    if "linear" in cfg.hypergrad:
+        estimator = f"{estimator} ({choices['linear']})"
+    console.say(f"bilevel {_origin.version()} · {setup.title}")
+    console.say("  " + " · ".join(f"{count} {name}" for name, count in setup.sizes.items()))
+    console.say(
+        f"  inner {choices['inner']} · hypergradient {estimator} · optimizer {choices['optimizer']} · {cfg.steps} steps"
+    )
+    console.say(_origin.machine(cfg))
+
+
+def _result(job: Job, setup: Setup, found: outer.Result) -> dict[str, Any]:
+    interrupted = found.status == "interrupted"
+    return {
+        "task": job.choices["task"],
+        "outer_loss": found.outer_loss,
+        "hparams": setup.physical(found.hparams),
+        "metrics": {} if interrupted else setup.metrics(found.hparams, found.params),
+        "status": found.status,
+        "steps": found.steps,
+        "best_step": found.best_step,
+        "seconds": found.history[-1]["seconds"],
+        **_origin.origin(job.cfg),
+    }

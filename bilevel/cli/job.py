@@ -1,0 +1,125 @@
+"""One run to do: its configuration, its folder, and what that folder already holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from bilevel import config, io
+
+
+class FolderTakenError(ValueError):
+    """The folder holds another run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run to do.
+
+    Attributes:
+      cfg: its configuration, composed and checked.
+      folder: where it writes.
+      choices: the choice made in each config group.
+      overrides: what the user asked for, as texts.
+    """
+
+    cfg: DictConfig
+    folder: Path
+    choices: Mapping[str, str | None]
+    overrides: list[str]
+
+    @property
+    def is_study(self) -> bool:
+        """Whether it is a study, not a task."""
+        return self.cfg.study is not None
+
+    @property
+    def used(self) -> DictConfig:
+        """The part of the configuration that the run uses."""
+        kept = ["study", "size", *config.GENERAL, *config.AROUND]
+        return OmegaConf.masked_copy(self.cfg, kept) if self.is_study else self.cfg
+
+    @property
+    def identity(self) -> str:
+        """A hash of what decides its numbers."""
+        return config.identity(config.plain_values(self.used))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `status.json` says of it."""
+        return {"config": self.identity, "choices": dict(self.choices), "overrides": self.overrides}
+
+    @property
+    def config_text(self) -> str:
+        """`config.yaml`."""
+        return OmegaConf.to_yaml(self.used, resolve=True)
+
+
+def read(folder: Path) -> Job:
+    """The job that a folder holds. Raises `ConfigError` where it holds none."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise config.ConfigError(f"resume={folder}: there is no run in it, it has no config.yaml")
+    try:
+        cfg = OmegaConf.load(path)
+    except Exception as error:
+        raise config.ConfigError(f"{path}: not readable ({str(error).splitlines()[0]})") from error
+    assert isinstance(cfg, DictConfig)
+    whole = config.with_defaults(cfg)
+    status = io.read_status(folder)
+    return Job(whole, folder, status.get("choices", {}), status.get("overrides", []))
+
+
+def past(job: Job) -> dict[str, Any] | None:
+    """The status of the same run, where its folder holds it; None where the folder holds no run.
+
+    Raises:
+      FolderTakenError: it holds another one; nothing was touched.
+    """
+    if not io.holds_run(job.folder):
+        return None
+    try:
+        there = read(job.folder)
+    except config.ConfigError as error:
+        raise FolderTakenError(f"{job.folder} holds another run: {error}") from error
+    found = config.differences(config.plain_values(there.used), config.plain_values(job.used))
+    if found:
+        shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+        raise FolderTakenError(
+            f"{job.folder} already holds a run of another configuration ({shown}): choose another hydra.run.dir, "
+            f"or move it away"
+        )
+    return io.read_status(job.folder)
+
+
+def finished(job: Job) -> dict[str, Any] | None:
+    """The result of the run, if it is at its end and this configuration does not take it further."""
+    result = io.load(job.folder).result
+    if result is None or result.get("status") == "interrupted":
+        return None
+    if job.is_study:
+        return result
+    cfg = job.cfg
+    more_steps = cfg.steps > result["steps"]
+    more_time = cfg.time_limit is None or cfg.time_limit > result["seconds"]
+    goes_on = (result["status"] == "completed" and more_steps) or (
+        result["status"] == "time_limit" and more_steps and more_time
+    )
+    return None if goes_on else result
+
+
+def newest_unfinished(job: Job) -> Path | None:
+    """The newest folder beside the job's own, or that one, with an unfinished run of the same configuration."""
+    own = [job.folder] if (job.folder / "config.yaml").is_file() else []
+    beside = [path.parent for path in job.folder.parent.glob("*/config.yaml")]
+    for folder in sorted({*own, *beside}, key=lambda path: os.path.getmtime(path / "config.yaml"), reverse=True):
+        if io.read_status(folder).get("config") == job.identity:
+            there = dataclasses.replace(job, folder=folder)
+            if finished(there) is None:
+                return folder
+    return None

@@ -1,0 +1,117 @@
+"""`metrics.jsonl`: one JSON object a line, never half a line for long, and one writer at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # no such locks outside POSIX
+    fcntl = None
+
+
+class FolderLockedError(OSError):
+    """Another process writes in the folder."""
+
+
+class Rows:
+    """Appends to a file of rows, and holds its lock until closed.
+
+    Args:
+      path: the file; made if absent.
+
+    Raises:
+      FolderLockedError: another process holds the lock.
+    """
+
+    def __init__(self, path: Path):
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._path = path
+        try:
+            _lock(self._file, path)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def keep(self, count: int) -> list[dict[str, Any]]:
+        """Cut the file after its first `count` rows, half a line included, and return them."""
+        lines = self._path.read_bytes().splitlines(keepends=True)[:count]
+        os.ftruncate(self._file, sum(map(len, lines)))
+        os.lseek(self._file, 0, os.SEEK_END)
+        return [json.loads(line) for line in lines]
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Append a row; where the disk has no room for all of it, none of it stays."""
+        line = (json.dumps(plain(row)) + "\n").encode()
+        before = os.lseek(self._file, 0, os.SEEK_CUR)
+        try:
+            if os.write(self._file, line) < len(line):
+                raise OSError(28, "no space left on the device", str(self._path))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, before)
+                os.lseek(self._file, before, os.SEEK_SET)
+            raise
+
+    def sync(self) -> None:
+        """Wait until the disk has all rows."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._file)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a file, without a half-written last one; none where there is no file."""
+    return Tail(path).new() if path.is_file() else []
+
+
+class Tail:
+    """Reads a file of rows as it grows."""
+
+    def __init__(self, path: Path):
+        self._path, self._offset = path, 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """The whole rows that came since the last call."""
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: arrays as lists, numbers that are not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, str | bool | int | None):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return plain(np.asarray(value).tolist())
+
+
+def _lock(file: int, path: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FolderLockedError(
+            f"{path.parent}: another process is writing this run: wait for its end, or choose another hydra.run.dir"
+        ) from None
+    except OSError:
+        return  # a file system without locks

@@ -1,0 +1,104 @@
+"""Processes that send a run folder's rows to trackers, so that no tracker can stop or slow the run.
+
+Each tracker has a process of its own, `python -m bilevel.track FOLDER NAME`, which reads what the run writes. How many rows it
+has sent stands in `trackers/NAME.json`, so that a later one goes on there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bilevel.io import _files
+from bilevel.io._folder import METRICS, Run, load, read_status
+from bilevel.io._rows import Tail
+from bilevel.io.trackers import Tracker
+
+PATIENCE = 20.0  # seconds that a run waits, once it is over, for what its trackers still send
+_PAUSE = 0.25
+_log = logging.getLogger("bilevel")
+
+
+class Followers:
+    """One process per tracker, for the length of a run."""
+
+    def __init__(self, folder: Path, names: Sequence[str], patience: float = PATIENCE):
+        self._folder, self._names, self._patience = folder, names, patience
+        self._alive: dict[str, subprocess.Popen] = {}
+
+    def __enter__(self) -> Followers:
+        for name in self._names:
+            _home(self._folder).mkdir(exist_ok=True)
+            with (_home(self._folder) / f"{name}.log").open("ab") as log:
+                self._alive[name] = subprocess.Popen(
+                    [sys.executable, "-m", "bilevel.track", str(self._folder), name, "--parent", str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C is for the run; what follows it ends with it
+                )
+        return self
+
+    def look(self) -> None:
+        """Say once of each that ended before the run that it did."""
+        for name, process in list(self._alive.items()):
+            if process.poll() is not None:
+                self._part(name, process.returncode)
+
+    def __exit__(self, *_: object) -> None:
+        deadline = time.monotonic() + self._patience
+        for name, process in list(self._alive.items()):
+            try:
+                code = process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                _log.warning(
+                    "tracker %s took longer than %g s to end and was stopped. %s", name, self._patience, self._fix(name)
+                )
+            else:
+                if code:
+                    self._part(name, code)
+
+    def _part(self, name: str, code: int) -> None:
+        del self._alive[name]
+        if code:
+            lines = (_home(self._folder) / f"{name}.log").read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
+            _log.warning("tracker %s failed, the run goes on: %s. %s", name, last, self._fix(name))
+
+    def _fix(self, name: str) -> str:
+        return f"The rows are in {METRICS}; to send them later: python -m bilevel.track {self._folder} {name}"
+
+
+def follow(tracker: Tracker, name: str, folder: Path, parent: int | None = None) -> None:
+    """Send a run to a tracker: what it has written, and as long as `parent` lives, what it still writes."""
+    path = _home(folder) / f"{name}.json"
+    cursor = _files.read_json(path) or {}
+    sent, seen, tail = int(cursor.get("rows", 0)), 0, Tail(folder / METRICS)
+    cursor["run"] = tracker.start(folder, load(folder).config, cursor.get("run"))
+    path.parent.mkdir(exist_ok=True)
+    while True:
+        over = parent is None or os.getppid() != parent or read_status(folder).get("state") != "running"
+        for row in tail.new():
+            seen += 1
+            if seen > sent:
+                tracker.log(row)
+                _files.write_json(path, {**cursor, "rows": seen})
+        if over:
+            break
+        time.sleep(_PAUSE)
+    tracker.finish(_ended(load(folder)), sorted(folder.glob("*.png")))
+
+
+def _ended(run: Run) -> dict | None:
+    return None if run.result is None or run.result.get("status") == "interrupted" else run.result
+
+
+def _home(folder: Path) -> Path:
+    return folder / "trackers"

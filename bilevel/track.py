@@ -1,0 +1,40 @@
+"""Send a run folder to a tracker: `python -m bilevel.track FOLDER wandb`, once the run is over or while it goes on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from bilevel import _explain, config
+
+
+def main() -> None:
+    """Entry point; exit codes as of `bilevel.run`."""
+    parser = argparse.ArgumentParser(prog="python -m bilevel.track", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a run folder")
+    parser.add_argument("tracker", choices=[name for name in config.groups()["tracker"] if name != "none"])
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    try:
+        _follow(given.folder.resolve(), given.tracker, given.parent)
+    except (Exception, KeyboardInterrupt) as error:
+        message, code = _explain.explain(error)
+        print(message, file=sys.stderr)
+        sys.exit(code)
+
+
+def _follow(folder: Path, name: str, parent: int | None) -> None:
+    from bilevel.cli import job
+    from bilevel.io import following
+
+    if parent is not None:
+        os.nice(10)  # the run comes first
+    cfg = job.read(folder).cfg
+    node = (cfg.tracker or {}).get(name) or config.compose([f"tracker={name}"]).tracker[name]
+    following.follow(config.build(node, cfg.allow_targets), name, folder, parent)
+
+
+if __name__ == "__main__":
+    main()

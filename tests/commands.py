@@ -1,0 +1,91 @@
+"""The command line as a user runs it, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+HINT = "(HYDRA_FULL_ERROR=1 shows the traceback)"
+DROPPED = ("HYDRA_FULL_ERROR", "NETRC", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "PYTHONPATH")
+
+
+def environment(**more):
+    """That of this process, without what would change what a command prints."""
+    kept = {key: value for key, value in os.environ.items() if key not in DROPPED and not key.startswith("WANDB_")}
+    return kept | more
+
+
+def module(name, *arguments, cwd, flags=(), timeout=180, **more):
+    """`python -m bilevel.<name>`, run to its end."""
+    return subprocess.run(
+        [sys.executable, *flags, "-m", f"bilevel.{name}", *arguments],
+        cwd=cwd,
+        env=environment(**more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=timeout,
+    )
+
+
+def command(*arguments, cwd, flags=(), **more):
+    """`python -m bilevel.run`, run to its end."""
+    return module("run", *arguments, cwd=cwd, flags=flags, **more)
+
+
+def begin(*arguments, cwd, **more):
+    """`python -m bilevel.run`, begun; what it prints is left in `printed.txt`."""
+    with (cwd / "printed.txt").open("wb") as printed:
+        return subprocess.Popen(
+            [sys.executable, "-m", "bilevel.run", *arguments],
+            cwd=cwd,
+            env=environment(**more),
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=printed,
+        )
+
+
+def wait_for_rows(folder, count, process, seconds=120):
+    """Wait until a run has written that many rows; fail if it ends before."""
+    deadline = time.monotonic() + seconds
+    path = folder / "metrics.jsonl"
+    while not path.is_file() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None, "the run ended too early"
+        assert time.monotonic() < deadline, f"no {count} rows after {seconds} s"
+        time.sleep(0.001)
+
+
+def timeless(values):
+    """Without what a second run does not repeat."""
+    return {key: value for key, value in values.items() if key != "seconds"}
+
+
+def status(folder):
+    return json.loads((folder / "status.json").read_text(encoding="utf-8"))
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def files(folder):
+    """Every file below a folder, with what is in it."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def error_of(done, code=2):
+    """The sentence that a refused command ends with."""
+    assert done.returncode == code, done.stderr
+    sentence, hint = done.stderr.splitlines()
+    assert hint == HINT
+    assert sentence.startswith("error: ")
+    return sentence.removeprefix("error: ")
