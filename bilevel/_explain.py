@@ -19,7 +19,7 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, i
     if type(error).__module__.split(".")[0] in ("hydra", "omegaconf"):
         return _from_overrides(arguments) or _first_line(error), REFUSED
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", INTERRUPTED
+        return "interrupted: resume=FOLDER goes on with a run, the same command again with a sweep", INTERRUPTED
     if isinstance(error, FileExistsError | config.ConfigError | ValueError | TypeError):  # DataError is a ValueError
         return _first_line(error), REFUSED
     if isinstance(error, OSError):

@@ -56,7 +56,7 @@ def test_the_wheel_holds_the_package_and_the_configuration(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tracked = source_files()
-    package = {name for name in tracked if name.startswith("bilevel/")}
+    package = {name for name in tracked if name.startswith(("bilevel/", "hydra_plugins/"))}
     configs = {f"bilevel/{name}" for name in tracked if name.startswith("configs/")}
     assert "bilevel/py.typed" in package
     assert "bilevel/configs/config.yaml" in configs

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import platform
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from bilevel.cli._signals import PARENT
 from bilevel.cli.job import Job
 from bilevel.io import sweeps
 
-_GRACE = 30.0  # seconds that a job that was told to stop has for its step and its checkpoint
+_GRACE = 10.0  # seconds that a job that was told to stop has for its step and its checkpoint
 _OUTPUT = "output.txt"
 _exit_codes: list[int] = []
 
@@ -85,6 +88,20 @@ def _run_child(job: Job) -> None:
         _note(job, "failed", f"its process ended with exit code {code}; {_OUTPUT} says more")
 
 
+def _stop_jobs(folder: Path) -> None:
+    """Tell the jobs on this machine to stop, and wait for their checkpoints: some launchers kill what they started."""
+    running = [line.folder for line in sweeps.read(folder) if io.is_locked(line.folder)]
+    for job in running:
+        record = io.read_status(job)
+        if record.get("host") == platform.node():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE
+    while any(map(io.is_locked, running)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    raise KeyboardInterrupt
+
+
 def _end(child: subprocess.Popen) -> None:
     child.terminate()
     try:
@@ -106,8 +123,11 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Mark the folder, and ask only for the trials that a persistent storage lacks."""
-        sweeps.mark(Path(config.hydra.sweep.dir), list(config.hydra.overrides.task))
+        folder = Path(config.hydra.sweep.dir)
+        sweeps.mark(folder, list(config.hydra.overrides.task))
         _trials.go_on(config.hydra.sweeper)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: _stop_jobs(folder))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write `sweep.csv`, and say what was found, what failed, and what to do next."""

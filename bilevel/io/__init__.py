@@ -1,6 +1,6 @@
 """Run folders, checkpoints, trackers and the console."""
 
-from bilevel.io._folder import Run, RunFolder, holds_run, load, read_status, write_status
+from bilevel.io._folder import Run, RunFolder, holds_run, is_locked, load, read_status, write_status
 from bilevel.io._rows import FolderLockedError, plain, read_rows
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "Run",
     "RunFolder",
     "holds_run",
+    "is_locked",
     "load",
     "plain",
     "read_rows",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bilevel.io import _files
-from bilevel.io._rows import Rows, plain, read_rows
+from bilevel.io._rows import FolderLockedError, Rows, plain, read_rows
 
 CONFIG, METRICS, RESULT, SOLUTION, LOG = "config.yaml", "metrics.jsonl", "result.json", "solution.npz", "log.txt"
 STATUS = "status.json"
@@ -94,6 +94,17 @@ def write_status(folder: Path, state: State, **record: Any) -> None:
 def read_status(folder: Path) -> dict[str, Any]:
     """What `status.json` says; empty where there is none."""
     return _files.read_json(folder / STATUS) or {}
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process is writing a run in a folder."""
+    if not (folder / METRICS).is_file():
+        return False
+    try:
+        Rows(folder / METRICS).close()
+    except FolderLockedError:
+        return True
+    return False
 
 
 def holds_run(folder: Path) -> bool:

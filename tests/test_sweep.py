@@ -1,0 +1,270 @@
+"""Sweeps: what fails costs one job, and the same command again does what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import begin, command, environment, error_of, files, result, rows, status
+
+import bilevel
+from bilevel import config
+from bilevel.io import sweeps
+
+HERE = {"PYTHONPATH": str(Path(__file__).parent), "RAY_AUTH_MODE": "disabled"}
+LAUNCHERS = {
+    "basic": (),
+    "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    "submitit": ("hydra/launcher=submitit_local",),
+    "ray": ("hydra/launcher=ray", "hydra.launcher.num_cpus=2"),
+}
+
+
+def faulty(seeds, *more, **which):
+    """The overrides of a sweep over seeds, some of which fail."""
+    settings = [f"+task.{name}={json.dumps(found).replace(' ', '')}" for name, found in which.items()]
+    what = ("-m", "task=ridge", "task._target_=faulty.Faulty", "allow_targets=[faulty]", *settings)
+    return (*what, "steps=2", f"seed=range({seeds})", "hydra.sweep.dir=sweep", *more)
+
+
+def jobs(folder):
+    """The jobs of a sweep by seed, with their status."""
+    return {line.given["seed"]: line for line in sweeps.read(folder)}
+
+
+def check(cwd, seeds, failing, limit, launcher, errors):
+    """Two invocations, the second after the fix: what failed is named, and it alone runs again."""
+    overrides = (*faulty(seeds, **failing), f"job_time_limit={limit}", *LAUNCHERS[launcher])
+    bad = {str(seed) for seeds in failing.values() for seed in seeds}
+    first = command(*overrides, cwd=cwd, timeout=900, **HERE)
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert f"{seeds - len(bad)} done, {len(bad)} failed" in first.stdout
+    found = jobs(cwd / "sweep")
+    assert {seed for seed, line in found.items() if line.state == "failed"} == bad
+    assert {seed for seed, line in found.items() if line.state == "done"} == {str(s) for s in range(seeds)} - bad
+    for kind, seeds_of_kind in failing.items():
+        for seed in map(str, seeds_of_kind):
+            assert errors[kind] in found[seed].error
+            assert f"failed: seed={seed}: {found[seed].error}" in first.stdout
+    with (cwd / "sweep" / "sweep.csv").open() as file:
+        table = {row["seed"]: row for row in csv.DictReader(file)}
+    assert {seed for seed, row in table.items() if row["state"] == "failed"} == bad
+    losses = {seed: float(row["outer_loss"]) for seed, row in table.items() if row["outer_loss"]}
+    best = min(losses, key=losses.get)
+    assert f"best: seed={best}: outer loss {losses[best]:.6g}" in first.stdout
+
+    before = {seed: files(line.folder) for seed, line in found.items()}
+    (cwd / "fixed").touch()
+    second = command(*overrides, cwd=cwd, timeout=900, **HERE)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert f"{seeds} done\n" in second.stdout
+    after = jobs(cwd / "sweep")
+    assert {seed for seed, line in after.items() if files(line.folder) != before[seed]} == bad
+
+
+ERRORS = {
+    "raising": "is not to be used",
+    "killed": "its process was killed by SIGKILL",
+    "hanging": "it took longer than job_time_limit",
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_failing_job_costs_that_job_alone(launcher, tmp_path):
+    check(tmp_path, 3, {"raising": [0], "killed": [1]}, 120, launcher, ERRORS)
+
+
+def test_a_hanging_job_is_stopped(tmp_path):
+    check(tmp_path, 2, {"hanging": [0]}, 25, "joblib", ERRORS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "limit"), [("basic", 30), ("joblib", 40), ("submitit", 240), ("ray", 40)])
+def test_a_sweep_of_24_jobs(launcher, limit, tmp_path):
+    check(tmp_path, 24, {"raising": [3, 8, 15], "killed": [11], "hanging": [19]}, limit, launcher, ERRORS)
+
+
+# One sweep looked at from several sides
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A small sweep, and what it printed."""
+    cwd = tmp_path_factory.mktemp("sweep")
+    done = command("-m", "task=ridge", "seed=0,1", "steps=2,3", "task.data=diabetes", "checkpoint.every=1", cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (cwd / "runs" / "sweeps").iterdir()
+    return done, folder
+
+
+def test_a_sweep_writes_one_folder_per_job(sweep):
+    _, folder = sweep
+    lines = sweeps.read(folder)
+    assert [(line.given["seed"], line.given["steps"]) for line in lines] == [
+        ("0", "2"),
+        ("0", "3"),
+        ("1", "2"),
+        ("1", "3"),
+    ]
+    for line in lines:
+        assert result(line.folder)["seed"] == int(line.given["seed"])
+        assert len(rows(line.folder)) == int(line.given["steps"])
+        assert status(line.folder)["state"] == "done"
+        assert bilevel.load(line.folder).hparams.shape == (10,)
+    assert sweeps.swept(lines) == ["seed", "steps"]
+
+
+def test_a_job_is_what_the_command_alone_gives(sweep, tmp_path):
+    _, folder = sweep
+    done = command("task=ridge", "seed=1", "steps=3", "hydra.run.dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    there = next(line.folder for line in sweeps.read(folder) if (line.given["seed"], line.given["steps"]) == ("1", "3"))
+    assert result(there)["outer_loss"] == result(tmp_path / "out")["outer_loss"]
+
+
+def test_the_end_of_a_sweep_names_the_best(sweep):
+    done, folder = sweep
+    best = sweeps.best(sweeps.read(folder))
+    assert f"best: seed=0 steps=3: outer loss {best.found['outer_loss']:.6g}, in " in done.stdout
+    assert done.stdout.splitlines()[-1].endswith(f"python -m bilevel.report {folder.relative_to(folder.parents[2])}")
+
+
+def test_other_checkpoints_or_trackers_do_not_make_another_sweep(sweep):
+    _, folder = sweep
+    before = files(folder)
+    done = command(
+        *("-m", "seed=0,1", "task=ridge", "steps=2,3", "task.data=diabetes", "job_time_limit=100"),
+        cwd=folder.parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    ours = {
+        name: content for name, content in files(folder).items() if name.name not in ("sweep.json", "multirun.yaml")
+    }
+    assert ours == {name: before[name] for name in ours}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "others"),
+    [
+        (["task=a/b", "inner.x=[1,2]"], ["task=a", "inner.x=[1,2]"]),
+        (["seed=1", "steps=2"], ["seed=2", "steps=1"]),
+        ([], ["seed=1"]),
+    ],
+)
+def test_folders_are_named_by_a_hash_of_the_overrides(overrides, others):
+    name = config.overrides_hash(overrides)
+    assert name == config.overrides_hash([*reversed(overrides), "tracker=wandb", "checkpoint.every=3"])
+    assert name != config.overrides_hash(others)
+    assert name.isalnum()
+
+
+def test_a_wrong_key_fails_the_job_in_a_sentence(tmp_path):
+    done = command("-m", "task=ridge", "steps=2", "inner.rtol=1e-6,abc", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "1 done, 1 failed" in done.stdout
+    assert "failed: inner.rtol=abc: inner.rtol: expected a number" in done.stdout
+
+
+def test_an_unknown_group_is_refused_before_anything_runs(tmp_path):
+    assert "did you mean svm?" in error_of(command("-m", "task=svn,ridge", cwd=tmp_path))
+
+
+# Interrupted
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_an_interrupted_sweep_goes_on(launcher, tmp_path):
+    overrides = ("-m", "task=ridge", "seed=0,1", "steps=4000", "hydra.sweep.dir=sweep", *LAUNCHERS[launcher])
+    process = begin(*overrides, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not [path for path in tmp_path.glob("sweep/*/metrics.jsonl") if path.stat().st_size > 2000]:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    folder = next(path.parent for path in tmp_path.glob("sweep/*/metrics.jsonl"))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 75
+    assert status(folder)["state"] == "interrupted"
+    done = len(rows(folder))
+    again = command(*overrides, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"going on after step {done}" in (folder / "log.txt").read_text()
+
+
+# Optuna
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_optuna_goes_on_with_the_trials_of_its_storage(sampler, tmp_path):
+    def search(trials):
+        done = command(
+            *("sweep=black_box", f"hydra/sweeper/sampler={sampler}", "hydra/launcher=basic", "hydra.sweeper.n_jobs=1"),
+            *(f"hydra.sweeper.n_trials={trials}", "hydra.sweeper.sampler.seed=0", "hydra.sweep.dir=sweep"),
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return {line.given["task.penalty"]: line for line in sweeps.read(tmp_path / "sweep")}
+
+    first = search(2)
+    second = search(3)
+    assert len(first) == 2
+    assert len(second) == 3
+    assert set(first) < set(second)
+    assert all(line.state == "done" for line in second.values())
+    with contextlib.closing(sqlite3.connect(tmp_path / "sweep" / "optuna.db")) as database:
+        stored = {value for (value,) in database.execute("select value from trial_values")}
+    assert stored == {line.found["outer_loss"] for line in second.values()}
+
+
+# Ready examples
+
+
+def test_the_examples_compose_to_sweeps():
+    for name in config.groups()["sweep"]:
+        hydra = config.compose([f"sweep={name}"], with_hydra=True).hydra
+        assert hydra.mode.name == "MULTIRUN"
+        assert hydra.sweeper.params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", config.groups()["sweep"])
+def test_an_example_finishes_in_minutes(name, tmp_path):
+    begun = time.monotonic()
+    done = command(f"sweep={name}", cwd=tmp_path, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert time.monotonic() - begun < 600
+
+
+def test_slurm_is_configured():
+    launcher = config.compose(["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], with_hydra=True).hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert (launcher.partition, launcher.gpus_per_node, launcher.timeout_min) == ("gpu", 0, 240)
+
+
+def test_ray_joins_a_running_cluster(tmp_path):
+    """Skipped where no cluster can be started."""
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    started = subprocess.run(
+        [*ray, "start", "--head", "--port=6397", "--num-cpus=2", "--include-dashboard=false"],
+        capture_output=True,
+        text=True,
+        env=environment(**HERE),
+        timeout=120,
+    )
+    if started.returncode:
+        pytest.skip(f"no Ray cluster here: {started.stderr[-200:]}")
+    try:
+        overrides = faulty(2, "hydra/launcher=ray", "hydra.launcher.address=127.0.0.1:6397", killed=[1])
+        done = command(*overrides, cwd=tmp_path, **HERE)
+        assert "1 done, 1 failed" in done.stdout, done.stdout + done.stderr
+    finally:
+        subprocess.run([*ray, "stop", "--force"], capture_output=True, env=environment(**HERE), timeout=120)
