@@ -41,12 +41,15 @@ MAY_IMPORT = {
     "tasks": GROUND | {"optimality", "implicit", "inner", "datasets"},  # solvers for metrics alone
     "studies": HYPERGRAD | {"outer", "tasks", "datasets"},
     "io": BASE,
+    "pages": {"io"},
     "_schema": set(),
     "config": {"_schema"},
     "_explain": {"config"},
     "cli": {"config", "_explain", "_schema", "outer", "tasks", "studies", "io", "__init__"},
     "run": {"config", "_explain", "cli"},
     "track": {"config", "_explain", "cli", "io"},
+    "report": {"_explain", "pages", "io"},
+    "dashboard": {"_explain", "io"},
     "__init__": HYPERGRAD | {"diagnostics", "outer", "io"},
 }
 OF_CONFIGURATION = ("job", "execute", "resume", "sweep", "_task", "_study", "_origin", "_trials")

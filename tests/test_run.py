@@ -26,6 +26,7 @@ ROW_KEYS = {
 RESULT_KEYS = {
     "task",
     "outer_loss",
+    "start",
     "hparams",
     "metrics",
     "status",

@@ -87,7 +87,7 @@ def run(job: Job, prepared: Prepared, session: Session, past: dict[str, Any]) ->
     if not interrupted:
         for name, figure in setup.pictures(found.hparams, found.params).items():
             session.files.write_picture(name, figure)
-    console.show_result(result, found.history[0]["outer_loss"], setup.physical(setup.hparams), job.folder)
+    console.show_result(result, found.history[0]["outer_loss"], job.folder)
     if found.status == "non_finite":
         raise DivergedError(
             f"outer step {found.steps - 1}: the outer loss or its gradient is not finite, and the run ended there; the best "
@@ -143,6 +143,7 @@ def _result(job: Job, setup: Setup, found: outer.Result) -> dict[str, Any]:
     return {
         "task": job.choices["task"],
         "outer_loss": found.outer_loss,
+        "start": setup.physical(setup.hparams),
         "hparams": setup.physical(found.hparams),
         "metrics": {} if interrupted else setup.metrics(found.hparams, found.params),
         "status": found.status,

@@ -1,5 +1,6 @@
 """Run folders, checkpoints, trackers and the console."""
 
+from bilevel.io._files import write_text
 from bilevel.io._folder import Run, RunFolder, holds_run, is_locked, load, read_status, write_status
 from bilevel.io._rows import FolderLockedError, plain, read_rows
 
@@ -14,4 +15,5 @@ __all__ = [
     "read_rows",
     "read_status",
     "write_status",
+    "write_text",
 ]

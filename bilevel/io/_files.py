@@ -31,6 +31,11 @@ def replace(path: Path, content: bytes | Callable[[BinaryIO], Any], *, durable: 
         _sync_folder(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text, whole or not at all."""
+    replace(path, text.encode())
+
+
 def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = False) -> None:
     """Write a mapping as JSON, whole or not at all."""
     replace(path, (json.dumps(value, indent=2) + "\n").encode(), durable=durable)

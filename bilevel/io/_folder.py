@@ -133,6 +133,11 @@ class Run:
     params: Any
     arrays: Any
 
+    @property
+    def ended(self) -> bool:
+        """Whether the run came to its end."""
+        return self.result is not None and self.result.get("status") != "interrupted"
+
 
 def load(folder: str | os.PathLike[str]) -> Run:
     """Read a run folder back.

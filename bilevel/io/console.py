@@ -78,7 +78,7 @@ class Bar:
         self._progress.update(self._task, advance=1, row="")
 
 
-def show_result(result: Mapping[str, Any], first_loss: float, start: Mapping[str, Any], folder: Path) -> None:
+def show_result(result: Mapping[str, Any], first_loss: float, folder: Path) -> None:
     """A few lines: the loss, the metrics, the hyperparameters in physical units, where it all lies."""
     say(
         f"outer loss {first_loss:.6g} → {result['outer_loss']:.6g} at step {result['best_step']} of {result['steps']} "
@@ -87,7 +87,7 @@ def show_result(result: Mapping[str, Any], first_loss: float, start: Mapping[str
     if result["metrics"]:
         say("  ".join(f"{name} {value:.5g}" for name, value in result["metrics"].items()))
     for name, value in result["hparams"].items():
-        say(f"{name} {brief(value)}  (started at {brief(start[name])})")
+        say(f"{name} {brief(value)}  (started at {brief(result['start'][name])})")
     say(f"run folder: {folder}")
     if result["status"] == "interrupted":
         say(f"to go on: python -m bilevel.run resume={folder}")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bilevel.io import _files
-from bilevel.io._folder import METRICS, Run, load, read_status
+from bilevel.io._folder import METRICS, load, read_status
 from bilevel.io._rows import Tail
 from bilevel.io.trackers import Tracker
 
@@ -93,11 +93,8 @@ def follow(tracker: Tracker, name: str, folder: Path, parent: int | None = None)
         if over:
             break
         time.sleep(_PAUSE)
-    tracker.finish(_ended(load(folder)), sorted(folder.glob("*.png")))
-
-
-def _ended(run: Run) -> dict | None:
-    return None if run.result is None or run.result.get("status") == "interrupted" else run.result
+    run = load(folder)
+    tracker.finish(run.result if run.ended else None, sorted(folder.glob("*.png")))
 
 
 def _home(folder: Path) -> Path:

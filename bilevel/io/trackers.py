@@ -133,9 +133,11 @@ class Trackio(Tracker):
         self._trackio.log({k: v for k, v in row.items() if k != "step" and v is not None}, step=row.get("step"))
 
     def finish(self, result, pictures):
-        """Log the pictures, and flush."""
-        if result is not None and pictures:
-            self._trackio.log({path.stem: self._trackio.Image(str(path)) for path in pictures})
+        """Log the result as a table, and the pictures; flush."""
+        if result is not None:
+            rows = [[name, f"{value:.6g}" if isinstance(value, float) else str(value)] for name, value in _flat(result)]
+            media = {path.stem: self._trackio.Image(str(path)) for path in pictures}
+            self._trackio.log({"result": self._trackio.Table(columns=["name", "value"], data=rows), **media})
         self._trackio.finish()
 
 
@@ -174,6 +176,16 @@ class TensorBoard(Tracker):
                 pixels = matplotlib.image.imread(path)
                 self._writer.add_image(path.stem, pixels[..., :3], self._step, dataformats="HWC")
         self._writer.close()
+
+
+def _flat(result: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The numbers and texts of a result by name."""
+    found: list[tuple[str, Any]] = []
+    for name in _SUMMARY:
+        value = result.get(name)
+        pairs = value.items() if isinstance(value, Mapping) else [(name, value)]
+        found += [(key, each) for key, each in pairs if isinstance(each, int | float | str)]
+    return found
 
 
 def _sweep_of(folder: Path) -> str | None:

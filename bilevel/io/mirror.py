@@ -1,0 +1,42 @@
+"""Run folders, copied into trackio's database as they grow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bilevel.io import _files
+from bilevel.io._folder import CONFIG, METRICS, load
+from bilevel.io.trackers import Trackio
+
+_HOME = ".trackio"
+
+
+class Mirror:
+    """Copies what run folders below a folder have written since the last time.
+
+    Args:
+      folder: holds run folders, at any depth; the database is made in it, in `.trackio`.
+      project: trackio's name for all of them together.
+    """
+
+    def __init__(self, folder: Path, project: str):
+        self._folder, self._home = folder, folder / _HOME
+        self._tracker = Trackio(project=project, folder=str(self._home))
+
+    def update(self) -> int:
+        """Copy what is new, and return the number of runs."""
+        runs = sorted(path.parent for path in self._folder.rglob(METRICS) if (path.parent / CONFIG).is_file())
+        path = self._home / "copied.json"
+        copied = _files.read_json(path) or {}
+        for run in runs:
+            name = "-".join(run.relative_to(self._folder).parts) or run.name
+            rows, ended = copied.get(name, (0, False))
+            found = load(run)
+            if len(found.metrics) > rows or (found.ended and not ended):
+                self._tracker.start(run, found.config, name)
+                for row in found.metrics[rows:]:
+                    self._tracker.log(row)
+                self._tracker.finish(found.result if found.ended else None, sorted(run.glob("*.png")))
+                copied[name] = (len(found.metrics), found.ended)
+                _files.write_json(path, copied)
+        return len(runs)

@@ -1,0 +1,15 @@
+"""A run or a sweep as one HTML page that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bilevel.io import sweeps
+from bilevel.pages import _run, _sweep
+
+__all__ = ["page_of"]
+
+
+def page_of(folder: Path) -> str:
+    """The page of a run folder or of the folder of a sweep. Raises FileNotFoundError where the folder holds neither."""
+    return _sweep.page(folder) if sweeps.is_sweep(folder) else _run.page(folder)

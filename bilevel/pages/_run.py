@@ -1,0 +1,133 @@
+"""The page of one run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bilevel.io import Run, load, read_status
+from bilevel.pages import _charts
+from bilevel.pages._html import Html, element, facts, folded, image, section, shown, table
+from bilevel.pages._html import page as whole_page
+
+_ENDED = {
+    "completed": "all steps done",
+    "converged": "the hypergradient's norm came below gtol",
+    "patience": "no better outer loss for as many steps as patience allows",
+    "time_limit": "time_limit was reached",
+    "interrupted": "interrupted; resume goes on",
+    "non_finite": "the outer loss or its gradient was no longer finite",
+}
+
+
+def page(folder: Path) -> str:
+    """The page of a run folder."""
+    run, status = load(folder), read_status(folder)
+    state = status.get("state", "done" if run.result else "running")
+    error = status.get("error")
+    return whole_page(
+        f"{_name(run)} · {folder.name}",
+        str(folder),
+        state,
+        element("p", error, class_="error") if error else "",
+        section("Result", facts(_outcome(run))),
+        section("Progress", _progress(run)),
+        section("Hyperparameters", *_hyperparameters(run)),
+        section("Pictures", *_pictures(folder)),
+        section("Solves and cost", facts(_cost(run))),
+        section("Summary", facts((run.result or {}).get("summary", {}).items())),
+        folded("Last rows", _last_rows(run)),
+        folded("Configuration", element("pre", (folder / "config.yaml").read_text(encoding="utf-8"))),
+        folded("Versions", facts(_versions(run))),
+        folded("Log", element("pre", _log(folder))),
+    )
+
+
+def _name(run: Run) -> str:
+    result = run.result or {}
+    target = (run.config.get("study") or run.config.get("task") or {}).get("_target_", "run")
+    return result.get("task") or target.rpartition(".")[2]
+
+
+def _outcome(run: Run) -> list[tuple[str, Any]]:
+    result, rows = run.result or {}, run.metrics
+    found: list[tuple[str, Any]] = []
+    if rows and "outer_loss" in rows[-1]:
+        found += [("first outer loss", rows[0]["outer_loss"]), ("last outer loss", rows[-1]["outer_loss"])]
+    if "outer_loss" in result:
+        found.append(("best outer loss", f"{shown(result['outer_loss'])} at step {result['best_step']}"))
+        found.append(("ended", _ENDED.get(result["status"], result["status"])))
+    found += [(name, value) for name, value in result.get("metrics", {}).items()]
+    found += [(name.replace("_", " "), result[name]) for name in ("error_bound", "verdict") if name in result]
+    return found
+
+
+def _progress(run: Run) -> Html | str:
+    if not run.metrics or "outer_loss" not in run.metrics[0]:
+        return ""
+    best = (run.result or {}).get("best_step")
+    return image(
+        "svg+xml", _charts.progress(run.metrics, best), "outer loss, gradient norm and residuals against outer steps"
+    )
+
+
+def _hyperparameters(run: Run) -> list[Any]:
+    result = run.result or {}
+    before, after = result.get("start", {}), result.get("hparams", {})
+    if not after:
+        return []
+    rows = [(name, _brief(before.get(name)), _brief(value)) for name, value in after.items()]
+    arrays = {name: np.asarray(value, float) for name, value in after.items() if isinstance(value, list)}
+    return [table(("", "before", "after"), rows)] + [
+        image("svg+xml", _charts.hyperparameter(name, np.asarray(before.get(name, []), float), value), name)
+        for name, value in arrays.items()
+        if 1 < value.size <= 5000
+    ]
+
+
+def _brief(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    array = np.asarray(value, float)
+    return f"{array.min():.4g} … {array.max():.4g} ({array.size} values)"
+
+
+def _pictures(folder: Path) -> list[Html]:
+    return [image("png", path.read_bytes(), path.stem) for path in sorted(folder.glob("*.png"))]
+
+
+def _cost(run: Run) -> list[tuple[str, Any]]:
+    rows = run.metrics
+    if not rows or "grad_evals" not in rows[0]:
+        return []
+    counts = Counter(row["status"] for row in rows)
+    further = [name for name in ("outer_error", "error_bound", "verdict") if name in rows[-1]]
+    return [
+        ("outer steps", len(rows)),
+        ("solves", ", ".join(f"{count} {name}" for name, count in counts.most_common())),
+        ("last inner residual", rows[-1]["inner_residual"]),
+        ("last adjoint residual", rows[-1]["adjoint_residual"]),
+        *((f"last {name.replace('_', ' ')}", rows[-1][name]) for name in further),
+        ("gradient evaluations", sum(row["grad_evals"] for row in rows)),
+        ("Hessian-vector products", sum(row["hvps"] for row in rows)),
+        ("seconds", rows[-1]["seconds"]),
+    ]
+
+
+def _last_rows(run: Run, count: int = 10) -> Html:
+    rows = run.metrics[-count:]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return table(columns, [[row.get(name) for name in columns] for row in rows])
+
+
+def _versions(run: Run) -> list[tuple[str, Any]]:
+    result = run.result or {}
+    return [*result.get("versions", {}).items(), ("device", result.get("device")), ("seed", run.config.get("seed"))]
+
+
+def _log(folder: Path) -> str:
+    path = folder / "log.txt"
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
