@@ -14,7 +14,7 @@ def main() -> None:
     """Entry point; exit codes as of `bilevel.run`."""
     parser = argparse.ArgumentParser(prog="python -m bilevel.track", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run folder")
-    parser.add_argument("tracker", choices=[name for name in config.groups()["tracker"] if name != "none"])
+    parser.add_argument("tracker", help="one of the run's own, or of: " + ", ".join(_known()))
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     try:
@@ -25,6 +25,10 @@ def main() -> None:
         sys.exit(code)
 
 
+def _known() -> list[str]:
+    return [name for name in config.groups()["tracker"] if name != "none"]
+
+
 def _follow(folder: Path, name: str, parent: int | None) -> None:
     from bilevel.cli import job
     from bilevel.io import following
@@ -32,7 +36,10 @@ def _follow(folder: Path, name: str, parent: int | None) -> None:
     if parent is not None:
         os.nice(10)  # the run comes first
     cfg = job.read(folder).cfg
-    node = (cfg.tracker or {}).get(name) or config.compose([f"tracker={name}"]).tracker[name]
+    node = (cfg.tracker or {}).get(name)
+    if node is None and name not in _known():
+        raise config.ConfigError(f"{name}: there is no such tracker{config.close(name, _known())}")
+    node = node or config.compose([f"tracker={name}"]).tracker[name]
     following.follow(config.build(node, cfg.allow_targets), name, folder, parent)
 
 

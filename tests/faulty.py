@@ -1,4 +1,7 @@
-"""A task that fails in the way that its seed says, for tests of sweeps, until a file `fixed` lies in the folder."""
+"""A task and trackers that fail as they are told.
+
+The task does so by its seed, until a file `fixed` lies in the folder.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import time
 from pathlib import Path
 
 from bilevel.datasets import DataError
+from bilevel.io import trackers
 from bilevel.tasks import Ridge
 
 
@@ -33,3 +37,29 @@ class Faulty(Ridge):
             if seed in self.hanging:
                 time.sleep(3600)
         return super().setup(seed, dtype)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Tracker(trackers.Tracker):
+    """Writes nothing.
+
+    Args:
+      raises: whether it does, at the second row.
+      seconds: that it takes to start.
+    """
+
+    raises: bool = False
+    seconds: float = 0.0
+
+    def start(self, folder, config, run):
+        self.rows = 0
+        time.sleep(self.seconds)
+        return "run"
+
+    def log(self, row):
+        self.rows += 1
+        if self.raises and self.rows == 2:
+            raise ConnectionError("the server is gone")
+
+    def finish(self, result, pictures):
+        pass

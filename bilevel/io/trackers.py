@@ -124,6 +124,7 @@ class Trackio(Tracker):
             config=plain(dict(config)),
             resume="allow",
             auto_log_gpu=False,
+            auto_log_cpu=False,
             embed=False,
         )
         return name

@@ -1,0 +1,219 @@
+"""Trackers: what they hold is what the run wrote, and none of them can stop or slow it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import begin, command, environment, error_of, module, result, rows, wait_for_rows
+
+from bilevel.io import following
+
+HERE = {"PYTHONPATH": str(Path(__file__).parent)}
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+def plain_rows(folder):
+    return [{name: value for name, value in row.items() if value is not None} for row in rows(folder)]
+
+
+def wandb_records(folder):
+    """What the offline runs of a folder hold, read by W&B's own tool."""
+    found = []
+    for run in sorted((folder / "wandb").glob("offline-run-*")):
+        read = subprocess.run(
+            [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment(),
+            timeout=60,
+        )
+        found += [json.loads(line) for line in read.stdout.splitlines()]
+    return found
+
+
+def history(records):
+    """The logged rows."""
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    """A run with all three trackers."""
+    cwd = tmp_path_factory.mktemp("tracked")
+    done = command(
+        *("task=distillation", "steps=8", "hydra.run.dir=out", "tracker=[wandb,trackio,tensorboard]"),
+        "tracker.trackio.folder=boards",
+        cwd=cwd,
+        WANDB_API_KEY=KEY,
+        WANDB_MODE="offline",
+        HOME=str(cwd),
+    )
+    assert done.returncode == 0, done.stderr
+    return done, cwd / "out"
+
+
+def test_wandb_holds_the_rows_the_configuration_and_the_summary(tracked):
+    _, folder = tracked
+    records = wandb_records(folder)
+    logged = [row for row in history(records) if "outer_loss" in row]
+    expected = [row | {"_step": row.pop("step")} for row in plain_rows(folder)]
+    assert [{name: row[name] for name in ours} for row, ours in zip(logged, expected, strict=True)] == expected
+    (run,) = [record["run"] for record in records if record["type"] == "run"]
+    assert run["config"]["update"]["task"]["_target_"] == "bilevel.tasks.Distillation"
+    text = json.dumps([record for record in records if record["type"] == "summary"])
+    assert repr(result(folder)["outer_loss"]) in text
+    assert "images" in json.dumps(history(records)[-1])
+
+
+def test_trackio_holds_the_rows(tracked):
+    _, folder = tracked
+    run = f"{folder.parent.name}-out"
+    asked = ["get", "metric", "--project", "bilevel", "--run", run, "--metric", "outer_loss", "--json"]
+    read = subprocess.run(
+        [sys.executable, "-m", "trackio.cli", *asked],
+        capture_output=True,
+        text=True,
+        env=environment(TRACKIO_DIR=str(folder.parent / "boards")),
+        timeout=60,
+    )
+    assert read.returncode == 0, read.stderr
+    values = [point["value"] for point in json.loads(read.stdout)["values"]]
+    assert values == [row["outer_loss"] for row in rows(folder)]
+
+
+def events(content):
+    """The events of a file: each has its length, a checksum, and another checksum after it."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        yield Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+
+
+def test_tensorboard_holds_the_rows(tracked):
+    _, folder = tracked
+    logged = {}
+    for path in (folder / "tensorboard").iterdir():
+        for event in events(path.read_bytes()):
+            for value in event.summary.value:
+                logged.setdefault(value.tag, []).append((event.step, value.simple_value))
+    losses = [(row["step"], pytest.approx(row["outer_loss"], rel=1e-6)) for row in rows(folder)]
+    assert logged["outer_loss"] == losses
+    assert "images" in logged
+
+
+def test_nobody_writes_a_key(tracked):
+    done, folder = tracked
+    assert KEY not in done.stdout + done.stderr
+    for path in folder.parent.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+def test_a_resumed_run_has_one_name_and_no_row_twice(tmp_path):
+    process = begin("task=ridge", "steps=100000", "hydra.run.dir=out", "tracker=wandb", cwd=tmp_path)
+    folder = tmp_path / "out"
+    wait_for_rows(folder, 10, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    steps = len(rows(folder))
+    config = (folder / "config.yaml").read_text().replace("steps: 100000", f"steps: {steps + 5}")
+    (folder / "config.yaml").write_text(config)
+    done = command("resume=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    records = wandb_records(folder)
+    assert len({record["run"]["run_id"] for record in records if record["type"] == "run"}) == 1
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 2
+    losses = [row["outer_loss"] for row in history(records) if "outer_loss" in row]
+    assert losses == [row["outer_loss"] for row in rows(folder)]
+    assert len(losses) == steps + 5
+
+
+def test_the_jobs_of_a_sweep_are_a_group(tmp_path):
+    done = command("-m", "task=ridge", "seed=0,1", "steps=2", "tracker=wandb", "hydra.sweep.dir=mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for folder in (path.parent for path in tmp_path.glob("mine/*/config.yaml")):
+        (run,) = [record["run"] for record in wandb_records(folder) if record["type"] == "run"]
+        assert run["run_group"] == "mine"
+
+
+# Trackers that fail
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("+tracker.bad.raises=true",), ["tracker bad failed, the run goes on", "the server is gone"]),
+        (("tracker.bad._target_=faulty.Missing",), ["tracker.bad._target_"]),
+    ],
+)
+def test_a_failing_tracker_is_told_of_once_and_stops_nothing(settings, words, tmp_path):
+    overrides = ("task=ridge", "steps=3000", "hydra.run.dir=out", "allow_targets=[faulty]")
+    done = command(*overrides, "+tracker.bad._target_=faulty.Tracker", *settings, cwd=tmp_path, **HERE)
+    printed = " ".join((done.stdout + done.stderr).split())
+    for word in words:
+        assert printed.count(word) == 1
+    if done.returncode == 0:
+        assert len(rows(tmp_path / "out")) == 3000
+        assert "python -m bilevel.track" in printed
+
+
+def test_a_tracker_that_blocks_is_left_behind(tmp_path):
+    done = command(
+        *("task=ridge", "steps=5", "hydra.run.dir=out", "allow_targets=[faulty]"),
+        *("+tracker.bad._target_=faulty.Tracker", "+tracker.bad.seconds=3600"),
+        cwd=tmp_path,
+        **HERE,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = " ".join(done.stdout.split())
+    assert f"tracker bad took longer than {following.PATIENCE:g} s to end and was stopped" in printed
+    assert len(rows(tmp_path / "out")) == 5
+
+
+def test_a_tracker_ends_with_a_run_that_is_killed(tmp_path):
+    process = begin("task=ridge", "steps=100000", "hydra.run.dir=out", "tracker=wandb", cwd=tmp_path)
+    folder = tmp_path / "out"
+    wait_for_rows(folder, 50, process)
+    deadline = time.monotonic() + 60
+    while not (folder / "trackers" / "wandb.json").is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    known = len(rows(folder)) - 1  # the last row may be half a row
+    while json.loads((folder / "trackers" / "wandb.json").read_text())["rows"] < known:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_run_without_a_tracker_is_sent_later(tmp_path):
+    assert command("task=ridge", "steps=3", "hydra.run.dir=out", cwd=tmp_path).returncode == 0
+    for _ in range(2):  # the second time there is nothing left to send
+        done = module("track", "out", "wandb", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    losses = [row["outer_loss"] for row in history(wandb_records(tmp_path / "out")) if "outer_loss" in row]
+    assert losses == [row["outer_loss"] for row in rows(tmp_path / "out")]
+
+
+@pytest.mark.parametrize(
+    ("folder", "tracker", "words"), [("out", "wandbb", "did you mean wandb"), ("no", "wandb", "no run")]
+)
+def test_what_cannot_be_sent_is_refused(folder, tracker, words, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text("steps: 3\n")
+    done = module("track", folder, tracker, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_an_unknown_tracker_is_refused(tmp_path):
+    assert "did you mean wandb?" in error_of(command("tracker=[wandbb,trackio]", cwd=tmp_path))
