@@ -25,7 +25,7 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, i
     if isinstance(error, OSError):
         return _from_system(error), MACHINE
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return f"out of memory: {_first_line(error)}; use a smaller problem, or a machine with more memory", MACHINE
+        return f"out of memory: {_first_line(error)}", MACHINE
     return f"{type(error).__name__}: {_first_line(error)}", FAILED
 
 

@@ -51,9 +51,17 @@ def split_rows(table: Table, validation: float | int, test: float | int, seed: i
 
 
 def standardize(split: Split) -> Split:
-    """Features with the training rows' mean 0 and standard deviation 1; a constant column becomes 0."""
+    """Features with the training rows' mean 0 and standard deviation 1; a constant column becomes 0.
+
+    Raises:
+      DataError: every column is constant.
+    """
     train = split.train.features
     constant = np.ptp(train, axis=0) == 0  # its computed deviation need not be exactly zero
+    if constant.all():
+        raise DataError(
+            f"{split.train.name}: every column of X is constant in the training rows: nothing can be learned"
+        )
     mean = np.where(constant, train[0], train.mean(0))
     deviation = np.where(constant, 1.0, train.std(0))
     return Split(*(part_with(part, (part.features - mean) / deviation) for part in split))

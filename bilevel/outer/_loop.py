@@ -17,6 +17,7 @@ from bilevel import hypergrad as hypergrads
 from bilevel import inner as inners
 from bilevel._status import Status, describe
 from bilevel._tree import PyTree
+from bilevel.outer import _memory
 from bilevel.outer._nested import Nested
 from bilevel.problem import Problem
 
@@ -99,6 +100,9 @@ def minimize(
     Returns:
       Result.
 
+    Raises:
+      OutOfMemoryError: one step needs more memory than is free.
+
     Example:
       >>> import jax.numpy as jnp, optax, bilevel as bl
       >>> def inner_loss(params, hparams, data):
@@ -168,6 +172,8 @@ def run_loop(
     begun, status = time.perf_counter() - done.seconds, None
     if history:
         status = _stop_reason(history[-1], best.step, steps, gtol, patience, time_limit)
+    if status is None:
+        _memory.require(step.lower(state, data).compile())  # which the calls below then use
     while status is None:
         following, metrics = step(state, data)
         metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
