@@ -183,6 +183,11 @@ def _flat(path: str, node: Any) -> dict[str, Any]:
     return found
 
 
+def to_yaml(cfg: DictConfig) -> str:
+    """A configuration as it is written in YAML, interpolations unresolved."""
+    return OmegaConf.to_yaml(cfg)
+
+
 def plain_values(cfg: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
     """A configuration as plain values."""
     plain = OmegaConf.to_container(cfg, resolve=resolve)

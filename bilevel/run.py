@@ -30,6 +30,8 @@ def main() -> None:
     arguments = sys.argv[1:]
     try:
         sys.exit(_dispatch(arguments))
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Exception, KeyboardInterrupt) as error:
         if traceback_wanted:
             raise
@@ -42,6 +44,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
     """Do what the arguments ask for, and return the exit code."""
     if arguments and arguments[0] == "--list":
         print(listing.of(arguments[1:]))
+        return _explain.DONE
+    if listing.wants_help(arguments):
+        print(listing.help_for(arguments))
         return _explain.DONE
     found = resume.asked(arguments)
     if found is not None:

@@ -1,0 +1,135 @@
+"""Every command of `docs/running.md`, a section at a time, each in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from commands import environment, result, status
+
+from bilevel.io import sweeps
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
+_, *PARTS = re.split(r"^## (.*)$", PAGE, flags=re.MULTILINE)
+SECTIONS = dict(zip(PARTS[::2], PARTS[1::2], strict=True))
+COMMANDS = {
+    name: [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines() if line]
+    for name, text in SECTIONS.items()
+}
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
+def shell(line, cwd, PATH=PATH, **more):
+    """A line of the page, with the variables that lines before it exported."""
+    done = subprocess.run(
+        ["bash", "-c", line],
+        cwd=cwd,
+        env=environment(PATH=PATH, HOME=str(cwd), WANDB_MODE="offline", **more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def run_all(section, cwd):
+    """What each command of a section printed."""
+    exported, printed = {}, []
+    for line in COMMANDS[section]:
+        if line.startswith("export "):
+            name, _, value = line.removeprefix("export ").partition("=")
+            exported[name] = value
+        else:
+            printed.append(shell(line, cwd, **exported))
+    return printed
+
+
+def test_the_page_has_these_sections_and_commands():
+    assert {name: len(lines) for name, lines in COMMANDS.items()} == {
+        "Run": 5,
+        "Stop and go on": 4,
+        "Watch": 5,
+        "Sweep": 6,
+        "Scale": 4,
+    }
+    assert PAGE.count("```bash") == 8
+    for picture in re.findall(r"\]\((\w+\.png)\)", PAGE):
+        assert (ROOT / "docs" / picture).is_file()
+
+
+def test_run(tmp_path):
+    _, page, shown, listed, _ = run_all("Run", tmp_path)
+    assert page == "runs/first/report.html\n"
+    assert "projected_gradient" in shown
+    assert "fista" in listed
+    assert "hydra_bash_completion" in (tmp_path / "completion.sh").read_text()
+    assert {path.name for path in (tmp_path / "runs" / "first").iterdir()} >= {
+        "status.json",
+        "report.html",
+        "checkpoints",
+    }
+    query = "COMP_LINE='bilevel task=ri' COMP_POINT=15 bilevel -sc query=bash"
+    assert shell(query, tmp_path).split() == ["task=ridge"]
+
+
+def test_stop_and_go_on(tmp_path):
+    _, again, more, auto = run_all("Stop and go on", tmp_path)
+    assert "finished already" in again
+    assert "going on after step 40" in more
+    assert "60 steps" in auto
+    assert result(tmp_path / "runs" / "second")["steps"] == 50
+
+
+def test_watch(tmp_path):
+    *lines, dashboard = COMMANDS["Watch"]
+    for line in lines:
+        printed = shell(line, tmp_path)
+    assert "outer_loss" in printed
+    assert dashboard.startswith("python -m bilevel.dashboard")
+    with (tmp_path / "printed.txt").open("w") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", f"exec {dashboard}"], cwd=tmp_path, env=environment(PATH=PATH), stdout=output, stderr=output
+        )
+    deadline = time.monotonic() + 60
+    while "2 runs of" not in (tmp_path / "printed.txt").read_text():
+        assert process.poll() is None, (tmp_path / "printed.txt").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+
+
+def test_sweep(tmp_path):
+    first, again, _, rates, trials, random = run_all("Sweep", tmp_path)
+    assert "4 done" in first
+    assert "4 done" in again
+    assert "6 done" in rates
+    assert "2 done" in trials
+    assert "3 done" in random
+    assert (tmp_path / "runs" / "sweeps" / "mine" / "report.html").is_file()
+
+
+def test_ray(tmp_path):
+    run_all("Scale", tmp_path)
+    (folder,) = (tmp_path / "runs" / "sweeps").iterdir()
+    assert [line.state for line in sweeps.read(folder)] == ["done", "done"]
+
+
+def test_slurm(tmp_path):
+    """With stand-ins for SLURM's commands that run the array here."""
+    (line,) = re.findall(r"```bash slurm\n(.*)\n```", PAGE)
+    shell(line, tmp_path, PATH=os.pathsep.join([str(ROOT / "tests" / "slurm"), PATH]))
+    asked = (tmp_path / "sbatch.txt").read_text()
+    for option in ("--partition=gpu", "--gpus-per-node=1", "--time=240", "--cpus-per-task=4", "--mem=16GB"):
+        assert f"#SBATCH {option}\n" in asked
+    assert "#SBATCH --array=0-1%" in asked
+    folders = [path.parent for path in tmp_path.glob("runs/sweeps/*/*/status.json")]
+    assert [status(folder)["state"] for folder in folders] == ["done", "done"]
