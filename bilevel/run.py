@@ -71,18 +71,12 @@ def _hydra_main(cfg: DictConfig) -> float:
     if chosen.mode == RunMode.MULTIRUN:
         return sweep.supervise(job)
     try:
-        _check(job)
+        job.check()
         _outcome.append(execute(job))
     except Exception as error:
         _remove_empty(job.folder)
         _outcome.append(error)  # raised from here, Hydra would print a line of its own first
     return 0.0
-
-
-def _check(job: Job) -> None:
-    config.check(job.cfg)
-    if job.is_study:
-        config.check_study(job.overrides)
 
 
 def _remove_empty(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A Hydra launcher on Ray core: `hydra/launcher=ray`. It joins the cluster named in `address`, or starts one on this machine.
+"""A Hydra launcher on Ray core: `hydra/launcher=ray_core`. It joins the cluster named in `address`, or starts one here.
 
 Hydra looks for launchers in the namespace package `hydra_plugins`, which therefore has no `__init__.py`; it executes this file
 before it is in `sys.modules`, so that annotations must not be postponed here.
@@ -95,7 +95,7 @@ def _execute(context: HydraContext, config: DictConfig, function: TaskFunction, 
 
 @dataclass
 class RayConfig:
-    """`hydra.launcher` under `hydra/launcher=ray`."""
+    """`hydra.launcher` under `hydra/launcher=ray_core`."""
 
     _target_: str = "hydra_plugins.bilevel_ray_launcher.RayLauncher"
     address: str | None = None
@@ -103,4 +103,4 @@ class RayConfig:
     job: dict[str, Any] = field(default_factory=lambda: {"num_cpus": 1})
 
 
-ConfigStore.instance().store(group="hydra/launcher", name="ray", node=RayConfig, provider="bilevel")
+ConfigStore.instance().store(group="hydra/launcher", name="ray_core", node=RayConfig, provider="bilevel")

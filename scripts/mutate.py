@@ -20,7 +20,34 @@ INNER = "tests/test_inner.py"
 MATRIX = "tests/test_inner_matrix.py"
 STRUCTURE = "tests/test_inner_structure.py"
 CURVATURE = "tests/test_inner_curvature.py"
+RESUME = "tests/test_resume.py"
 MUTATIONS = [
+    (
+        "bilevel/outer/_loop.py",
+        "history = done.history[: done.steps]",
+        "history = done.history",
+        RESUME,
+        "its_progress",
+    ),
+    ("bilevel/outer/_loop.py", "perf_counter() - done.seconds, None", "perf_counter(), None", RESUME, "more_steps"),
+    ("bilevel/cli/_task.py", "session.files.keep_rows(step)", "session.files.keep_rows(step + 1)", RESUME, "truncated"),
+    ("bilevel/io/checkpoints.py", "if rows < step:", "if rows < 0:", RESUME, "counts_on"),
+    ("bilevel/io/checkpoints.py", '!= manifest["sha256"]', "== None", RESUME, "truncated"),
+    ("bilevel/config.py", 'not in (*NEUTRAL, "resume", "hydra")}', 'not in ("resume", "hydra")}', RESUME, "more_steps"),
+    (
+        "bilevel/pages/_html.py",
+        "else html.escape(str(child))",
+        "else str(child)",
+        "tests/test_report.py",
+        "escaped",
+    ),
+    (
+        "bilevel/io/_rows.py",
+        "                os.ftruncate(self._file, before)\n",
+        "",
+        "tests/test_bad_input.py",
+        "no_half_row",
+    ),
     ("bilevel/implicit/_root.py", "return pull_args(_tree.scale(-1, u))", "return pull_args(u)", IMPLICIT, "root_vjp"),
     ("bilevel/implicit/_root.py", "push_x, _tree.scale(-1, rhs)", "push_x, rhs", IMPLICIT, "root_jvp"),
     (

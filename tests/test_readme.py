@@ -81,7 +81,15 @@ def test_every_path_and_choice_in_the_readme_exists():
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "ARCHITECTURE.md", "benchmarks/README.md", "experiments/README.md", "docs/inner-solvers.md"]
+    "name",
+    [
+        "README.md",
+        "ARCHITECTURE.md",
+        "benchmarks/README.md",
+        "experiments/README.md",
+        "docs/inner-solvers.md",
+        "docs/running.md",
+    ],
 )
 def test_pages_are_finished(name):
     assert "PLACEHOLDER" not in (ROOT / name).read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ from hydra.errors import HydraException
 
 import bilevel
 from bilevel import _explain, config
+from bilevel.cli import listing
 from bilevel.datasets import DataError
 
 ROW_KEYS = {
@@ -347,3 +348,29 @@ def test_explain_never_ends_in_an_empty_list(argument):
 
 def test_explain_falls_back_on_what_hydra_says():
     assert _explain.explain(HydraException("one\ntwo"), ["hydra.run.dirr=x", "+foo=1"]) == ("one", 2)
+
+
+# Lists
+
+
+def test_every_choice_has_a_line(tmp_path):
+    """Of the groups that hold parts, and those that hold whole settings."""
+    for group, choices in config.groups().items():
+        lines = listing.of([group]).splitlines()
+        assert [line.split()[0] for line in lines] == choices
+        for line in lines:
+            assert len(line.split()) > 1 or line.split()[0] in ("none", "auto")
+
+
+def test_a_list_is_printed_without_jax(tmp_path):
+    done = command("--list", "tasks", cwd=tmp_path, flags=("-X", "importtime"))
+    assert done.returncode == 0
+    assert "ridge                 Ridge regression" in done.stdout
+    assert not [name for name in modules_loaded(done.stderr) if "jax" in name]
+    assert set(listing.of([]).split()) >= set(config.groups())
+
+
+def test_the_help_shows_the_keys_of_what_is_chosen():
+    shown = listing.help_for(["--help", "task=svm", "optimizer=lbfgs"])
+    assert "_target_: bilevel.tasks.SVM" in shown
+    assert "_target_: optax.lbfgs" in shown

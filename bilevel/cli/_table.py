@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from bilevel import _explain
-from bilevel.io import console, sweeps
+from bilevel.io import console, sweeps, write_text
 
 _NAMED = 8  # jobs that are named on the console; all are in the table
 
 
 def sum_up(folder: Path) -> int:
-    """Write `sweep.csv`, print the outcome, and return the exit code."""
+    """Write `sweep.csv` and the best configuration, `best.yaml`; print the outcome, and return the exit code."""
     lines = sweeps.read(folder)
     keys = sweeps.swept(lines)
     sweeps.write_table(folder, lines)
@@ -23,6 +23,7 @@ def sum_up(folder: Path) -> int:
         told.append(f"  and {len(missing) - _NAMED} more")
     best = sweeps.best(lines)
     if best is not None:
+        write_text(folder / "best.yaml", (best.folder / "config.yaml").read_text(encoding="utf-8"))
         told.append(f"best: {best.name(keys)}: outer loss {best.found['outer_loss']:.6g}, in {best.folder}")
     told.append(f"table: {folder / sweeps.TABLE}; to look at it: python -m bilevel.report {folder}")
     if missing:

@@ -38,6 +38,12 @@ class Job:
         """Whether it is a study, not a task."""
         return self.cfg.study is not None
 
+    def check(self) -> None:
+        """Check its configuration, importing nothing that it names. Raises ConfigError."""
+        config.check(self.cfg)
+        if self.is_study:
+            config.check_study(self.overrides)
+
     @property
     def used(self) -> DictConfig:
         """The part of the configuration that the run uses."""

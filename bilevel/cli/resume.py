@@ -40,10 +40,9 @@ def without_resume(arguments: Sequence[str]) -> list[str]:
 
 
 def _newest(overrides: Sequence[str]) -> Job | None:
-    cfg = config.compose(overrides)
-    config.check(cfg)
-    hydra = config.compose(overrides, with_hydra=True).hydra
+    cfg, hydra = config.compose(overrides), config.compose(overrides, with_hydra=True).hydra
     job = Job(cfg, Path(hydra.run.dir).resolve(), config.choices(hydra), list(overrides))
+    job.check()
     found = jobs.newest_unfinished(job)
     return None if found is None else dataclasses.replace(job, folder=found)
 

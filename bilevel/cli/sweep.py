@@ -16,7 +16,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from bilevel import _explain, config, io
+from bilevel import _explain, io
 from bilevel.cli import _table, _trials
 from bilevel.cli import job as jobs
 from bilevel.cli._signals import PARENT
@@ -31,7 +31,7 @@ _exit_codes: list[int] = []
 def supervise(job: Job) -> float:
     """Do a job of a sweep in a process of its own. Its objective: the outer loss, infinite where there is none."""
     try:
-        config.check(job.cfg)
+        job.check()
         if jobs.past(job) is not None:
             result = jobs.finished(job)
             if result is not None:
