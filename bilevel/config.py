@@ -18,6 +18,7 @@ ALLOWED = ("bilevel", "optax", "optimistix", "lineax", "sklearn")
 GENERAL = ("precision", "platform", "seed")  # what a study takes as well
 AROUND = ("tracker", "checkpoint", "job_time_limit", "allow_targets")  # what never alters a number
 NEUTRAL = ("steps", "time_limit", *AROUND)  # what never alters the numbers of the steps that are done
+_AMOUNTS = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")
 _HERE = Path(__file__).resolve().parent
 
 
@@ -64,8 +65,14 @@ def overrides_hash(overrides: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:10]
 
 
+def sweep_hash(overrides: Iterable[str], about_hydra: Iterable[str]) -> str:
+    """A name for a sweep: what it asks for, and the sweeper that chooses, but not where it runs or how many trials it has."""
+    how = [o for o in about_hydra if o.startswith(("hydra/sweeper", "hydra.sweeper."))]
+    return overrides_hash([*overrides, *(o for o in how if not o.startswith(_AMOUNTS))])
+
+
 OmegaConf.register_new_resolver("job_name", overrides_hash, replace=True)
-OmegaConf.register_new_resolver("sweep_name", overrides_hash, use_cache=True, replace=True)  # one for all jobs
+OmegaConf.register_new_resolver("sweep_name", sweep_hash, use_cache=True, replace=True)  # one for all jobs
 
 
 def config_dir() -> Path:

@@ -52,6 +52,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
     if found is not None:
         return _code(execute(found))
     sys.argv[1:] = resume.without_resume(arguments)
+    _outcome.clear()
     _hydra_main()
     for ended in _outcome:
         if isinstance(ended, Exception):

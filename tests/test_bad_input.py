@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from commands import command, error_of, files, module, rows, status
 
-from bilevel import _explain
+from bilevel import _explain, run
 from bilevel.io import _files, _rows
 
 DICE = np.random.default_rng(0)
@@ -107,7 +107,7 @@ CATALOG = {
     ),
     "an empty part": Bad("split", ("task.validation=0.0001",), ("0 validation", "at least one")),
     "more test rows than rows": Bad("split", ("task.test=100000",), ("cannot be split", "at least one")),
-    "no GPU": Bad("machine", ("platform=gpu",), ("platform=gpu", "platform=cpu")),
+    "no GPU": Bad("device", ("platform=gpu",), ("platform=gpu", "platform=cpu")),
     "a step that does not fit": Bad(
         "machine",
         ("task=svm", "task.data=synthetic", "task.features=1000", "hypergrad=unrolled", "hypergrad.steps=20000000"),
@@ -137,29 +137,56 @@ def test_the_catalog_is_large_and_varied():
     assert max(kinds.values()) <= 5
 
 
-@pytest.mark.parametrize("name", CATALOG)
-def test_it_is_told_in_a_sentence_and_leaves_nothing(name, tmp_path):
-    bad = CATALOG[name]
-    suffix = ".csv" if "task.data=bad.csv" in bad.overrides else ".npz"
+def prepare(bad, folder):
+    """Write the file that a situation is about."""
     if bad.table is not None:
-        np.savez(tmp_path / "bad.npz", **bad.table)
+        np.savez(folder / "bad.npz", **bad.table)
     if bad.content is not None:
-        (tmp_path / f"bad{suffix}").write_bytes(bad.content)
+        (folder / ("bad.csv" if "task.data=bad.csv" in bad.overrides else "bad.npz")).write_bytes(bad.content)
+
+
+def check_left(bad, folder, before, message):
+    """What was begun says that it failed; otherwise nothing is left."""
+    if bad.kind == "run" or bad.code == 3:
+        (run,) = (folder / "runs").glob("*/*")
+        assert status(run)["state"] == "failed"
+        assert status(run)["error"] in message
+        assert not list(run.rglob("*.tmp"))
+    else:
+        assert files(folder) == before
+        assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_it_is_told_in_a_sentence_and_leaves_nothing(name, tmp_path, monkeypatch, capsys):
+    """By the entry point, in this process: the next test does the same as a user does."""
+    bad = CATALOG[name]
+    prepare(bad, tmp_path)
     before = files(tmp_path)
-    done = command(*bad.overrides, cwd=tmp_path)
-    message = error_of(done, bad.code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["bilevel", *bad.overrides])
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "0")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == bad.code
+    message = capsys.readouterr().err.removeprefix("error: ").partition("\n")[0]
     for word in bad.words:
         assert word in message
     assert message.count(". ") <= 2
     assert len(message) < 420
-    if bad.kind == "run" or bad.code == 3:  # it was begun: what it did is there, and says that it failed
-        (folder,) = (tmp_path / "runs").glob("*/*")
-        assert status(folder)["state"] == "failed"
-        assert status(folder)["error"] in message
-        assert not list(folder.rglob("*.tmp"))
-    else:
-        assert files(tmp_path) == before
-        assert not (tmp_path / "runs").exists()
+    check_left(bad, tmp_path, before, message)
+
+
+@pytest.mark.parametrize("name", ["a key with a typo", "a NaN", "an optimizer that diverges", "no GPU"])
+def test_it_is_told_so_in_a_process_of_its_own(name, tmp_path):
+    bad = CATALOG[name]
+    prepare(bad, tmp_path)
+    before = files(tmp_path)
+    message = error_of(command(*bad.overrides, cwd=tmp_path), bad.code)
+    for word in bad.words:
+        assert word in message
+    check_left(bad, tmp_path, before, message)
 
 
 def test_a_pickle_is_never_opened(tmp_path):

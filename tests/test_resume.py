@@ -252,6 +252,8 @@ def test_a_finished_run_goes_on_to_more_steps(ridge, tmp_path):
     whole = command("task=ridge", "steps=9", "hydra.run.dir=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     assert_the_same(tmp_path / "out", tmp_path / "whole")
+    seconds = [row["seconds"] for row in rows(tmp_path / "out")]
+    assert seconds == sorted(seconds)
     assert [path.stem for path in sorted((tmp_path / "out" / "checkpoints").glob("*.npz"))] == ["00000008", "00000009"]
 
 

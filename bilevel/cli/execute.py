@@ -45,7 +45,7 @@ def execute(job: Job) -> Ended:
     kind: Any = _study if job.is_study else _task
     with Session(job) as session:
         if past is not None:
-            session.open()
+            session.open(**{name: past[name] for name in ("data",) if name in past})
         prepared = kind.prepare(job.cfg)
         return kind.run(job, prepared, session, past or {})
 
@@ -64,12 +64,14 @@ def configure_jax(cfg: DictConfig) -> None:
     jax.config.update("jax_platforms", "cuda" if cfg.platform == "gpu" else "cpu")
     _cache.use()
     try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:
+        found = jax.devices()[0].platform
+    except (RuntimeError, AssertionError):
+        found = None
+    if found != cfg.platform:  # also where JAX was already started on the other one
         raise config.ConfigError(
             f"platform={cfg.platform}: JAX finds no such device here; install jax[cuda13] on a machine with a GPU, "
             f"or use platform=cpu"
-        ) from error
+        )
 
 
 def _already(job: Job, result: dict[str, Any]) -> Ended:

@@ -83,16 +83,18 @@ def follow(tracker: Tracker, name: str, folder: Path, parent: int | None = None)
     sent, seen, tail = int(cursor.get("rows", 0)), 0, Tail(folder / METRICS)
     cursor["run"] = tracker.start(folder, load(folder).config, cursor.get("run"))
     path.parent.mkdir(exist_ok=True)
-    while True:
+    over = False
+    while not over:
         over = parent is None or os.getppid() != parent or read_status(folder).get("state") != "running"
-        for row in tail.new():
-            seen += 1
-            if seen > sent:
-                tracker.log(row)
-                _files.write_json(path, {**cursor, "rows": seen})
-        if over:
-            break
-        time.sleep(_PAUSE)
+        try:
+            for row in tail.new():
+                if seen >= sent:
+                    tracker.log(row)
+                seen += 1
+        finally:
+            _files.write_json(path, {**cursor, "rows": max(seen, sent)})
+        if not over:
+            time.sleep(_PAUSE)
     run = load(folder)
     tracker.finish(run.result if run.ended else None, sorted(folder.glob("*.png")))
 
