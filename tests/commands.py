@@ -13,9 +13,9 @@ DROPPED = ("HYDRA_FULL_ERROR", "NETRC", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_IN
 
 
 def environment(**more):
-    """That of this process, without what would change what a command prints."""
+    """That of this process, without what would change what a command prints; None drops a variable."""
     kept = {key: value for key, value in os.environ.items() if key not in DROPPED and not key.startswith("WANDB_")}
-    return kept | more
+    return {key: value for key, value in (kept | more).items() if value is not None}
 
 
 def module(name, *arguments, cwd, flags=(), timeout=180, **more):

@@ -91,6 +91,7 @@ def test_deq_hypergradient_matches_differences(equilibrium):
     assert report.ok, str(report)
 
 
+@pytest.mark.slow
 def test_deq_learns_digits():
     setup = tasks.DEQ().setup(0, "float32")
     found = train(setup, bl.inner.Anderson())
@@ -171,7 +172,7 @@ def test_wrong_settings_are_refused(task, settings, words):
 FEW = {"episodes": 3, "test_episodes": 4, "queries": 6, "widths": [5]}
 
 
-@pytest.fixture(params=["sinusoids", "digits"])
+@pytest.fixture(params=["sinusoids", pytest.param("digits", marks=pytest.mark.slow)])
 def few_shots(request, x64):
     return tasks.Meta(data=request.param, shots=2, ways=3, penalty=2.0, **FEW).setup(0, "float64")
 
@@ -233,6 +234,7 @@ def test_few_shot_digits_are_learned_from_one_row_each():
     assert metrics["test_accuracy"] > 0.9 > 0.75 > metrics["test_accuracy_start"]
 
 
+@pytest.mark.slow
 def test_few_shot_sinusoids_are_learned():
     setup = tasks.Meta(episodes=12, test_episodes=20).setup(0, "float32")
     found = train(setup, bl.inner.LBFGS(), steps=20)

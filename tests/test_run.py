@@ -374,3 +374,22 @@ def test_the_help_shows_the_keys_of_what_is_chosen():
     shown = listing.help_for(["--help", "task=svm", "optimizer=lbfgs"])
     assert "_target_: bilevel.tasks.SVM" in shown
     assert "_target_: optax.lbfgs" in shown
+
+
+# Compiled programs
+
+
+def test_compiled_programs_are_kept_in_the_cache_folder_of_the_user(tmp_path):
+    cache = tmp_path / "cache"
+    keep = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": None}
+    overrides = ("task=lasso", "steps=1", "hydra.run.dir=out")
+    assert command(*overrides, cwd=tmp_path, **keep).returncode == 0
+    entries = files(cache / "bilevel" / "compiled")
+    assert entries
+    off = {**keep, "XDG_CACHE_HOME": str(tmp_path / "none"), "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    assert command("task=lasso", "steps=1", "hydra.run.dir=off", cwd=tmp_path, **off).returncode == 0
+    assert not (tmp_path / "none" / "bilevel").exists()
+    for path in (cache / "bilevel" / "compiled").glob("*-cache"):
+        path.write_bytes(path.read_bytes()[:50])  # as if killed while it was written
+    done = command("task=lasso", "steps=1", "hydra.run.dir=again", cwd=tmp_path, **keep)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from commands import begin, command, environment, error_of, module, result, rows, wait_for_rows
 
-from bilevel.io import following
+from bilevel import config
+from bilevel.io import RunFolder, following, sweeps
 
 HERE = {"PYTHONPATH": str(Path(__file__).parent)}
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -138,11 +139,14 @@ def test_a_resumed_run_has_one_name_and_no_row_twice(tmp_path):
 
 
 def test_the_jobs_of_a_sweep_are_a_group(tmp_path):
-    done = command("-m", "task=ridge", "seed=0,1", "steps=2", "tracker=wandb", "hydra.sweep.dir=mine", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for folder in (path.parent for path in tmp_path.glob("mine/*/config.yaml")):
-        (run,) = [record["run"] for record in wandb_records(folder) if record["type"] == "run"]
-        assert run["run_group"] == "mine"
+    folder = tmp_path / "mine" / "job"
+    files = RunFolder(folder, config.to_yaml(config.compose(["tracker=wandb"])), {})
+    sweeps.mark(folder.parent, [])
+    files.log_row({"step": 0, "outer_loss": 1.0})
+    files.close()
+    assert module("track", "mine/job", "wandb", cwd=tmp_path).returncode == 0
+    (run,) = [record["run"] for record in wandb_records(folder) if record["type"] == "run"]
+    assert run["run_group"] == "mine"
 
 
 # Trackers that fail
@@ -166,17 +170,19 @@ def test_a_failing_tracker_is_told_of_once_and_stops_nothing(settings, words, tm
         assert "python -m bilevel.track" in printed
 
 
-def test_a_tracker_that_blocks_is_left_behind(tmp_path):
-    done = command(
-        *("task=ridge", "steps=5", "hydra.run.dir=out", "allow_targets=[faulty]"),
-        *("+tracker.bad._target_=faulty.Tracker", "+tracker.bad.seconds=3600"),
-        cwd=tmp_path,
-        **HERE,
-    )
-    assert done.returncode == 0, done.stderr
-    printed = " ".join(done.stdout.split())
-    assert f"tracker bad took longer than {following.PATIENCE:g} s to end and was stopped" in printed
-    assert len(rows(tmp_path / "out")) == 5
+def test_a_tracker_that_blocks_is_left_behind(tmp_path, monkeypatch, caplog):
+    for name, value in HERE.items():
+        monkeypatch.setenv(name, value)
+    overrides = ["+tracker.bad._target_=faulty.Tracker", "+tracker.bad.seconds=3600", "allow_targets=[faulty]"]
+    cfg = config.compose(overrides)
+    files = RunFolder(tmp_path / "out", config.to_yaml(cfg), {})
+    begun = time.monotonic()
+    with following.Followers(tmp_path / "out", ["bad"], patience=1):
+        files.log_row({"step": 0})
+        files.write_status("done")
+    assert 1 <= time.monotonic() - begun < 10
+    assert "tracker bad took longer than 1 s to end and was stopped" in caplog.text
+    files.close()
 
 
 def test_a_tracker_ends_with_a_run_that_is_killed(tmp_path):

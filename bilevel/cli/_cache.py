@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 _VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -12,6 +13,8 @@ def use() -> None:
     """Tell JAX where to keep compiled programs, unless the user did, or told it not to."""
     import jax
 
+    # an entry that another process is writing, or was killed at, is compiled again
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     if _VARIABLE in os.environ or os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false"):
         return
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
