@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
+import json
 import os
 import pickle
 import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from commands import command, error_of, files, module, rows, status
+from commands import command, environment, error_of, files, module, rows, status
 
 from bilevel import _explain, run
 from bilevel.io import _files, _rows
@@ -157,25 +161,49 @@ def check_left(bad, folder, before, message):
         assert not (folder / "runs").exists()
 
 
-@pytest.mark.parametrize("name", CATALOG)
-def test_it_is_told_in_a_sentence_and_leaves_nothing(name, tmp_path, monkeypatch, capsys):
-    """By the entry point, in this process: the next test does the same as a user does."""
-    bad = CATALOG[name]
-    prepare(bad, tmp_path)
-    before = files(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["bilevel", *bad.overrides])
-    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "0")
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    with pytest.raises(SystemExit) as ended:
-        run.main()
-    assert ended.value.code == bad.code
-    message = capsys.readouterr().err.removeprefix("error: ").partition("\n")[0]
-    for word in bad.words:
-        assert word in message
-    assert message.count(". ") <= 2
-    assert len(message) < 420
-    check_left(bad, tmp_path, before, message)
+def tell(kind, folder):
+    """Run the situations of a kind by the entry point, one after the other in this process, each in a folder of its own."""
+    found = {}
+    for name, bad in CATALOG.items():
+        if bad.kind == kind:
+            here = Path(folder) / name.replace(" ", "_")
+            here.mkdir()
+            prepare(bad, here)
+            os.chdir(here)
+            sys.argv = ["bilevel", *bad.overrides]
+            os.environ["HYDRA_FULL_ERROR"] = "0"  # which the entry point sets
+            with contextlib.redirect_stderr(io.StringIO()) as printed, contextlib.redirect_stdout(io.StringIO()):
+                try:
+                    run.main()
+                except SystemExit as ended:
+                    found[name] = (ended.code, printed.getvalue())
+    (Path(folder) / "told.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("kind", sorted({bad.kind for bad in CATALOG.values()}))
+def test_it_is_told_in_a_sentence_and_leaves_nothing(kind, tmp_path):
+    """By the entry point, a kind in one process; the next test does the same as a user does."""
+    code = "import sys; from test_bad_input import tell; tell(*sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, kind, str(tmp_path)],
+        env=environment(PYTHONPATH=str(Path(__file__).parent)),
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert set(told) == {name for name, bad in CATALOG.items() if bad.kind == kind}
+    for name, (code, printed) in told.items():
+        bad, here = CATALOG[name], tmp_path / name.replace(" ", "_")
+        message = printed.removeprefix("error: ").partition("\n")[0]
+        assert code == bad.code, (name, printed)
+        for word in bad.words:
+            assert word in message, name
+        assert message.count(". ") <= 2, name
+        assert len(message) < 420, name
+        given = {path for path in files(here) if path.name.startswith("bad.")}
+        check_left(bad, here, {path: (here / path).read_bytes() for path in given}, message)
 
 
 @pytest.mark.parametrize("name", ["a key with a typo", "a NaN", "an optimizer that diverges", "no GPU"])

@@ -33,16 +33,22 @@ class Followers:
 
     def __enter__(self) -> Followers:
         for name in self._names:
-            _home(self._folder).mkdir(exist_ok=True)
-            with (_home(self._folder) / f"{name}.log").open("ab") as log:
-                self._alive[name] = subprocess.Popen(
-                    [sys.executable, "-m", "bilevel.track", str(self._folder), name, "--parent", str(os.getpid())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,  # Ctrl-C is for the run; what follows it ends with it
-                )
+            try:
+                self._alive[name] = self._begin(name)
+            except OSError as error:  # a full disk, or too many processes
+                _log.warning("tracker %s could not be started, the run goes on: %s. %s", name, error, self._fix(name))
         return self
+
+    def _begin(self, name: str) -> subprocess.Popen:
+        _home(self._folder).mkdir(exist_ok=True)
+        with (_home(self._folder) / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "bilevel.track", str(self._folder), name, "--parent", str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the run; what follows it ends with it
+            )
 
     def look(self) -> None:
         """Say once of each that ended before the run that it did."""
