@@ -32,7 +32,12 @@ def plot(*arguments):
     )
 
 
-@pytest.mark.parametrize("figure", FIGURES)
+LONG = ("svm_runtime", "dictionary_learning")  # other tests run their studies on less
+
+
+@pytest.mark.parametrize(
+    "figure", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in FIGURES]
+)
 def test_small_sizes_give_what_is_expected_and_are_drawn(figure, tmp_path):
     done = command(f"experiment=implicit_diff_2021/{figure}", "size=small", "hydra.run.dir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -75,6 +75,7 @@ def test_deq_gradient_is_that_of_unrolling(equilibrium):
     assert float(jnp.max(jnp.abs(implicit.grad["cell"]["recurrent"]))) > 1e-3
 
 
+@pytest.mark.slow
 def test_deq_gradient_is_that_of_unrolling_at_full_size(x64):
     """On digits, after some training, to 1e-5."""
     setup = tasks.DEQ().setup(0, "float64")
