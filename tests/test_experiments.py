@@ -32,7 +32,7 @@ def plot(*arguments):
     )
 
 
-LONG = ("svm_runtime", "dictionary_learning")  # other tests run their studies on less
+LONG = ("svm_runtime", "dictionary_learning", "distillation")  # other tests run their studies on less
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from bilevel.optimality import Conic, ConicPoint, KKTSolution
 from bilevel.problem import QP, ConeProgram, LinearModel
 from bilevel.tasks.ridge import normal_equations
 
-pytestmark = pytest.mark.slice(2)
+pytestmark = pytest.mark.slice(4)
 
 X, Y, CLASSES = inner_cases.X, inner_cases.Y, inner_cases.CLASSES
 NOISY = np.where(np.arange(40) % 5 == 0, np.arange(40) % 3, CLASSES)  # not separable

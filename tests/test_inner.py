@@ -16,7 +16,7 @@ import bilevel as bl
 from bilevel import inner
 from bilevel._status import Status
 
-pytestmark = pytest.mark.slice(3)
+pytestmark = pytest.mark.slice(6)
 
 # Each of our own solvers on a problem that it is for.
 OWN = {

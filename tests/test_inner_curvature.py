@@ -17,7 +17,7 @@ from bilevel._status import Status
 from bilevel.operators.projection import projection_simplex
 from bilevel.problem import LinearModel, Problem
 
-pytestmark = pytest.mark.slice(2)
+pytestmark = pytest.mark.slice(4)
 
 RNG = np.random.default_rng(5)
 FEATURES = RNG.normal(size=(200, 12)) * np.logspace(0, -2, 12)

@@ -18,7 +18,7 @@ from inner_cases import MAKERS
 from bilevel import inner
 from bilevel._status import Status
 
-pytestmark = pytest.mark.slice(2)
+pytestmark = pytest.mark.slice(4)
 
 TIGHT = {"rtol": 1e-11, "atol": 0.0, "max_steps": 200_000}
 SOLVERS = {

@@ -17,7 +17,7 @@ from bilevel.optimality import KKTSolution
 from bilevel.problem import QP, Factored
 from bilevel.tasks import SVM
 
-pytestmark = pytest.mark.slice(2)
+pytestmark = pytest.mark.slice(4)
 
 PROGRAM = bl.Problem(quadratic_program=lambda hparams, data: data)
 OSQP = inner.OSQP(rtol=1e-9)

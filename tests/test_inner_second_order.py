@@ -15,7 +15,7 @@ import bilevel as bl
 from bilevel import inner
 from bilevel._status import Status
 
-pytestmark = pytest.mark.slice(2)
+pytestmark = pytest.mark.slice(4)
 
 TIMES = np.linspace(0.0, 4.0, 30)
 DECAY = 2.5 * np.exp(-1.3 * TIMES) + 0.5

@@ -18,7 +18,7 @@ from bilevel import inner
 from bilevel._status import Status
 from bilevel.problem import QP, LinearModel, Problem
 
-pytestmark = pytest.mark.slice(2)
+pytestmark = pytest.mark.slice(4)
 
 RNG = np.random.default_rng(8)
 TALL, WIDE = RNG.normal(size=(20, 6)), RNG.normal(size=(6, 20))

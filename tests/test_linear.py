@@ -32,7 +32,7 @@ from bilevel.linear import (
     differentiable_solve,
 )
 
-pytestmark = pytest.mark.slice(3)
+pytestmark = pytest.mark.slice(6)
 
 N = 12
 STRUCTURES = ["general", "symmetric", "positive_definite"]

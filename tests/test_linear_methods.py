@@ -42,7 +42,7 @@ from bilevel.linear import (
     differentiable_solve,
 )
 
-pytestmark = pytest.mark.slice(3)
+pytestmark = pytest.mark.slice(6)
 
 OK, LIMIT, STUCK = Status.CONVERGED, Status.MAX_STEPS, Status.STAGNATED
 NEGATIVE, BROKEN = Status.NEGATIVE_CURVATURE, Status.BREAKDOWN

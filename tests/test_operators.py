@@ -15,7 +15,7 @@ from operator_cases import ALL, KL, PROJECTIONS, PROXES
 
 from bilevel.operators import bregman, projection, prox
 
-pytestmark = pytest.mark.slice(3)
+pytestmark = pytest.mark.slice(6)
 
 STEP = 1e-6
 CONVEX_SETS = [name for name, case in PROJECTIONS.items() if case.convex and name not in KL]

@@ -14,7 +14,7 @@ from sklearn.isotonic import isotonic_regression
 
 from bilevel.operators import projection
 
-pytestmark = [pytest.mark.slice(2), pytest.mark.usefixtures("x64")]
+pytestmark = [pytest.mark.slice(4), pytest.mark.usefixtures("x64")]
 
 
 def value(name):

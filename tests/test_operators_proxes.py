@@ -29,7 +29,7 @@ seeds = st.integers(0, 2**32 - 1)
 lasso = jax.jit(prox.prox_lasso)
 lasso_slope = jax.jit(lambda primals, tangents: jax.jvp(prox.prox_lasso, primals, tangents)[1])
 
-pytestmark = [pytest.mark.slice(2), pytest.mark.usefixtures("x64")]
+pytestmark = [pytest.mark.slice(4), pytest.mark.usefixtures("x64")]
 
 
 @st.composite

@@ -211,7 +211,8 @@ def test_an_interrupted_sweep_goes_on(launcher, tmp_path):
 # Optuna
 
 
-@pytest.mark.parametrize("sampler", ["tpe", pytest.param("random", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_optuna_goes_on_with_the_trials_of_its_storage(sampler, tmp_path):
     def search(trials):
         done = command(
