@@ -29,10 +29,10 @@ MUTATIONS = [
         RESUME,
         "its_progress",
     ),
-    ("bilevel/outer/_loop.py", "perf_counter() - done.seconds, None", "perf_counter(), None", RESUME, "more_steps"),
+    ("bilevel/outer/_loop.py", "perf_counter() - done.seconds, None", "perf_counter(), None", RESUME, "its_progress"),
     ("bilevel/cli/_task.py", "session.files.keep_rows(step)", "session.files.keep_rows(step + 1)", RESUME, "truncated"),
     ("bilevel/io/checkpoints.py", "if rows < step:", "if rows < 0:", RESUME, "counts_on"),
-    ("bilevel/io/checkpoints.py", '!= manifest["sha256"]', "== None", RESUME, "truncated"),
+    ("bilevel/io/checkpoints.py", '!= manifest["sha256"]', "== None", RESUME, "wrong_bit"),
     ("bilevel/config.py", 'not in (*NEUTRAL, "resume", "hydra")}', 'not in ("resume", "hydra")}', RESUME, "more_steps"),
     (
         "bilevel/pages/_html.py",

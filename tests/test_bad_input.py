@@ -330,6 +330,7 @@ def test_no_half_row_and_no_half_file_where_there_is_no_room(tmp_path, monkeypat
     with pytest.raises(OSError, match="no space left"):
         store.append({"step": 1})
     monkeypatch.undo()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n'
     store.append({"step": 1})
     store.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'

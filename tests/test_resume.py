@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -186,6 +187,16 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_used(cut, ridge):
     assert_the_same(cut, ridge)
 
 
+def test_a_checkpoint_with_a_wrong_bit_is_named_and_the_one_before_used(cut, ridge):
+    path = cut / "checkpoints" / "00000006.npz"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    printed = go_on(cut)
+    assert "00000006.npz is not used: its checksum is wrong" in printed
+    assert_the_same(cut, ridge)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -334,5 +345,7 @@ def test_the_loop_goes_on_from_its_progress(x64):
     again = outer.run_loop(algorithm, None, data, steps=9, progress=kept[3])
     assert [timeless(row) for row in again.history] == [timeless(row) for row in whole.history]
     assert (again.outer_loss, again.best_step, again.status) == (whole.outer_loss, whole.best_step, "completed")
+    late = outer.run_loop(algorithm, None, data, steps=9, progress=dataclasses.replace(kept[3], seconds=1e3))
+    assert late.history[-1]["seconds"] > 1e3
     done = outer.run_loop(algorithm, None, data, steps=9, progress=kept[-1])
     assert (done.status, done.steps) == ("completed", 9)
