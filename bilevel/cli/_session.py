@@ -38,9 +38,8 @@ class Session(contextlib.ExitStack):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
         if self._open and error is not None:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            logging.getLogger("bilevel").info(
-                "the run ended by an error", exc_info=error
-            )  # for the log, not the console
+            # for the log, not the console
+            logging.getLogger("bilevel").info("the run ended by an error", exc_info=error)
             with contextlib.suppress(OSError):  # the disk may be what failed
                 self.files.write_status(state, error=_explain.explain(error)[0])
         return super().__exit__(kind, error, trace)

@@ -105,9 +105,9 @@ def past(job: Job) -> dict[str, Any] | None:
 
 def finished(job: Job) -> dict[str, Any] | None:
     """The result of the run, if it is at its end and this configuration does not take it further."""
-    run = io.load(job.folder)
-    result = run.result if run.ended and io.read_status(job.folder).get("state") != "failed" else None
-    if result is None:
+    result = io.read_result(job.folder)
+    failed = io.read_status(job.folder).get("state") == "failed"
+    if result is None or failed or result.get("status") == "interrupted":
         return None
     if job.is_study:
         return result

@@ -40,7 +40,7 @@ def supervise(job: Job) -> float:
         _run_child(job)
     except Exception as error:
         _note(job, "failed", _explain.explain(error)[0])
-    return _objective(io.load(job.folder).result if io.holds_run(job.folder) else None)
+    return _objective(io.read_result(job.folder))
 
 
 def exit_code() -> int:

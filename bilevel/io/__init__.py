@@ -1,7 +1,7 @@
 """Run folders, checkpoints, trackers and the console."""
 
 from bilevel.io._files import write_text
-from bilevel.io._folder import Run, RunFolder, holds_run, is_locked, load, read_status, write_status
+from bilevel.io._folder import Run, RunFolder, holds_run, is_locked, load, read_result, read_status, write_status
 from bilevel.io._rows import FolderLockedError, plain, read_rows
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "is_locked",
     "load",
     "plain",
+    "read_result",
     "read_rows",
     "read_status",
     "write_status",

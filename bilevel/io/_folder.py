@@ -96,6 +96,11 @@ def read_status(folder: Path) -> dict[str, Any]:
     return _files.read_json(folder / STATUS) or {}
 
 
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """`result.json`; None where there is none."""
+    return _files.read_json(folder / RESULT)
+
+
 def is_locked(folder: Path) -> bool:
     """Whether a process is writing a run in a folder."""
     if not (folder / METRICS).is_file():
@@ -158,7 +163,7 @@ def load(folder: str | os.PathLike[str]) -> Run:
         with np.load(path / SOLUTION, allow_pickle=False) as saved:
             trees = {name: _unflatten(name, saved) for name in trees}
     config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-    return Run(path, config, read_rows(path / METRICS), _files.read_json(path / RESULT), **trees)
+    return Run(path, config, read_rows(path / METRICS), read_result(path), **trees)
 
 
 def _flatten(name: str, tree: Any) -> dict[str, np.ndarray]:

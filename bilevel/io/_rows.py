@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -54,7 +55,7 @@ class Rows:
         before = os.lseek(self._file, 0, os.SEEK_CUR)
         try:
             if os.write(self._file, line) < len(line):
-                raise OSError(28, "no space left on the device", str(self._path))
+                raise OSError(errno.ENOSPC, "no space left on the device", str(self._path))
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, before)

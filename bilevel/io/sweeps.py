@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bilevel.io import _files
-from bilevel.io._folder import STATUS, holds_run, load, read_status
+from bilevel.io._folder import STATUS, read_result, read_status
 
 SWEEP, TABLE = "sweep.json", "sweep.csv"
 
@@ -93,7 +93,7 @@ def _line(folder: Path) -> Line:
     status = read_status(folder)
     pairs = (override.lstrip("+").partition("=") for override in status.get("overrides", []))
     state = status.get("state", "failed")
-    result = load(folder).result if state == "done" and holds_run(folder) else None
+    result = read_result(folder) if state == "done" else None
     found: dict[str, Any] = {}
     if result is not None:
         found = {name: result.get(name) for name in ("outer_loss", "steps", "best_step", "seconds")}
