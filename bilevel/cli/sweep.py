@@ -40,7 +40,8 @@ def supervise(job: Job) -> float:
         _run_child(job)
     except Exception as error:
         _note(job, "failed", _explain.explain(error)[0])
-    return _objective(io.read_result(job.folder))
+    done = io.read_status(job.folder).get("state") == "done"
+    return _objective(io.read_result(job.folder) if done else None)
 
 
 def exit_code() -> int:
