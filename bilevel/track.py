@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from pathlib import Path
 
 from bilevel import _explain, config
@@ -15,10 +16,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bilevel.track", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run folder")
     parser.add_argument("tracker", help="one of the run's own, or of: " + ", ".join(_known()))
-    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--follow", action="store_true", help="until standard input is closed, send what still comes")
     given = parser.parse_args()
     try:
-        _follow(given.folder.resolve(), given.tracker, given.parent)
+        _send(given.folder.resolve(), given.tracker, given.follow)
     except (Exception, KeyboardInterrupt) as error:
         message, code = _explain.explain(error)
         print(message, file=sys.stderr)
@@ -29,18 +30,28 @@ def _known() -> list[str]:
     return [name for name in config.groups()["tracker"] if name != "none"]
 
 
-def _follow(folder: Path, name: str, parent: int | None) -> None:
+def _wait_for_end(over: threading.Event) -> None:
+    os.read(sys.stdin.fileno(), 1)  # without the lock of sys.stdin, which would have to be free at exit
+    over.set()
+
+
+def _send(folder: Path, name: str, follow: bool) -> None:
+    over = threading.Event()
+    if follow:
+        os.nice(19)  # the run comes first
+        threading.Thread(target=_wait_for_end, args=(over,), daemon=True).start()
+    else:
+        over.set()
+
     from bilevel.cli import job
     from bilevel.io import following
 
-    if parent is not None:
-        os.nice(10)  # the run comes first
     cfg = job.read(folder).cfg
     node = (cfg.tracker or {}).get(name)
     if node is None and name not in _known():
         raise config.ConfigError(f"{name}: there is no such tracker{config.close(name, _known())}")
     node = node or config.compose([f"tracker={name}"]).tracker[name]
-    following.follow(config.build(node, cfg.allow_targets), name, folder, parent)
+    following.follow(config.build(node, cfg.allow_targets), name, folder, over)
 
 
 if __name__ == "__main__":

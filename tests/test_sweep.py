@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import signal
 import sqlite3
 import time
@@ -15,6 +16,8 @@ from commands import begin, command, error_of, files, result, rows, status
 
 import bilevel
 from bilevel import config
+from bilevel.cli.job import Job
+from bilevel.cli.sweep import supervise
 from bilevel.io import sweeps
 
 HERE = {"PYTHONPATH": str(Path(__file__).parent), "RAY_AUTH_MODE": "disabled"}
@@ -184,6 +187,14 @@ def test_a_wrong_key_fails_the_job_in_a_sentence(tmp_path):
 
 def test_an_unknown_group_is_refused_before_anything_runs(tmp_path):
     assert "did you mean svm?" in error_of(command("-m", "task=svn,ridge", cwd=tmp_path))
+
+
+def test_a_job_that_diverges_has_no_objective(tmp_path):
+    overrides = ["task=ridge", "steps=5", "optimizer=sgd", "optimizer.learning_rate=1e30", "precision=float32"]
+    job = Job(config.compose(overrides), tmp_path / "job", {}, overrides)
+    assert supervise(job) == math.inf
+    assert status(job.folder)["state"] == "failed"
+    assert math.isfinite(result(job.folder)["outer_loss"])  # of its best step, which is not how it ended
 
 
 # Interrupted

@@ -1,26 +1,27 @@
 """Processes that send a run folder's rows to trackers, so that no tracker can stop or slow the run.
 
-Each tracker has a process of its own, `python -m bilevel.track FOLDER NAME`, which reads what the run writes. How many rows it
-has sent stands in `trackers/NAME.json`, so that a later one goes on there.
+Each tracker has a process of its own, `python -m bilevel.track FOLDER NAME`, which reads what the run writes until its standard
+input is closed: by the run at its end, or by the system where the run dies. How many rows it has sent stands in
+`trackers/NAME.json`, so that a later one goes on there.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from bilevel.io import _files
-from bilevel.io._folder import METRICS, load, read_status
+from bilevel.io._folder import METRICS, load
 from bilevel.io._rows import Tail
 from bilevel.io.trackers import Tracker
 
 PATIENCE = 20.0  # seconds that a run waits, once it is over, for what its trackers still send
-_PAUSE = 0.25
+_PAUSE = 1.0  # seconds between two looks at the rows
 _log = logging.getLogger("bilevel")
 
 
@@ -43,8 +44,8 @@ class Followers:
         _home(self._folder).mkdir(exist_ok=True)
         with (_home(self._folder) / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "bilevel.track", str(self._folder), name, "--parent", str(os.getpid())],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "bilevel.track", str(self._folder), name, "--follow"],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for the run; what follows it ends with it
@@ -54,11 +55,15 @@ class Followers:
         """Say once of each that ended before the run that it did."""
         for name, process in list(self._alive.items()):
             if process.poll() is not None:
-                self._part(name, process.returncode)
+                del self._alive[name]
+                _close_input(process)
+                self._say(name, process.returncode)
 
     def __exit__(self, *_: object) -> None:
         deadline = time.monotonic() + self._patience
-        for name, process in list(self._alive.items()):
+        for process in self._alive.values():
+            _close_input(process)
+        for name, process in self._alive.items():
             try:
                 code = process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -68,11 +73,9 @@ class Followers:
                     "tracker %s took longer than %g s to end and was stopped. %s", name, self._patience, self._fix(name)
                 )
             else:
-                if code:
-                    self._part(name, code)
+                self._say(name, code)
 
-    def _part(self, name: str, code: int) -> None:
-        del self._alive[name]
+    def _say(self, name: str, code: int) -> None:
         if code:
             lines = (_home(self._folder) / f"{name}.log").read_text(encoding="utf-8", errors="replace").split("\n")
             last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
@@ -82,16 +85,16 @@ class Followers:
         return f"The rows are in {METRICS}; to send them later: python -m bilevel.track {self._folder} {name}"
 
 
-def follow(tracker: Tracker, name: str, folder: Path, parent: int | None = None) -> None:
-    """Send a run to a tracker: what it has written, and as long as `parent` lives, what it still writes."""
+def follow(tracker: Tracker, name: str, folder: Path, over: threading.Event) -> None:
+    """Send a run to a tracker: what it has written, and until it is `over`, what it still writes."""
     path = _home(folder) / f"{name}.json"
     cursor = _files.read_json(path) or {}
     sent, seen, tail = int(cursor.get("rows", 0)), 0, Tail(folder / METRICS)
     cursor["run"] = tracker.start(folder, load(folder).config, cursor.get("run"))
     path.parent.mkdir(exist_ok=True)
-    over = False
-    while not over:
-        over = parent is None or os.getppid() != parent or read_status(folder).get("state") != "running"
+    last = False
+    while not last:
+        last = over.is_set()
         try:
             for row in tail.new():
                 if seen >= sent:
@@ -99,10 +102,15 @@ def follow(tracker: Tracker, name: str, folder: Path, parent: int | None = None)
                 seen += 1
         finally:
             _files.write_json(path, {**cursor, "rows": max(seen, sent)})
-        if not over:
-            time.sleep(_PAUSE)
+        if not last:
+            over.wait(_PAUSE)
     run = load(folder)
     tracker.finish(run.result if run.ended else None, sorted(folder.glob("*.png")))
+
+
+def _close_input(process: subprocess.Popen) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
 
 
 def _home(folder: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bilevel.io import _files
-from bilevel.io._folder import CONFIG, METRICS, load
+from bilevel.io._folder import CONFIG, METRICS, RESULT, load
 from bilevel.io.trackers import Trackio
 
 _HOME = ".trackio"
@@ -22,13 +22,14 @@ class Mirror:
     def __init__(self, folder: Path, project: str):
         self._folder, self._home = folder, folder / _HOME
         self._tracker = Trackio(project=project, folder=str(self._home))
+        self._seen: dict[Path, list[tuple[int, int] | None]] = {}
 
     def update(self) -> int:
         """Copy what is new, and return the number of runs."""
         runs = sorted(path.parent for path in self._folder.rglob(METRICS) if (path.parent / CONFIG).is_file())
         path = self._home / "copied.json"
         copied = _files.read_json(path) or {}
-        for run in runs:
+        for run in filter(self._changed, runs):
             name = "-".join(run.relative_to(self._folder).parts) or run.name
             rows, ended = copied.get(name, (0, False))
             found = load(run)
@@ -40,3 +41,17 @@ class Mirror:
                 copied[name] = (len(found.metrics), found.ended)
                 _files.write_json(path, copied)
         return len(runs)
+
+    def _changed(self, run: Path) -> bool:
+        """Whether the run has written since it was asked last."""
+        now = [_stamp(run / name) for name in (METRICS, RESULT)]
+        before, self._seen[run] = self._seen.get(run), now
+        return now != before
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns
