@@ -15,7 +15,7 @@ from bilevel.hypergrad import Implicit, Unrolled
 
 pytestmark = pytest.mark.slice(2)
 
-PRECISE = bl.inner.FISTA(rtol=1e-15, atol=0.0, max_steps=100_000)
+PRECISE = bl.inner.FISTA(rtol=1e-13, atol=0.0, max_steps=100_000)
 
 
 def estimate(problem, hparams, estimator=None, inner=PRECISE, dtype="float64", adjoint=None):

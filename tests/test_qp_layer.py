@@ -11,7 +11,7 @@ import bilevel as bl
 from bilevel import tasks
 from bilevel.tasks import qp_layer
 
-PRECISE = bl.inner.FISTA(rtol=1e-14, atol=0.0, max_steps=100_000)
+PRECISE = bl.inner.FISTA(rtol=1e-13, atol=0.0, max_steps=100_000)
 SMALL = tasks.QPLayer(rows=30, validation_rows=20, test_rows=40, assets=4)
 
 

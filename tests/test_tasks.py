@@ -16,7 +16,7 @@ import bilevel as bl
 from bilevel import tasks
 from bilevel.tasks import svm
 
-PRECISE = bl.inner.FISTA(rtol=1e-14, atol=0.0, max_steps=200_000)
+PRECISE = bl.inner.FISTA(rtol=1e-13, atol=0.0, max_steps=200_000)
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
