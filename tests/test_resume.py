@@ -231,6 +231,12 @@ def test_without_a_usable_checkpoint_the_run_starts_over(cut, ridge):
     assert_the_same(cut, ridge)
 
 
+def test_a_lost_status_costs_nothing(cut, ridge):
+    (cut / "status.json").unlink()
+    assert "inner Quadratic · hypergradient Implicit (Auto)" in go_on(cut)
+    assert result(cut)["outer_loss"] == result(ridge)["outer_loss"]
+
+
 def test_changed_data_are_refused(tmp_path):
     dice = np.random.default_rng(0)
     X, y = dice.normal(size=(60, 4)), dice.normal(size=60)

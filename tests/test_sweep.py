@@ -191,7 +191,8 @@ def test_an_unknown_group_is_refused_before_anything_runs(tmp_path):
 
 def test_a_job_that_diverges_has_no_objective(tmp_path):
     overrides = ["task=ridge", "steps=5", "optimizer=sgd", "optimizer.learning_rate=1e30", "precision=float32"]
-    job = Job(config.compose(overrides), tmp_path / "job", {}, overrides)
+    cfg = config.compose(overrides, with_hydra=True)
+    job = Job(config.compose(overrides), tmp_path / "job", config.choices(cfg.hydra), overrides)
     assert supervise(job) == math.inf
     assert status(job.folder)["state"] == "failed"
     assert math.isfinite(result(job.folder)["outer_loss"])  # of its best step, which is not how it ended

@@ -78,7 +78,17 @@ def read(folder: Path) -> Job:
     assert isinstance(cfg, DictConfig)
     whole = config.with_defaults(cfg)
     status = io.read_status(folder)
-    return Job(whole, folder, status.get("choices", {}), status.get("overrides", []))
+    return Job(whole, folder, status.get("choices") or _targets(whole), status.get("overrides", []))
+
+
+def _targets(cfg: DictConfig) -> dict[str, str | None]:
+    """What stands for the choices where `status.json` is lost: the names of the classes."""
+    parts = {str(group): cfg[group] for group in cfg}
+    return {
+        group: str(part["_target_"]).rpartition(".")[2]
+        for group, part in parts.items()
+        if isinstance(part, DictConfig) and "_target_" in part
+    }
 
 
 def past(job: Job) -> dict[str, Any] | None:
