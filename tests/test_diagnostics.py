@@ -14,7 +14,7 @@ import bilevel as bl
 from bilevel import linear
 from bilevel.diagnostics._numeric import richardson
 
-pytestmark = pytest.mark.slice(2)
+pytestmark = pytest.mark.slice(3)
 
 
 def solved(name, dtype="float64"):

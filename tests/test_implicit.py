@@ -13,7 +13,7 @@ import pytest
 
 import bilevel as bl
 
-pytestmark = pytest.mark.slice(3)
+pytestmark = pytest.mark.slice(4)
 
 N, P = 5, 3
 RNG = np.random.default_rng(0)

@@ -23,7 +23,7 @@ from bilevel.linear import (
     Preconditioner,
 )
 
-pytestmark = pytest.mark.slice(2)
+pytestmark = pytest.mark.slice(3)
 
 N = 40
 rng = np.random.default_rng(0)
