@@ -38,7 +38,6 @@ def _wait_for_end(over: threading.Event) -> None:
 def _send(folder: Path, name: str, follow: bool) -> None:
     over = threading.Event()
     if follow:
-        os.nice(19)  # the run comes first
         threading.Thread(target=_wait_for_end, args=(over,), daemon=True).start()
     else:
         over.set()
