@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 from bilevel import _explain, config
@@ -30,27 +31,29 @@ def _known() -> list[str]:
     return [name for name in config.groups()["tracker"] if name != "none"]
 
 
-def _wait_for_end(over: threading.Event) -> None:
-    os.read(sys.stdin.fileno(), 1)  # without the lock of sys.stdin, which would have to be free at exit
-    over.set()
-
-
 def _send(folder: Path, name: str, follow: bool) -> None:
-    over = threading.Event()
-    if follow:
-        threading.Thread(target=_wait_for_end, args=(over,), daemon=True).start()
-    else:
-        over.set()
-
     from bilevel.cli import job
     from bilevel.io import following
 
+    over = threading.Event()
+    if follow:
+        threading.Thread(target=_wait_for_end, args=(over, following.MINUTES_ALONE), daemon=True).start()
+    else:
+        over.set()
     cfg = job.read(folder).cfg
     node = (cfg.tracker or {}).get(name)
     if node is None and name not in _known():
         raise config.ConfigError(f"{name}: there is no such tracker{config.close(name, _known())}")
     node = node or config.compose([f"tracker={name}"]).tracker[name]
     following.follow(config.build(node, cfg.allow_targets), name, folder, over)
+
+
+def _wait_for_end(over: threading.Event, minutes: float) -> None:
+    os.read(sys.stdin.fileno(), 1)  # without the lock of sys.stdin, which would have to be free at exit
+    over.set()
+    time.sleep(60 * minutes)
+    print(f"not ended {minutes:g} minutes after the run: stopped", file=sys.stderr, flush=True)
+    os._exit(1)  # whatever it is that blocks
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -58,6 +59,25 @@ def wait_for_rows(folder, count, process, seconds=120):
         assert process.poll() is None, "the run ended too early"
         assert time.monotonic() < deadline, f"no {count} rows after {seconds} s"
         time.sleep(0.001)
+
+
+def wait_for_tracker(folder, name, count, seconds=300):
+    """Wait until a tracker has sent that many rows and has ended; on a busy machine, long: it comes last in line."""
+    deadline = time.monotonic() + seconds
+    cursor, lock = (folder / "trackers" / f"{name}.{suffix}" for suffix in ("json", "lock"))
+    while not cursor.is_file() or json.loads(cursor.read_text(encoding="utf-8"))["rows"] < count or not is_free(lock):
+        assert time.monotonic() < deadline, f"{name} has not sent {count} rows after {seconds} s"
+        time.sleep(0.1)
+
+
+def is_free(path):
+    """Whether no process holds the lock of a file."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def timeless(values):

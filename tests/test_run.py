@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from commands import HINT, command, error_of, files, result, rows, timeless
+from commands import HINT, command, error_of, files, result, rows, timeless, wait_for_tracker
 from hydra.errors import HydraException
 
 import bilevel
@@ -170,6 +170,7 @@ def test_a_support_vector_machine_in_the_default_folder(tmp_path):
 def test_wandb_is_offline_and_never_asks(tmp_path):
     done = command("tracker=wandb", "steps=2", "hydra.run.dir=out", cwd=tmp_path, HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
+    wait_for_tracker(tmp_path / "out", "wandb", 2)
     (folder,) = (tmp_path / "out" / "wandb").glob("offline-run-*")
     assert list(folder.glob("*.wandb"))
     assert result(tmp_path / "out")["steps"] == 2

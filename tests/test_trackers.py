@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from commands import begin, command, environment, error_of, module, result, rows, wait_for_rows
+from commands import begin, command, environment, error_of, module, result, rows, wait_for_rows, wait_for_tracker
 
 from bilevel import config
-from bilevel.io import RunFolder, following, sweeps
+from bilevel.io import RunFolder, following, read_rows, sweeps
+from bilevel.io.trackers import Tracker
 
 HERE = {"PYTHONPATH": str(Path(__file__).parent)}
 KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+class ListTracker(Tracker):
+    def __init__(self, sent):
+        self.sent = sent
+
+    def start(self, folder, config, run):
+        return None
+
+    def log(self, row):
+        self.sent.append(row)
+
+    def finish(self, result, pictures):
+        pass
 
 
 def plain_rows(folder):
@@ -58,6 +75,8 @@ def tracked(tmp_path_factory):
         HOME=str(cwd),
     )
     assert done.returncode == 0, done.stderr
+    for name in ("wandb", "trackio", "tensorboard"):
+        wait_for_tracker(cwd / "out", name, 8)
     return done, cwd / "out"
 
 
@@ -126,10 +145,12 @@ def test_a_resumed_run_has_one_name_and_no_row_twice(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     steps = len(rows(folder))
+    wait_for_tracker(folder, "wandb", steps)
     config = (folder / "config.yaml").read_text().replace("steps: 100000", f"steps: {steps + 5}")
     (folder / "config.yaml").write_text(config)
     done = command("resume=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    wait_for_tracker(folder, "wandb", steps + 5)
     records = wandb_records(folder)
     assert len({record["run"]["run_id"] for record in records if record["type"] == "run"}) == 1
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 2
@@ -177,28 +198,52 @@ def test_a_tracker_that_blocks_is_left_behind(tmp_path, monkeypatch, caplog):
     cfg = config.compose(overrides)
     files = RunFolder(tmp_path / "out", config.to_yaml(cfg), {})
     begun = time.monotonic()
-    with following.Followers(tmp_path / "out", ["bad"], patience=1):
+    followers = following.Followers(tmp_path / "out", ["bad"], patience=1)
+    with followers:
         files.log_row({"step": 0})
         files.write_status("done")
     assert 1 <= time.monotonic() - begun < 10
-    assert "tracker bad took longer than 1 s to end and was stopped" in caplog.text
+    assert "tracker bad still sends, and goes on by itself for at most 10 minutes" in caplog.text
+    (left,) = followers.left
+    assert left.poll() is None
+    left.kill()
+    left.wait()
     files.close()
 
 
 def test_a_tracker_ends_with_a_run_that_is_killed(tmp_path):
     process = begin("task=ridge", "steps=100000", "hydra.run.dir=out", "tracker=wandb", cwd=tmp_path)
-    folder = tmp_path / "out"
-    wait_for_rows(folder, 50, process)
-    deadline = time.monotonic() + 60
-    while not (folder / "trackers" / "wandb.json").is_file():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for_rows(tmp_path / "out", 50, process)
     process.kill()
     process.wait()
-    known = len(rows(folder)) - 1  # the last row may be half a row
-    while json.loads((folder / "trackers" / "wandb.json").read_text())["rows"] < known:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for_tracker(tmp_path / "out", "wandb", len(read_rows(tmp_path / "out" / "metrics.jsonl")))
+
+
+def test_a_run_is_sent_by_one_process_at_a_time(tmp_path):
+    (tmp_path / "trackers").mkdir()
+    files = RunFolder(tmp_path, "{}", {})
+    files.log_row({"step": 0})
+    sent = []
+    with (tmp_path / "trackers" / "list.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        over = threading.Event()
+        over.set()
+        second = threading.Thread(target=following.follow, args=(ListTracker(sent), "list", tmp_path, over))
+        second.start()
+        second.join(0.5)
+        assert second.is_alive()
+        assert sent == []
+    second.join(60)
+    assert sent == [{"step": 0}]
+    files.close()
+
+
+def test_a_tracker_that_does_not_end_stops_itself():
+    code = "import threading, time; from bilevel import track;"
+    code += "threading.Thread(target=track._wait_for_end, args=(threading.Event(), 0.001), daemon=True).start(); time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1
+    assert "not ended 0.001 minutes after the run: stopped" in done.stderr
 
 
 def test_a_run_without_a_tracker_is_sent_later(tmp_path):

@@ -9,6 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # no such locks outside POSIX
+    fcntl = None
+
 
 def replace(path: Path, content: bytes | Callable[[BinaryIO], Any], *, durable: bool = False) -> None:
     """Write a temporary file and move it to `path`; `durable` waits for the disk. What fails leaves no trace."""
@@ -48,6 +53,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def lock(file: int, *, wait: bool = False) -> bool:
+    """Lock an open file until it is closed; whether that was possible, or there are no locks to ask for."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,10 +13,7 @@ from typing import Any
 
 import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # no such locks outside POSIX
-    fcntl = None
+from bilevel.io import _files
 
 
 class FolderLockedError(OSError):
@@ -36,11 +33,11 @@ class Rows:
     def __init__(self, path: Path):
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         self._path = path
-        try:
-            _lock(self._file, path)
-        except BaseException:
+        if not _files.lock(self._file):
             os.close(self._file)
-            raise
+            raise FolderLockedError(
+                f"{path.parent}: another process is writing this run: wait for its end, or choose another hydra.run.dir"
+            )
 
     def keep(self, count: int) -> list[dict[str, Any]]:
         """Cut the file after its first `count` rows, half a line included, and return them."""
@@ -103,16 +100,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return plain(np.asarray(value).tolist())
-
-
-def _lock(file: int, path: Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise FolderLockedError(
-            f"{path.parent}: another process is writing this run: wait for its end, or choose another hydra.run.dir"
-        ) from None
-    except OSError:
-        return  # a file system without locks

@@ -2,7 +2,7 @@
 
 Each tracker has a process of its own, `python -m bilevel.track FOLDER NAME`, which reads what the run writes until its standard
 input is closed: by the run at its end, or by the system where the run dies. How many rows it has sent stands in
-`trackers/NAME.json`, so that a later one goes on there.
+`trackers/NAME.json`, so that a later one goes on there, once the earlier one has ended.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from bilevel.io._rows import Tail
 from bilevel.io.trackers import Tracker
 
 PATIENCE = 20.0  # seconds that a run waits, once it is over, for what its trackers still send
+MINUTES_ALONE = 10  # that a tracker has to end, once the run is over
 _PAUSE = 1.0  # seconds between two looks at the rows
 _log = logging.getLogger("bilevel")
 
 
 class Followers:
-    """One process per tracker, for the length of a run."""
+    """One process per tracker, for the length of a run; `left` are those that it did not wait for."""
 
     def __init__(self, folder: Path, names: Sequence[str], patience: float = PATIENCE):
         self._folder, self._names, self._patience = folder, names, patience
+        self.left: list[subprocess.Popen] = []
         self._alive: dict[str, subprocess.Popen] = {}
 
     def __enter__(self) -> Followers:
@@ -68,10 +70,12 @@ class Followers:
             try:
                 code = process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                self.left.append(process)
                 _log.warning(
-                    "tracker %s took longer than %g s to end and was stopped. %s", name, self._patience, self._fix(name)
+                    "tracker %s still sends, and goes on by itself for at most %d minutes. %s",
+                    name,
+                    MINUTES_ALONE,
+                    self._fix(name),
                 )
             else:
                 self._say(name, code)
@@ -88,11 +92,18 @@ class Followers:
 
 def follow(tracker: Tracker, name: str, folder: Path, over: threading.Event) -> None:
     """Send a run to a tracker: what it has written, and until it is `over`, what it still writes."""
-    path = _home(folder) / f"{name}.json"
+    _home(folder).mkdir(exist_ok=True)
+    with (_home(folder) / f"{name}.lock").open("ab") as alone:
+        if not _files.lock(alone.fileno()):
+            _log.warning("another process sends this run to %s: waiting for its end", name)
+            _files.lock(alone.fileno(), wait=True)
+        _follow(tracker, _home(folder) / f"{name}.json", folder, over)
+
+
+def _follow(tracker: Tracker, path: Path, folder: Path, over: threading.Event) -> None:
     cursor = _files.read_json(path) or {}
     sent, seen, tail = int(cursor.get("rows", 0)), 0, Tail(folder / METRICS)
     cursor["run"] = tracker.start(folder, load(folder).config, cursor.get("run"))
-    path.parent.mkdir(exist_ok=True)
     last = False
     while not last:
         last = over.is_set()
@@ -110,7 +121,7 @@ def follow(tracker: Tracker, name: str, folder: Path, over: threading.Event) -> 
 
 
 def _last_in_line() -> list[str]:
-    """Before a command: at the lowest priority from its first instruction, for three that start take seconds of two cores."""
+    """Before a command: at the lowest priority from its first instruction, for three that start take seconds of a core."""
     nice = shutil.which("nice")
     return [nice, "-n", "19"] if nice else []
 
