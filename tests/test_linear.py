@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 
 import jax
@@ -10,6 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from linear_cases import (
+    INDEFINITE,
+    ITERATIVE,
+    MORE,
+    NONSYMMETRIC,
+    PROBLEMS,
+    RHS,
+    RIGHT_HALF_PLANE_ONLY,
+    SOLVERS,
+    SPD,
+    STRUCTURES,
+    SYMMETRIC_ONLY,
+    N,
+    allowed,
+    dense,
+    each_solver,
+    others,
+    posed,
+    relative_error,
+    settings,
+    solve,
+    status_of,
+    title,
+)
 
 from bilevel import Status, linear
 from bilevel.linear import (
@@ -26,142 +49,11 @@ from bilevel.linear import (
     NormalCG,
     Nystrom,
     Operator,
-    Refined,
     Wrapped,
     as_solver,
-    differentiable_solve,
 )
 
 pytestmark = pytest.mark.slice(6)
-
-N = 12
-STRUCTURES = ["general", "symmetric", "positive_definite"]
-
-
-def dense(matvec, b):
-    flat, unravel = ravel_pytree(b)
-    columns = jax.vmap(lambda v: ravel_pytree(matvec(unravel(v)))[0], out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype))
-    return unravel(jnp.linalg.solve(columns, flat))
-
-
-def least_squares(matvec, b):
-    columns = jax.vmap(matvec, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
-    return jnp.linalg.pinv(columns) @ b
-
-
-SOLVERS = [
-    Direct(),
-    CG(),
-    GMRES(),
-    MINRES(),
-    BiCGStab(),
-    LSMR(),
-    NormalCG(),
-    Neumann(),
-    Nystrom(max_steps=5),
-    Damped(ridge=1e-13),
-    Refined(),
-    Auto(),
-    Wrapped(function=dense, rtol=None),
-]
-MORE = [CG(rtol=1e-3), GMRES(rtol=1e-4, restart=2), Wrapped(function=least_squares)]
-KRYLOV = [CG(), GMRES(restart=2, rtol=1e-4), MINRES(), BiCGStab(), LSMR(), NormalCG()]
-ITERATIVE = [*KRYLOV, Neumann()]
-POSITIVE_DEFINITE_ONLY = (CG, Nystrom)
-SYMMETRIC_ONLY = (*POSITIVE_DEFINITE_ONLY, MINRES)
-RIGHT_HALF_PLANE_ONLY = (*POSITIVE_DEFINITE_ONLY, Neumann)
-
-
-def title(value):
-    if not isinstance(value, LinearSolver):
-        return str(value)
-    changed = {k: v for k, v in vars(value).items() if v != getattr(type(value), k, None) and k != "function"}
-    return "-".join([type(value).__name__, *(f"{k}={v}" for k, v in changed.items())])
-
-
-def looks_at_structure(solver):
-    return isinstance(solver, Direct | Auto | Damped | Refined)
-
-
-def settings(solvers):
-    return [(s, structure) for s in solvers for structure in (STRUCTURES if looks_at_structure(s) else ["general"])]
-
-
-each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=title)
-
-
-def others(*kinds):
-    return [solver for solver in SOLVERS if not isinstance(solver, kinds)]
-
-
-def posed(solver, a):
-    """The matrix of the system that is solved."""
-    return a + solver.ridge * np.eye(len(a)) if isinstance(solver, Damped) else a
-
-
-def orthogonal():
-    return np.linalg.qr(np.random.default_rng(0).normal(size=(N, N)))[0]
-
-
-def with_spectrum(values):
-    q = orthogonal()
-    a = q @ np.diag(values) @ q.T
-    return (a + a.T) / 2
-
-
-def path_laplacian():
-    a = 2 * np.eye(N) - np.eye(N, k=1) - np.eye(N, k=-1)
-    a[0, 0] = a[-1, -1] = 1
-    return a
-
-
-noise = np.random.default_rng(1)
-RHS = noise.normal(size=N)
-SPD = with_spectrum(np.linspace(1, 10, N))
-INDEFINITE = with_spectrum(np.r_[-np.linspace(1, 3, N // 2), np.linspace(1, 5, N - N // 2)])
-NONSYMMETRIC = 6 * np.eye(N) + noise.normal(size=(N, N))
-SINGULAR = path_laplacian()
-BADLY_SCALED = np.diag(np.logspace(-3, 0, N)) @ with_spectrum(np.linspace(1, 2, N)) @ np.diag(np.logspace(-3, 0, N))
-PROBLEMS = {
-    "spd": (SPD, RHS),
-    "indefinite": (INDEFINITE, RHS),
-    "nonsymmetric": (NONSYMMETRIC, RHS),
-    "singular consistent": (SINGULAR, SINGULAR @ np.arange(1.0, N + 1) ** 2),
-    "singular inconsistent": (SINGULAR, np.ones(N) + RHS - RHS.mean()),
-    "badly scaled": (BADLY_SCALED, RHS),
-}
-
-
-def solve(solver, structure, a, b, init=None, scale=None):
-    init = jnp.zeros_like(b) if init is None else init
-    return solve_jitted(solver, structure if looks_at_structure(solver) else "general", a, b, init, scale)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def solve_jitted(solver, structure, a, b, init, scale):
-    return solver.solve(Operator(lambda v: a @ v, structure), b, init, scale)
-
-
-def solve_lanes(solver, structure, a, b):
-    return solve_lanes_jitted(solver, structure if looks_at_structure(solver) else "general", a, b)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def solve_lanes_jitted(solver, structure, a, b):
-    return jax.vmap(lambda a, b: solver.solve(Operator(lambda v: a @ v, structure), b))(a, b)
-
-
-def status_of(solution):
-    return Status(int(solution.status))
-
-
-def relative_error(x, expected):
-    return np.linalg.norm(np.asarray(x) - expected) / np.linalg.norm(expected)
-
-
-def allowed(solver, b):
-    rtol = np.finfo(b.dtype).eps ** (2 / 3) if solver.rtol is None else solver.rtol
-    return rtol * np.linalg.norm(b)
 
 
 def test_every_exported_solver_is_in_the_suite():
@@ -360,50 +252,6 @@ class TestTolerance:
         assert status_of(Direct(max_size=N).solve(Operator(lambda v: v), jnp.ones(N))) == Status.CONVERGED
 
 
-@pytest.mark.usefixtures("x64")
-class TestTransformations:
-    @each_solver
-    @pytest.mark.parametrize("bad", [np.nan, np.inf])
-    def test_non_finite_right_hand_side(self, solver, bad):
-        found = solve(solver, "positive_definite", SPD, np.r_[RHS[:-1], bad])
-        assert status_of(found) == Status.NON_FINITE
-
-    @each_solver
-    def test_one_bad_lane_leaves_the_others_alone(self, solver):
-        b = np.stack([RHS, np.r_[RHS[:-1], np.nan], RHS[::-1]])
-        found = solve_lanes(solver, "positive_definite", np.stack([SPD, SPD, 2 * SPD]), b)
-        assert found.status.tolist() == [Status.CONVERGED, Status.NON_FINITE, Status.CONVERGED]
-        assert relative_error(found.value[0], np.linalg.solve(SPD, b[0])) < 1e-8
-        assert relative_error(found.value[2], np.linalg.solve(2 * SPD, b[2])) < 1e-8
-
-    @pytest.mark.parametrize("solver", [CG(), Direct(), Auto(), Auto(direct_below=0)], ids=title)
-    def test_one_indefinite_lane(self, solver):
-        found = solve_lanes(solver, "positive_definite", np.stack([SPD, INDEFINITE, 3 * SPD]), np.stack([RHS] * 3))
-        assert found.status.tolist() == [Status.CONVERGED, Status.NEGATIVE_CURVATURE, Status.CONVERGED]
-        assert relative_error(found.value[0], np.linalg.solve(SPD, RHS)) < 1e-8
-        assert relative_error(found.value[2], np.linalg.solve(3 * SPD, RHS)) < 1e-8
-        true = np.linalg.norm(INDEFINITE @ np.asarray(found.value[1]) - RHS)
-        np.testing.assert_allclose(found.residual[1], true, rtol=1e-9)
-
-    @pytest.mark.parametrize("solver", others(*SYMMETRIC_ONLY, Neumann, Damped), ids=title)
-    def test_one_singular_lane(self, solver):
-        b = np.stack([RHS, PROBLEMS["singular inconsistent"][1], RHS])
-        found = solve_lanes(solver, "general", np.stack([NONSYMMETRIC, SINGULAR, INDEFINITE]), b)
-        assert found.status[0] == Status.CONVERGED
-        assert found.status[1] != Status.CONVERGED
-        assert found.status[2] == Status.CONVERGED
-        assert relative_error(found.value[0], np.linalg.solve(NONSYMMETRIC, RHS)) < 1e-8
-        assert relative_error(found.value[2], np.linalg.solve(INDEFINITE, RHS)) < 1e-8
-
-    @pytest.mark.parametrize("solver", [Direct(), CG()], ids=title)
-    def test_jit_changes_nothing(self, solver):
-        eager = solver.solve(Operator(lambda v: jnp.asarray(SPD) @ v, "positive_definite"), jnp.asarray(RHS))
-        jitted = solve(solver, "positive_definite", SPD, RHS)
-        assert int(eager.status) == int(jitted.status) == Status.CONVERGED
-        assert (int(eager.steps), int(eager.matvecs)) == (int(jitted.steps), int(jitted.matvecs))
-        np.testing.assert_allclose(eager.value, jitted.value, rtol=1e-9)
-
-
 @each_solver
 def test_precision_is_kept(solver, dtype):
     found = solve(solver, "positive_definite", jnp.asarray(SPD, dtype), jnp.asarray(RHS, dtype))
@@ -515,113 +363,3 @@ class TestChoice:
         solver = Wrapped(function=lambda matvec, b: answer)
         with pytest.raises(ValueError, match=r"answer of solve\(matvec, b\) must have the structure and shapes of b"):
             solver.solve(Operator(lambda v: v), jnp.ones(N))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def differentiable(solver, structure, a, b, init=None):
-    return differentiable_solve(solver, Operator(lambda v: a @ v, structure), b, init).value
-
-
-@pytest.mark.usefixtures("x64")
-class TestDerivatives:
-    @each_solver
-    def test_matrix_and_right_hand_side(self, solver):
-        """Both modes against dx = A⁻¹ (db − dA x); A is nonsymmetric where the solver takes it."""
-        definite = isinstance(solver, SYMMETRIC_ONLY)
-        a, structure = (SPD, "positive_definite") if definite else (NONSYMMETRIC, "general")
-        rng = np.random.default_rng(2)
-        da, db, w = rng.normal(size=(N, N)), rng.normal(size=N), rng.normal(size=N)
-
-        @jax.jit
-        def both(a, b):
-            _, pull = jax.vjp(functools.partial(differentiable, solver, structure), a, b)
-            return jax.jvp(functools.partial(differentiable, solver, structure), (a, b), (da, db))[1], *pull(w)
-
-        forward, wrt_a, wrt_b = both(a, RHS)
-        x, u = np.linalg.solve(a, RHS), np.linalg.solve(a.T, w)
-        np.testing.assert_allclose(forward, np.linalg.solve(a, db - da @ x), atol=1e-8)
-        np.testing.assert_allclose(wrt_b, u, atol=1e-8)
-        np.testing.assert_allclose(wrt_a, -np.outer(u, x), atol=1e-8)
-
-    @pytest.mark.parametrize("jacobian", [jax.jacfwd, jax.jacrev])
-    @pytest.mark.parametrize("solver", [Direct(), CG(), GMRES()], ids=title)
-    def test_whole_jacobian(self, solver, jacobian):
-        a, structure = (SPD, "positive_definite") if isinstance(solver, CG) else (NONSYMMETRIC, "general")
-        found = jax.jit(jacobian(lambda b: differentiable(solver, structure, a, b)))(RHS)
-        np.testing.assert_allclose(found, np.linalg.inv(a), atol=1e-8)
-
-    @pytest.mark.parametrize(
-        ("solver", "structure", "matrix", "jacobian"),
-        [(CG(), "positive_definite", SPD, jax.jacfwd), (Direct(), "general", NONSYMMETRIC, jax.jacrev)],
-        ids=["CG-jacfwd", "Direct-jacrev"],
-    )
-    def test_second_derivative(self, solver, structure, matrix, jacobian):
-        def along(t):
-            return differentiable(solver, structure, matrix + t * jnp.eye(N), RHS) @ jnp.ones(N)
-
-        inverse = np.linalg.inv(matrix)
-        expected = 2 * np.ones(N) @ inverse @ inverse @ inverse @ RHS
-        assert float(jax.jit(jacobian(jax.grad(along)))(0.0)) == pytest.approx(expected, rel=1e-7)
-
-    @pytest.mark.parametrize("jacobian", [jax.jacfwd, jax.jacrev])
-    def test_start_has_no_derivative(self, jacobian):
-        def answer(b, init):
-            return differentiable(CG(), "positive_definite", SPD, b, init)
-
-        wrt_b, wrt_init = jax.jit(jacobian(answer, argnums=(0, 1)))(RHS, np.ones(N))
-        assert np.array_equal(wrt_init, np.zeros((N, N)))
-        np.testing.assert_allclose(wrt_b, np.linalg.inv(SPD), atol=1e-8)
-
-    def test_lanes(self):
-        def one(t, b):
-            return jax.jacrev(lambda t: differentiable(Direct(), "general", t * jnp.asarray(NONSYMMETRIC), b))(t)
-
-        scales = np.array([1.0, 2.0])
-        found = jax.vmap(one)(scales, np.stack([RHS, RHS[::-1]]))
-        for i, b in enumerate([RHS, RHS[::-1]]):
-            assert relative_error(found[i], -np.linalg.solve(NONSYMMETRIC, b) / scales[i] ** 2) < 1e-8
-
-    def test_record_of_the_solve(self):
-        operator = Operator(lambda v: SPD @ v, "positive_definite")
-        found = jax.jit(lambda b: differentiable_solve(CG(max_steps=1), operator, b))(RHS)
-        assert status_of(found) == Status.MAX_STEPS
-        np.testing.assert_allclose(found.residual, np.linalg.norm(SPD @ np.asarray(found.value) - RHS), rtol=1e-9)
-
-
-@pytest.mark.usefixtures("x64")
-class TestNanOnFailure:
-    """One step of CG is enough for an eigenvector and for nothing else."""
-
-    easy = orthogonal()[:, 0]
-    hard = RHS
-
-    @staticmethod
-    @functools.partial(jax.jit, static_argnums=1)
-    def value(b, nan=True):
-        operator = Operator(lambda v: SPD @ v, "positive_definite")
-        return differentiable_solve(CG(max_steps=1), operator, b, nan_on_failure=nan).value
-
-    def test_value(self):
-        assert np.isfinite(self.value(self.easy)).all()
-        assert np.isnan(self.value(self.hard)).all()
-        assert np.isfinite(self.value(self.hard, False)).all()
-
-    def test_forward_derivative(self):
-        def slope(way, nan):
-            value, slope = jax.jvp(lambda b: self.value(b, nan), (self.easy,), (way,))
-            assert np.isfinite(value).all()
-            return slope
-
-        assert np.isnan(slope(self.hard, True)).all()
-        assert np.isfinite(slope(self.easy, True)).all()
-        assert np.isfinite(slope(self.hard, False)).all()
-
-    def test_reverse_derivative(self):
-        def slope(way, nan):
-            value, pullback = jax.vjp(lambda b: self.value(b, nan), self.easy)
-            assert np.isfinite(value).all()
-            return pullback(jnp.asarray(way))[0]
-
-        assert np.isnan(slope(self.hard, True)).all()
-        assert np.isfinite(slope(self.easy, True)).all()
-        assert np.isfinite(slope(self.hard, False)).all()

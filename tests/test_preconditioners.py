@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_linear import relative_error, status_of, title
+from linear_cases import relative_error, status_of, title
 
 from bilevel import Status, linear
 from bilevel.linear import (
