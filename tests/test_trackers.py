@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import signal
 import struct
 import subprocess
@@ -136,6 +137,36 @@ def test_nobody_writes_a_key(tracked):
     assert KEY not in done.stdout + done.stderr
     for path in folder.parent.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+def names_looked_up(*arguments, cwd, **more):
+    """By `python -m bilevel.track`, where the only name server tells what it is asked for."""
+    alone = ["unshare", "--map-root-user", "--mount", "--net"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("no network of its own for a process: unshare is missing, or not allowed")
+    server = [sys.executable, str(Path(__file__).with_name("name_server.py"))]
+    done = subprocess.run(
+        [*alone, *server, sys.executable, "-m", "bilevel.track", *arguments],
+        cwd=cwd,
+        env=environment(HOME=str(cwd), **more),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "asked for:" in done.stdout, done.stderr
+    return done.returncode, done.stdout.partition("asked for:")[2].split()
+
+
+@pytest.mark.parametrize("online", [False, True], ids=["offline", "online"])
+def test_wandb_looks_up_no_name_unless_logged_in(online, tmp_path):
+    files = RunFolder(tmp_path / "out", config.to_yaml(config.compose(["tracker=wandb"])), {})
+    files.log_row({"step": 0, "outer_loss": 1.0})
+    files.write_status("done")
+    files.close()
+    login = {"WANDB_API_KEY": KEY, "WANDB_INIT_TIMEOUT": "5"} if online else {}
+    code, names = names_looked_up("out", "wandb", cwd=tmp_path, **login)
+    assert (code != 0, names != []) == (online, online)
+    assert len(list((tmp_path / "out" / "wandb").glob("offline-run-*"))) == (0 if online else 1)
 
 
 def test_a_resumed_run_has_one_name_and_no_row_twice(tmp_path):
