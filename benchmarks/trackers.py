@@ -1,16 +1,22 @@
 """What trackers cost a run: python benchmarks/trackers.py
 
-A step of about ten milliseconds, a hundred a second, written to a run folder, with three trackers that follow it and
-without, in turns. Each turn lasts as long as a run that is long enough for the trackers to be at work, their start included.
+A step of about ten milliseconds, a hundred a second, written to a run folder that three trackers follow. Two figures, since
+machines drift by more than trackers cost: what their start costs, in pairs of short runs with and without them; and what
+following costs, in pairs of neighboring windows of one run, in every other of which the trackers are stopped (they then do
+in one window the work of two).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
+import os
 import resource
+import signal
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -21,9 +27,11 @@ from bilevel import config
 from bilevel.io import RunFolder, following
 
 TRACKERS = ("wandb", "trackio", "tensorboard")
+WINDOW = 100  # steps
+START = 500  # steps, in which trackers start
 
 
-def make_step(milliseconds: float):
+def make_step(milliseconds: float) -> Callable[[], object]:
     """A compiled step that takes so long here, on one core."""
 
     @jax.jit
@@ -38,47 +46,85 @@ def make_step(milliseconds: float):
     return lambda: jax.block_until_ready(step(x, count))
 
 
-def turn(step, steps: int, trackers: tuple[str, ...]) -> float:
-    """Seconds that the steps of one run take; each writes a row."""
+@contextlib.contextmanager
+def run(step: Callable[[], object], trackers: tuple[str, ...]) -> Iterator[tuple[Callable[[int], float], Callable]]:
+    """A run with trackers: what takes some of its steps and says the seconds, and what sends a signal to its trackers."""
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "run"
         overrides = [f"tracker=[{','.join(trackers)}]", *(["tracker.trackio.folder=" + home] if trackers else [])]
         cfg = config.compose(overrides if trackers else [])
-        with contextlib.closing(RunFolder(folder, config.to_yaml(cfg), {})) as files:
-            with following.Followers(folder, trackers) as followers:
+        with (
+            contextlib.closing(RunFolder(folder, config.to_yaml(cfg), {})) as files,
+            following.Followers(folder, trackers) as followers,
+        ):
+            numbers = itertools.count()
+
+            def advance(steps: int) -> float:
                 begun = time.perf_counter()
-                for number in range(steps):
+                for _ in range(steps):
                     step()
-                    files.log_row({"step": number, "outer_loss": 1 / (1 + number), "grad_norm": 0.1, "seconds": 0.0})
+                    files.log_row({"step": next(numbers), "outer_loss": 1.0, "grad_norm": 0.1, "seconds": 0.0})
                     followers.look()
-                seconds = time.perf_counter() - begun
-                files.write_status("done")
-            return seconds
+                return time.perf_counter() - begun
+
+            def tell(what: signal.Signals) -> None:
+                for process in followers.alive.values():
+                    os.killpg(process.pid, what)
+
+            yield advance, tell
+            files.write_status("done")
 
 
-def processor_time() -> float:
-    """Seconds of processor time of the processes that have ended: the trackers."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def start_costs(step: Callable[[], object], repeats: int) -> list[float]:
+    """Seconds that the first steps take longer with trackers, in pairs."""
+    costs = []
+    for number in range(repeats):
+        seconds = {}
+        for trackers in [(), TRACKERS] if number % 2 else [TRACKERS, ()]:
+            with run(step, trackers) as (advance, _):
+                seconds[trackers] = advance(START)
+        costs.append(seconds[TRACKERS] - seconds[()])
+    return costs
+
+
+def following_ratios(step: Callable[[], object], pairs: int) -> list[float]:
+    """Time of a window that is followed over that of its neighbor that is not."""
+    ratios = []
+    with run(step, TRACKERS) as (advance, tell):
+        advance(3 * START)
+        for number in range(pairs):
+            seconds = {}
+            for what in (signal.SIGCONT, signal.SIGSTOP) if number % 2 else (signal.SIGSTOP, signal.SIGCONT):
+                tell(what)
+                seconds[what] = advance(WINDOW)
+            ratios.append(seconds[signal.SIGCONT] / seconds[signal.SIGSTOP])
+        tell(signal.SIGCONT)
+    return ratios
+
+
+def quartiles(values: list[float]) -> str:
+    """Median and quartiles."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def main() -> None:
-    """Print the paired ratios and their median, and what the trackers used beside the run."""
+    """Print both figures, and what the trackers used beside the run."""
     parser = argparse.ArgumentParser(description="What trackers cost a run.")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=20, help="pairs of runs")
+    parser.add_argument("--windows", type=int, default=100, help="pairs of windows")
     given = parser.parse_args()
     step = make_step(10.0)
-    ratios = []
-    for number in range(given.repeats):
-        pair = [(), TRACKERS] if number % 2 else [TRACKERS, ()]
-        seconds = {trackers: turn(step, given.steps, trackers) for trackers in pair}
-        ratios.append(seconds[TRACKERS] / seconds[()])
-        print(f"{given.steps / seconds[()]:.0f} steps a second, ratio {ratios[-1]:.4f}", flush=True)
-    beside = processor_time() / given.repeats
-    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-    print(f"with {', '.join(TRACKERS)}: {middle:.4f} [{low:.4f}, {high:.4f}] of the time without")
-    print(f"the trackers' own processor time, mostly their start: {beside:.1f} s a run, at the lowest priority")
+    costs = start_costs(step, given.repeats)
+    print(
+        f"{', '.join(TRACKERS)}: their start costs a run {quartiles(costs)} s, once; mean {np.mean(costs):.3f}",
+        flush=True,
+    )
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"their own processor time, at the lowest priority: {(used.ru_utime + used.ru_stime) / given.repeats:.1f} s")
+    ratios = following_ratios(step, given.windows)
+    error = np.std(ratios) / np.sqrt(len(ratios))
+    print(f"followed, a window takes {quartiles(ratios)} of the time; mean {np.mean(ratios):.4f}, error {error:.4f}")
 
 
 if __name__ == "__main__":

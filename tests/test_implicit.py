@@ -112,16 +112,16 @@ def test_ridge_matches_the_closed_form(x64, transform, solve):
     solver = bl.custom_root(jax.grad(ridge_loss))(solve)
     operate = TRANSFORMS[transform]
     got = operate(lambda theta: solver(None, theta, FEATURES, TARGETS))(jnp.asarray(PENALTIES))
-    close(got, operate(lambda theta: ridge_closed(theta, FEATURES, TARGETS))(jnp.asarray(PENALTIES)), 1e-9)
+    close(got, jax.jit(operate(lambda theta: ridge_closed(theta, FEATURES, TARGETS)))(jnp.asarray(PENALTIES)), 1e-9)
 
 
 @pytest.mark.parametrize("transform", ["jacfwd", "jacrev", "hessian"])
 def test_ridge_in_single_precision(transform):
     arrays = [jnp.asarray(a, jnp.float32) for a in (PENALTIES, FEATURES, TARGETS)]
     solver = bl.custom_root(jax.grad(ridge_loss))(ridge_callback)
-    got = TRANSFORMS[transform](lambda theta: solver(None, theta, *arrays[1:]))(arrays[0])
+    got = jax.jit(TRANSFORMS[transform](lambda theta: solver(None, theta, *arrays[1:])))(arrays[0])
     assert got.dtype == jnp.float32
-    close(got, TRANSFORMS[transform](lambda theta: ridge_closed(theta, *arrays[1:]))(arrays[0]), 1e-4)
+    close(got, jax.jit(TRANSFORMS[transform](lambda theta: ridge_closed(theta, *arrays[1:])))(arrays[0]), 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -132,14 +132,14 @@ def test_ridge_in_single_precision(transform):
 def test_nonsymmetric_root_matches_unrolling(x64, transform, linear):
     solver = bl.custom_root(smooth, solve=linear)(smooth_callback)
     operate, theta = TRANSFORMS[transform], jnp.asarray(THETA)
-    close(operate(lambda t: solver(None, t))(theta), operate(smooth_unrolled)(theta), 1e-8)
+    close(operate(lambda t: solver(None, t))(theta), jax.jit(operate(smooth_unrolled))(theta), 1e-8)
 
 
 def test_nonsymmetric_root_matches_differences(x64):
     solver = bl.custom_root(smooth)(smooth_callback)
     close(jax.jacrev(solver, argnums=1)(None, jnp.asarray(THETA)), differences(smooth_numpy, THETA), 1e-8)
-    hessian = jax.hessian(lambda t: jnp.sum(solver(None, t) ** 3))(jnp.asarray(THETA))
-    gradient = jax.grad(lambda t: jnp.sum(solver(None, t) ** 3))
+    hessian = jax.jit(jax.hessian(lambda t: jnp.sum(solver(None, t) ** 3)))(jnp.asarray(THETA))
+    gradient = jax.jit(jax.grad(lambda t: jnp.sum(solver(None, t) ** 3)))
     close(hessian, differences(lambda t: gradient(jnp.asarray(t)), THETA), 1e-7)
 
 
@@ -147,9 +147,9 @@ def test_every_argument_is_differentiated(x64):
     solver = bl.custom_root(jax.grad(ridge_loss))(ridge_callback)
     args = tuple(map(jnp.asarray, (PENALTIES, FEATURES, TARGETS)))
     for argnum in range(3):
-        got = jax.jacrev(solver, argnums=argnum + 1)(None, *args)
-        close(got, jax.jacrev(ridge_closed, argnums=argnum)(*args), 1e-9)
-        close(jax.jacfwd(solver, argnums=argnum + 1)(None, *args), got, 1e-9)
+        got = jax.jit(jax.jacrev(solver, argnums=argnum + 1))(None, *args)
+        close(got, jax.jit(jax.jacrev(ridge_closed, argnums=argnum))(*args), 1e-9)
+        close(jax.jit(jax.jacfwd(solver, argnums=argnum + 1))(None, *args), got, 1e-9)
 
 
 @pytest.mark.parametrize("operate", [jax.grad, lambda f: jax.jit(jax.grad(f)), jax.hessian, jax.jacfwd])
@@ -164,7 +164,7 @@ def test_closures_are_differentiated(x64, operate):
     def closed(theta):
         return jnp.sum(ridge_closed(theta, FEATURES, TARGETS) ** 3)
 
-    close(operate(implicit)(jnp.asarray(PENALTIES)), operate(closed)(jnp.asarray(PENALTIES)), 1e-9)
+    close(operate(implicit)(jnp.asarray(PENALTIES)), jax.jit(operate(closed))(jnp.asarray(PENALTIES)), 1e-9)
 
 
 def test_vmap_of_derivatives(x64):
@@ -178,8 +178,8 @@ def test_vmap_of_derivatives(x64):
         return ridge_closed(theta, FEATURES, TARGETS)
 
     for operate in (jax.jacfwd, jax.jacrev, jax.hessian):
-        close(jax.jit(jax.vmap(operate(implicit)))(batch), jax.vmap(operate(closed))(batch), 1e-9)
-    close(jax.jacrev(jax.vmap(implicit))(batch), jax.jacrev(jax.vmap(closed))(batch), 1e-9)
+        close(jax.jit(jax.vmap(operate(implicit)))(batch), jax.jit(jax.vmap(operate(closed)))(batch), 1e-9)
+    close(jax.jit(jax.jacrev(jax.vmap(implicit)))(batch), jax.jit(jax.jacrev(jax.vmap(closed)))(batch), 1e-9)
 
 
 def test_pytrees_with_coupled_leaves_and_scalars(x64):
@@ -206,7 +206,7 @@ def test_pytrees_with_coupled_leaves_and_scalars(x64):
 
     theta = {"u": jnp.array(1.5), "v": jnp.asarray(RNG.normal(size=(2, 2)))}
     for operate in (jax.jacfwd, jax.jacrev, jax.hessian):
-        got, expected = operate(lambda t: solver(None, t)), operate(closed)
+        got, expected = jax.jit(operate(lambda t: solver(None, t))), jax.jit(operate(closed))
         for a, b in zip(jax.tree.leaves(got(theta)), jax.tree.leaves(expected(theta)), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-10)
 
@@ -378,7 +378,7 @@ def test_the_dtype_follows_the_inner_variable(x64):
 
 def test_works_under_strict_promotion(strict):
     solver = bl.custom_root(smooth)(smooth_callback)
-    assert np.isfinite(jax.jacrev(solver, 1)(None, jnp.asarray(THETA))).all()
+    assert np.isfinite(jax.jit(jax.jacrev(solver, 1))(None, jnp.asarray(THETA))).all()
 
 
 @pytest.mark.usefixtures("x64")
@@ -395,7 +395,7 @@ def test_a_block_of_the_condition_may_not_depend_on_the_argument(derivative):
     def closed(theta):
         return theta**2 * (1 - theta**2) ** 2
 
-    np.testing.assert_allclose(derivative(value)(1.7), derivative(closed)(1.7), rtol=1e-12)
+    np.testing.assert_allclose(derivative(value)(1.7), jax.jit(derivative(closed))(1.7), rtol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")

@@ -238,3 +238,34 @@ def test_the_closed_form_hands_its_tolerance_to_the_linear_solver(x64):
     found = solve_ridge(inner.Quadratic(rtol=1e-13, linear=bl.linear.CG()))
     assert Status(int(found.status)) is Status.CONVERGED
     assert float(found.residual) <= 1e-13
+
+
+def test_a_solve_outside_jit_is_traced_once():
+    traced = []
+
+    def loss(params, hparams, data):
+        traced.append(params)
+        return jnp.sum((params - hparams) ** 2) / 2
+
+    problem, solver = bl.Problem(inner_loss=loss), bl.inner.LBFGS()
+    np.testing.assert_allclose(solver.solve(problem, jnp.zeros(3), 1.0, None).params, np.ones(3))
+    assert traced
+    traced.clear()
+    for target in (2.0, 3.0):
+        again = dataclasses.replace(solver).solve(dataclasses.replace(problem), np.ones(3, "float32"), target, None)
+        np.testing.assert_allclose(again.params, np.full(3, target), rtol=1e-6)
+    assert not traced
+    _, slope = jax.jvp(lambda target: solver.solve(problem, jnp.zeros(3), target, None).params[0], (1.0,), (1.0,))
+    assert slope == pytest.approx(1.0)
+    assert traced
+
+
+def test_a_problem_without_a_hash_is_solved():
+    class Loss:
+        __hash__ = None
+
+        def __call__(self, params, hparams, data):
+            return jnp.sum((params - hparams) ** 2) / 2
+
+    found = bl.inner.LBFGS().solve(bl.Problem(inner_loss=Loss()), jnp.zeros(3), 1.0, None)
+    np.testing.assert_allclose(found.params, np.ones(3))

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from bilevel import _checks, _tree
@@ -148,7 +151,9 @@ class InnerSolver(abc.ABC):
     ) -> InnerSolution:
         """Iterate from params until the stopping test, a failure or the step limit.
 
-        Under `vmap` each lane takes its own number of steps, and lanes that are done cost nothing more.
+        Under `vmap` each lane takes its own number of steps, and lanes that are done cost nothing more. Outside `jax.jit` a
+        solve is compiled once for a solver, a problem and the shapes of the arguments, and, as under `jax.jit`, what the
+        problem's functions close over is then a constant.
 
         Args:
           problem: what to solve.
@@ -156,6 +161,14 @@ class InnerSolver(abc.ABC):
           hparams, data: handed to the functions of the problem.
           prepared: what `prepare(problem, hparams, data)` returned, to save doing it again.
         """
+        inputs = (params, hparams, data, prepared)
+        if all(map(_is_concrete, jax.tree.leaves(inputs))) and _is_hashable((self, problem)):
+            return _compiled(self, problem)(*inputs)
+        return self._solve(problem, *inputs)
+
+    def _solve(
+        self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree, prepared: PyTree
+    ) -> InnerSolution:
         if prepared is None:
             prepared = self.prepare(problem, hparams, data)
         arguments = (hparams, data) if prepared is None else (hparams, data, prepared)
@@ -196,6 +209,23 @@ class InnerSolver(abc.ABC):
             grad_evals=progress.grad_evals + jnp.asarray(grad_evals, jnp.int32),
             hvps=progress.hvps + jnp.asarray(hvps, jnp.int32),
         )
+
+
+@functools.lru_cache(maxsize=128)  # bounded, for each holds a problem, with what its functions close over
+def _compiled(solver: InnerSolver, problem: Problem) -> Callable[..., InnerSolution]:
+    return jax.jit(functools.partial(solver._solve, problem))
+
+
+def _is_concrete(leaf: Any) -> bool:
+    return isinstance(leaf, jax.typing.ArrayLike) and not isinstance(leaf, jax.core.Tracer)
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _all_solvers(base: type[InnerSolver] = InnerSolver) -> list[type[InnerSolver]]:

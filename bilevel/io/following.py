@@ -28,17 +28,17 @@ _log = logging.getLogger("bilevel")
 
 
 class Followers:
-    """One process per tracker, for the length of a run; `left` are those that it did not wait for."""
+    """One process per tracker, for the length of a run: those `alive`, and in the end those `left` to end by themselves."""
 
     def __init__(self, folder: Path, names: Sequence[str], patience: float = PATIENCE):
         self._folder, self._names, self._patience = folder, names, patience
         self.left: list[subprocess.Popen] = []
-        self._alive: dict[str, subprocess.Popen] = {}
+        self.alive: dict[str, subprocess.Popen] = {}
 
     def __enter__(self) -> Followers:
         for name in self._names:
             try:
-                self._alive[name] = self._begin(name)
+                self.alive[name] = self._begin(name)
             except OSError as error:  # a full disk, or too many processes
                 _log.warning("tracker %s could not be started, the run goes on: %s. %s", name, error, self._fix(name))
         return self
@@ -56,17 +56,17 @@ class Followers:
 
     def look(self) -> None:
         """Say once of each that ended before the run that it did."""
-        for name, process in list(self._alive.items()):
+        for name, process in list(self.alive.items()):
             if process.poll() is not None:
-                del self._alive[name]
+                del self.alive[name]
                 _close_input(process)
                 self._say(name, process.returncode)
 
     def __exit__(self, *_: object) -> None:
         deadline = time.monotonic() + self._patience
-        for process in self._alive.values():
+        for process in self.alive.values():
             _close_input(process)
-        for name, process in self._alive.items():
+        for name, process in self.alive.items():
             try:
                 code = process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
