@@ -153,7 +153,8 @@ class InnerSolver(abc.ABC):
 
         Under `vmap` each lane takes its own number of steps, and lanes that are done cost nothing more. Outside `jax.jit` a
         solve is compiled once for a solver, a problem and the shapes of the arguments, and, as under `jax.jit`, what the
-        problem's functions close over is then a constant.
+        problem's functions close over is then a constant. The answer is differentiated by `bilevel.custom_root`, not in
+        reverse through the iterations.
 
         Args:
           problem: what to solve.
