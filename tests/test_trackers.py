@@ -163,7 +163,7 @@ def test_wandb_looks_up_no_name_unless_logged_in(online, tmp_path):
     files.log_row({"step": 0, "outer_loss": 1.0})
     files.write_status("done")
     files.close()
-    login = {"WANDB_API_KEY": KEY, "WANDB_INIT_TIMEOUT": "5"} if online else {}
+    login = {"WANDB_API_KEY": KEY, "WANDB_INIT_TIMEOUT": "15"} if online else {}
     code, names = names_looked_up("out", "wandb", cwd=tmp_path, **login)
     assert (code != 0, names != []) == (online, online)
     assert len(list((tmp_path / "out" / "wandb").glob("offline-run-*"))) == (0 if online else 1)
