@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
+
+from bilevel.io import _files
 
 HINT = "(HYDRA_FULL_ERROR=1 shows the traceback)"
 DROPPED = ("HYDRA_FULL_ERROR", "NETRC", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "PYTHONPATH")
@@ -73,11 +74,7 @@ def wait_for_tracker(folder, name, count, seconds=300):
 def is_free(path):
     """Whether no process holds the lock of a file."""
     with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+        return _files.lock(file.fileno())
 
 
 def timeless(values):

@@ -64,12 +64,13 @@ class TestReducedSystems:
 
     penalties = np.full(24, np.log(7.0))
 
-    @functools.cache  # noqa: B019
-    def reference(self):
-        problem = lasso_problem()
-        solution = solved(problem, self.penalties, jnp.zeros(24))
+    @staticmethod
+    @functools.cache
+    def reference():
+        problem, penalties = lasso_problem(), TestReducedSystems.penalties
+        solution = solved(problem, penalties, jnp.zeros(24))
         assert 3 <= int((solution != 0).sum()) <= 8
-        return solution, jax.jit(jax.grad(weighted(problem, solution)))(self.penalties)
+        return solution, jax.jit(jax.grad(weighted(problem, solution)))(penalties)
 
     @pytest.mark.parametrize(
         "problem",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import signal
@@ -13,29 +12,15 @@ import threading
 import time
 from pathlib import Path
 
+import faulty
 import pytest
 from commands import begin, command, environment, error_of, module, result, rows, wait_for_rows, wait_for_tracker
 
 from bilevel import config
-from bilevel.io import RunFolder, following, read_rows, sweeps
-from bilevel.io.trackers import Tracker
+from bilevel.io import RunFolder, _files, following, read_rows, sweeps
 
 HERE = {"PYTHONPATH": str(Path(__file__).parent)}
 KEY = "0123456789abcdef0123456789abcdef01234567"
-
-
-class ListTracker(Tracker):
-    def __init__(self, sent):
-        self.sent = sent
-
-    def start(self, folder, config, run):
-        return None
-
-    def log(self, row):
-        self.sent.append(row)
-
-    def finish(self, result, pictures):
-        pass
 
 
 def plain_rows(folder):
@@ -254,12 +239,13 @@ def test_a_run_is_sent_by_one_process_at_a_time(tmp_path):
     (tmp_path / "trackers").mkdir()
     files = RunFolder(tmp_path, "{}", {})
     files.log_row({"step": 0})
-    sent = []
+    tracker, sent = faulty.Tracker(), []
+    tracker.log = sent.append
     with (tmp_path / "trackers" / "list.lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert _files.lock(lock.fileno())
         over = threading.Event()
         over.set()
-        second = threading.Thread(target=following.follow, args=(ListTracker(sent), "list", tmp_path, over))
+        second = threading.Thread(target=following.follow, args=(tracker, "list", tmp_path, over))
         second.start()
         second.join(0.5)
         assert second.is_alive()

@@ -8,6 +8,7 @@ changes nothing, and a warm start makes it no harder to meet. `_judge.py` has th
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -163,9 +164,11 @@ class InnerSolver(abc.ABC):
           prepared: what `prepare(problem, hparams, data)` returned, to save doing it again.
         """
         inputs = (params, hparams, data, prepared)
-        if all(map(_is_concrete, jax.tree.leaves(inputs))) and _is_hashable((self, problem)):
-            return _compiled(self, problem)(*inputs)
-        return self._solve(problem, *inputs)
+        solve = functools.partial(self._solve, problem)
+        if all(map(_is_concrete, jax.tree.leaves(inputs))):
+            with contextlib.suppress(TypeError):  # a solver or a problem without a hash
+                solve = _compiled(self, problem)
+        return solve(*inputs)
 
     def _solve(
         self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree, prepared: PyTree
@@ -219,14 +222,6 @@ def _compiled(solver: InnerSolver, problem: Problem) -> Callable[..., InnerSolut
 
 def _is_concrete(leaf: Any) -> bool:
     return isinstance(leaf, jax.typing.ArrayLike) and not isinstance(leaf, jax.core.Tracer)
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _all_solvers(base: type[InnerSolver] = InnerSolver) -> list[type[InnerSolver]]:

@@ -56,15 +56,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def lock(file: int, *, wait: bool = False) -> bool:
-    """Lock an open file until it is closed; whether that was possible, or there are no locks to ask for."""
+    """Lock an open file until it is closed; False where another process holds the lock, True also where there are none."""
     if fcntl is None:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks
-        return True
+    except OSError:
+        pass  # a file system without locks
     return True
 
 
