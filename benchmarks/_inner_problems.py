@@ -83,7 +83,7 @@ def logistic(penalty: float = 1e-3) -> Instance:
         return objective(w) - (gradient**2).sum() / (2 * penalty)
 
     problem = bl.Problem(
-        linear_model=bl.problem.LinearModel(loss="logistic", rows=lambda data: data, l2=lambda h: h, mean=True)
+        linear_model=bl.LinearModel(loss="logistic", rows=lambda data: data, l2=lambda h: h, mean=True)
     )
     data = jnp.asarray(features), jnp.asarray(targets, jnp.int32)
     start, hparams = jnp.zeros((64, 10)), jnp.asarray(penalty)
@@ -121,7 +121,7 @@ def lasso(share: float) -> Instance:
 
     largest = np.linalg.norm(features, 2) ** 2 / samples
     problem = bl.Problem(
-        linear_model=bl.problem.LinearModel(loss="squared", rows=lambda data: data[:2], l1=lambda h: h, mean=True),
+        linear_model=bl.LinearModel(loss="squared", rows=lambda data: data[:2], l1=lambda h: h, mean=True),
         lipschitz=lambda hparams, data: data[2],
     )
     data = jax.tree.map(jnp.asarray, (features, targets, largest))
@@ -189,7 +189,7 @@ def nnls() -> Instance:
         projection=lambda w, hparams, data: projection_non_negative(w),
         polyhedral=True,
         lipschitz=lambda hparams, data: data[2],
-        quadratic_program=lambda hparams, data: bl.problem.QP(
+        quadratic_program=lambda hparams, data: bl.QP(
             data[3], -data[4], M=jax.tree_util.Partial(jnp.negative), h=jnp.zeros_like(data[4])
         ),
     )

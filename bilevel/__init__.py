@@ -7,16 +7,25 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bilevel import diagnostics, hypergrad, implicit, inner, io, linear, operators, optimality, outer
+    from bilevel import diagnostics, hypergrad, implicit, inner, io, linear, operators, optimality, outer, statements
     from bilevel._status import Status
     from bilevel.diagnostics import check_derivative, check_hypergradient, check_optimality
     from bilevel.implicit import custom_fixed_point, custom_root, root_jvp, root_vjp
     from bilevel.io import load
     from bilevel.outer import Result, minimize
-    from bilevel.problem import Problem
+    from bilevel.problem import At, Problem
+    from bilevel.statements import QP, Batches, ConeProgram, Factored, LinearModel, Minimization, Program
 
 _HOMES = {
+    "At": "bilevel.problem",
+    "Batches": "bilevel.statements",
+    "ConeProgram": "bilevel.statements",
+    "Factored": "bilevel.statements",
+    "LinearModel": "bilevel.statements",
+    "Minimization": "bilevel.statements",
     "Problem": "bilevel.problem",
+    "Program": "bilevel.statements",
+    "QP": "bilevel.statements",
     "Result": "bilevel.outer",
     "Status": "bilevel._status",
     "check_derivative": "bilevel.diagnostics",
@@ -29,11 +38,30 @@ _HOMES = {
     "root_jvp": "bilevel.implicit",
     "root_vjp": "bilevel.implicit",
 }
-_ROOMS = ("diagnostics", "hypergrad", "implicit", "inner", "io", "linear", "operators", "optimality", "outer")
+_ROOMS = (
+    "diagnostics",
+    "hypergrad",
+    "implicit",
+    "inner",
+    "io",
+    "linear",
+    "operators",
+    "optimality",
+    "outer",
+    "statements",
+)
 
 __version__ = "0.1.0"
 __all__ = [
+    "At",
+    "Batches",
+    "ConeProgram",
+    "Factored",
+    "LinearModel",
+    "Minimization",
     "Problem",
+    "Program",
+    "QP",
     "Result",
     "Status",
     "check_derivative",
@@ -54,6 +82,7 @@ __all__ = [
     "outer",
     "root_jvp",
     "root_vjp",
+    "statements",
 ]
 
 

@@ -1,67 +1,61 @@
-"""A bilevel problem: what the solvers and estimators are told, apart from how they solve it."""
+"""A bilevel problem, apart from how it is solved, and the record that hands it to conditions and solvers."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from bilevel import _tree
-from bilevel.statements import QP, ConeProgram, Factored, LinearModel
-
-if TYPE_CHECKING:
-    from bilevel.optimality import Condition
-
-__all__ = ["QP", "ConeProgram", "Factored", "LinearModel", "Problem"]
+from bilevel.statements import Batches, LinearModel, Minimization, Parts, Statement
 
 Loss = Callable[[Any, Any, Any], Any]
-Part = Any  # a Loss, or None where the problem lacks it: whoever calls one has required it first
+
+_OF_A_LOSS = ("prox", "separable", "projection", "polyhedral", "lipschitz")
+_SHORT = ("inner_loss", "residuals", "linear_model", "fixed_point", *_OF_A_LOSS)
+_BESIDE = ("residuals", "quadratic_program", "linear_model")
 
 
-@dataclasses.dataclass(frozen=True)
+class HasResidual(Protocol):
+    """A condition as `bilevel.optimality` has them, of which a problem knows no more than this."""
+
+    def residual(self, at: At, params: Any) -> Any:
+        """F."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
     """min over hparams of outer_loss(x*(hparams), hparams, data), where x* solves the inner problem.
 
-    The inner problem is to minimize inner_loss(x, hparams, data) + g(x) over C, with g given by its `prox` or C by its
-    `projection`, by `equality` and `inequality`, or not at all (smooth and unconstrained). Every function takes
-    `(params, hparams, data)`; data is an argument, never closed over, so that nothing is compiled into the program.
+    The inner problem is stated once, by `inner`, or in the short form by the keywords from `inner_loss` to `fixed_point`. All
+    functions take `(params, hparams, data)`; data is an argument, never closed over, so that nothing is compiled into the
+    program. What follows from the statements is computed (`parts`), never stored: `dataclasses.replace` changes what every
+    solver solves.
 
-    Attributes:
-      inner_loss: (params, hparams, data) -> scalar, differentiable. None if `residuals`, `datafit`, `linear_model` or
-        `quadratic_program` implies it, or if `cone_program`, `fixed_point` or `optimality` is all there is.
+    Args:
+      inner_loss: (params, hparams, data) -> scalar, differentiable: minimize it, plus g if there is a `prox`, over C if there is
+        a `projection`.
       outer_loss: (params, hparams, data) -> scalar, differentiable. May be None where only x* is wanted.
       optimality: the condition that x* satisfies: a `bilevel.optimality.Condition`, or a function
         F(params, hparams, data) with the structure of params, zero at x*. None: what `bilevel.optimality.of` infers.
-      prox: (params, hparams, data, step) -> argmin over z of ½‖z − params‖² + step · g(z).
-      projection: (params, hparams, data) -> the Euclidean projection of params on C.
-      polyhedral: C is a polyhedron (box, simplices, half-spaces, …), so that the projection's Jacobian is an orthogonal
-        projector; the linear systems are then solved on the active face.
-      separable: g is a sum over coordinates (lasso, elastic net, …), or with `"rows"` over the rows of params (group
-        lasso), so that the prox's Jacobian is diagonal, or has a block per row; the linear systems are then solved on
-        the support.
-      lipschitz: (hparams, data) -> a Lipschitz constant L of ∂₁inner_loss; solvers then need no line search.
-      block_lipschitz: (hparams, data) -> one constant for each block (row of params), shape (rows,).
-      block_prox: (block, index, hparams, data, step) -> the prox, or projection, of the row `index` of params alone.
-      equality: (primal, hparams, data) -> H, zero at a feasible point. params is then a `KKTSolution`.
-      inequality: (primal, hparams, data) -> G, not positive at a feasible point. Likewise.
-      datafit: (prediction, hparams, data) -> scalar, and
-      design: (hparams, data) -> X, shape (m, n): a linear model, which implies the inner loss datafit(X @ params). Solvers
-        then take single columns of X.
-      residuals: (params, hparams, data) -> r, any pytree; implies the inner loss ½‖r‖².
-      samples: (data) -> the number of training samples, and
-      batch_loss: (params, hparams, data, index) -> scalar: what the samples at `index` say of inner_loss, whose mean over all
-        index sets of one size is inner_loss. For solvers that take minibatches.
-      fixed_point: (params, hparams, data) -> T, with the structure of params, where the solution is the root of x − T(x);
-        implies `optimality`.
-      linear_model: a `LinearModel`; implies inner_loss and, for what it states, prox, block_prox, separable, datafit, design,
-        residuals, quadratic_program, samples and batch_loss. What is given beside it stands.
-      quadratic_program: (hparams, data) -> `QP`. Without an inner_loss it implies that, equality and inequality, and params
-        is a `KKTSolution`. Beside an inner_loss it states the same problem once more, for solvers that take programs;
-        params is then the primal point.
-      cone_program: (hparams, data) -> `ConeProgram`.
+      prox, separable, projection, polyhedral, lipschitz: as in `bilevel.Minimization`.
+      residuals: (params, hparams, data) -> r, any pytree: minimize ½‖r‖².
+      linear_model: minimize the objective of a `bilevel.LinearModel`; with a projection, over C.
+      fixed_point: (params, hparams, data) -> T, with the structure of params: the solution is the root of x − T(x).
+      inner: the statement of the inner problem, in place of all of the above but outer_loss and optimality: a
+        `bilevel.Minimization`, `bilevel.LinearModel` or `bilevel.Program`.
+      also: further statements of the same problem, for solvers that take another form: a `bilevel.Program`, a
+        `bilevel.LinearModel`. `residuals` and `linear_model` beside an inner_loss count as such too. When an algorithm or a
+        solver is set up, they are checked against the first statement, and a contradiction is refused.
+      batches: the `bilevel.Batches` of data, for solvers and algorithms that take minibatches.
+
+    Raises:
+      TypeError: nothing states the inner problem, or a part is not a function.
+      ValueError: parts that do not go together.
 
     Example:
       >>> import jax.numpy as jnp, bilevel as bl
@@ -74,114 +68,203 @@ class Problem:
       >>> problem = bl.Problem(inner_loss=train_loss, outer_loss=validation_loss)
     """
 
-    inner_loss: Part = None
-    outer_loss: Part = None
-    optimality: Condition | Loss | None = None
+    inner_loss: Loss | None = None
+    outer_loss: Loss | None = None
+    _: dataclasses.KW_ONLY
+    optimality: HasResidual | Loss | None = None
     prox: Callable[[Any, Any, Any, Any], Any] | None = None
+    separable: bool | Literal["rows"] = False
     projection: Loss | None = None
     polyhedral: bool = False
-    separable: bool | Literal["rows"] = False
     lipschitz: Callable[[Any, Any], Any] | None = None
-    block_lipschitz: Callable[[Any, Any], Any] | None = None
-    block_prox: Part = None
-    equality: Part = None
-    inequality: Part = None
-    datafit: Part = None
-    design: Part = None
-    residuals: Part = None
-    samples: Part = None
-    batch_loss: Part = None
-    fixed_point: Part = None
+    residuals: Loss | None = None
     linear_model: LinearModel | None = None
-    quadratic_program: Part = None
-    cone_program: Part = None
+    fixed_point: Loss | None = None
+    inner: Statement | None = None
+    also: tuple[Statement, ...] = ()
+    batches: Batches | None = None
 
-    def __post_init__(self):
-        if (self.datafit is None) != (self.design is None):
-            raise ValueError("Problem: datafit and design state a linear model together: give both or neither")
-        for name, function in self._implied_parts().items():
-            if getattr(self, name) in (None, False):
-                object.__setattr__(self, name, function)
-        for name in ("inner_loss", "outer_loss"):
+    def __post_init__(self) -> None:
+        for name in ("outer_loss", "residuals", "fixed_point", "lipschitz"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise TypeError(f"Problem: {name} must be a function (params, hparams, data) -> scalar")
-        if self.inner_loss is None and self.optimality is None and self.cone_program is None:
-            raise TypeError(
-                "Problem: nothing states the inner problem: give inner_loss, residuals, linear_model, datafit and design, "
-                "quadratic_program, cone_program, fixed_point or optimality"
-            )
-        if self.prox is not None and self.projection is not None:
-            raise ValueError("Problem: give a prox or a projection, not both; a projection is the prox of an indicator")
-        if self.constrained and not self._unconstrained_parts:
+                raise TypeError(f"Problem: {name} must be a function, got {getattr(self, name)!r}")
+        if self.inner is not None and not isinstance(self.inner, Statement):
+            raise TypeError(f"Problem: inner must be a statement such as bilevel.LinearModel, got {self.inner!r}")
+        given = [name for name in _SHORT if getattr(self, name) not in (None, False)]
+        if self.inner is not None and given:
             raise ValueError(
-                "Problem: equality and inequality do not go with a prox or a projection: state all of C one way"
+                f"Problem: inner states the inner problem, and so does {given[0]}: give one of them; a second statement of the "
+                "same problem belongs in also"
             )
-        if self.polyhedral and self.projection is None:
-            raise ValueError("Problem: polyhedral=True describes a projection, and there is none")
-        if self.separable and self.prox is None:
-            raise ValueError(f"Problem: separable={self.separable!r} describes a prox, and there is none")
+        if self.fixed_point is not None and len(given) > 1:
+            raise ValueError(
+                f"Problem: fixed_point states the inner problem alone, and {given[0]} was given too: leave one out"
+            )
+        if self._first() is None and self.fixed_point is None:
+            if self.optimality is None:
+                raise TypeError(
+                    "Problem: nothing states the inner problem: give inner_loss, residuals, linear_model, fixed_point, optimality, "
+                    "or a statement as inner"
+                )
+            if given:
+                raise ValueError(f"Problem: {given[0]} describes a minimization, and there is no inner_loss")
+        if (
+            self.linear_model is not None
+            and self.linear_model is self._first()
+            and self.linear_model.parts().inner_loss is None
+        ):
+            raise TypeError(
+                "Problem: a linear_model with a crammer_singer loss needs its dual as inner_loss and projection beside it"
+            )
 
-    @property
-    def smooth(self) -> bool:
-        """Whether the inner problem is smooth and unconstrained."""
-        return self._unconstrained_parts and not self.constrained and self.cone_program is None
+    @functools.cached_property
+    def parts(self) -> Parts:
+        """What the statements amount to: the functions that conditions and solvers ask for."""
+        first = self._first()
+        parts = Parts(fixed_point=self.fixed_point) if first is None else first.parts()
+        if self.residuals is not None and self.inner_loss is None and self.linear_model is None:
+            parts = dataclasses.replace(parts, residuals=self.residuals)
+        for statement in self.further_statements():
+            parts = parts.missing_from(statement, *_BESIDE)
+        parts = dataclasses.replace(parts, optimality=self.optimality)
+        if self.batches is not None and parts.inner_loss is not None:
+            parts = dataclasses.replace(
+                parts, samples=functools.partial(self.batches.rows, level="inner"), batch_loss=self._batch_loss
+            )
+        return parts
 
-    @property
-    def constrained(self) -> bool:
-        """Whether constraints are stated as functions, so that params is a `KKTSolution`."""
-        return self.equality is not None or self.inequality is not None
-
-    @property
-    def _unconstrained_parts(self) -> bool:
-        return self.prox is None and self.projection is None
-
-    def proximal_step(self, params: Any, hparams: Any, data: Any, step: Any) -> Any:
-        """The prox, the projection, or nothing: what follows a gradient step of length `step`."""
-        if self.prox is not None:
-            return self.prox(params, hparams, data, step)
-        if self.projection is not None:
-            return self.projection(params, hparams, data)
-        return params
-
-    def _implied_parts(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if self.linear_model is not None:
-            found |= self.linear_model.parts()
-            if self.prox is not None or self.projection is not None or self.inner_loss is not None:
-                # Another set or loss was stated: what describes the model's own does not go with it.
-                found = {name: part for name, part in found.items() if name in ("samples", "batch_loss")}
-        elif self.quadratic_program is not None and self.inner_loss is None:
-            found |= _of_program(self.quadratic_program)
-        elif self.datafit is not None:
-            found["inner_loss"] = _of_linear_model(self.datafit, self.design)
-        elif self.residuals is not None:
-            found["inner_loss"] = _half_square(self.residuals)
-        if self.fixed_point is not None and self.inner_loss is None:
-            found["optimality"] = _displacement(self.fixed_point)
+    def further_statements(self) -> list[Parts]:
+        """The parts of the statements besides the first: they state the same problem once more."""
+        found = [statement.parts() for statement in self.also]
+        if self.residuals is not None and (self.inner_loss is not None or self.linear_model is not None):
+            found.append(Parts(inner_loss=_half_square(self.residuals), residuals=self.residuals))
+        if self.linear_model is not None and self.inner_loss is not None:
+            found.append(self.linear_model.parts())
         return found
+
+    def _first(self) -> Statement | None:
+        if self.inner is not None:
+            return self.inner
+        if self.inner_loss is not None:
+            return self._minimization(self.inner_loss)
+        if self.linear_model is not None:
+            own_set = self.prox is not None or self.projection is not None
+            return self._minimization(self.linear_model.over_a_set()) if own_set else self.linear_model
+        return None if self.residuals is None else self._minimization(_half_square(self.residuals))
+
+    def _minimization(self, loss: Loss) -> Minimization:
+        return Minimization(loss=loss, **{name: getattr(self, name) for name in _OF_A_LOSS})
+
+    def _batch_loss(self, params: Any, hparams: Any, data: Any, index: Any) -> Any:
+        assert self.batches is not None
+        return self.parts.inner_loss(params, hparams, self.batches.take(data, "inner", index))
 
 
 def _half_square(residuals: Loss) -> Loss:
-    def inner_loss(params, hparams, data):
+    def inner_loss(params: Any, hparams: Any, data: Any) -> Any:
         r = residuals(params, hparams, data)
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(r)) / 2
 
     return inner_loss
 
 
-def _of_linear_model(datafit: Loss, design: Callable[[Any, Any], Any]) -> Loss:
-    return lambda params, hparams, data: datafit(design(hparams, data) @ params, hparams, data)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class At:
+    """An inner problem at its hyperparameters and data: what conditions and solvers are handed. A pytree.
 
+    Its methods are the parts of the problem as functions of the inner variable alone. A method whose part the problem lacks must
+    not be called: `parts` says what there is.
 
-def _displacement(fixed_point: Loss) -> Loss:
-    """x − T(x)."""
-    return lambda params, hparams, data: _tree.sub(params, fixed_point(params, hparams, data))
+    Attributes:
+      problem: the problem; not a part of the pytree's leaves.
+      hparams, data: handed to its functions.
+      prepared: what `InnerSolver.prepare` computed from the data; None for nothing.
+    """
 
+    problem: Problem = dataclasses.field(metadata={"static": True})
+    hparams: Any
+    data: Any = None
+    prepared: Any = None
 
-def _of_program(program: Callable[[Any, Any], QP]) -> dict[str, Loss]:
-    """The loss and the constraints of a quadratic program, as functions."""
-    return {
-        "inner_loss": lambda z, hparams, data: program(hparams, data).loss(z),
-        "equality": lambda z, hparams, data: program(hparams, data).equality(z),
-        "inequality": lambda z, hparams, data: program(hparams, data).inequality(z),
-    }
+    @property
+    def parts(self) -> Parts:
+        """The parts of the problem."""
+        return self.problem.parts
+
+    def replace(self, **changes: Any) -> At:
+        """The same with other hparams, data or prepared."""
+        return dataclasses.replace(self, **changes)
+
+    def inner_loss(self, params: Any) -> jax.Array:
+        """The inner loss, a scalar."""
+        return self.parts.inner_loss(params, self.hparams, self.data)
+
+    def gradient(self, params: Any) -> Any:
+        """The gradient of the inner loss, with the structure of params."""
+        return jax.grad(self.inner_loss)(params)
+
+    def outer_loss(self, params: Any) -> jax.Array:
+        """The outer loss, a scalar."""
+        assert self.problem.outer_loss is not None
+        return self.problem.outer_loss(params, self.hparams, self.data)
+
+    def proximal_step(self, params: Any, step: Any) -> Any:
+        """The prox, the projection, or nothing: what follows a gradient step of length `step`."""
+        if self.parts.prox is not None:
+            return self.parts.prox(params, self.hparams, self.data, step)
+        if self.parts.projection is not None:
+            return self.parts.projection(params, self.hparams, self.data)
+        return params
+
+    def block_prox(self, block: Any, index: Any, step: Any) -> Any:
+        """The prox of one row of params."""
+        return self.parts.block_prox(block, index, self.hparams, self.data, step)
+
+    def equality(self, primal: Any) -> Any:
+        """H, or None."""
+        return self.parts.equality(primal, self.hparams, self.data)
+
+    def inequality(self, primal: Any) -> Any:
+        """G, or None."""
+        return self.parts.inequality(primal, self.hparams, self.data)
+
+    def residuals(self, params: Any) -> Any:
+        """r, a pytree."""
+        return self.parts.residuals(params, self.hparams, self.data)
+
+    def fixed_point(self, params: Any) -> Any:
+        """T, with the structure of params."""
+        return self.parts.fixed_point(params, self.hparams, self.data)
+
+    def datafit(self, prediction: Any) -> jax.Array:
+        """The loss of a prediction Xw."""
+        return self.parts.datafit(prediction, self.hparams, self.data)
+
+    def design(self) -> Any:
+        """X."""
+        return self.parts.design(self.hparams, self.data)
+
+    def lipschitz(self) -> jax.Array | None:
+        """L, where the problem states it."""
+        return None if self.parts.lipschitz is None else jnp.asarray(self.parts.lipschitz(self.hparams, self.data))
+
+    def block_lipschitz(self) -> Any:
+        """A Lipschitz constant for each row, where the problem states them."""
+        return None if self.parts.block_lipschitz is None else self.parts.block_lipschitz(self.hparams, self.data)
+
+    def quadratic_program(self) -> Any:
+        """The `QP`."""
+        return self.parts.quadratic_program(self.hparams, self.data)
+
+    def cone_program(self) -> Any:
+        """The `ConeProgram`."""
+        return self.parts.cone_program(self.hparams, self.data)
+
+    def samples(self) -> int:
+        """Rows of the inner loss."""
+        return self.parts.samples(self.data)
+
+    def batch_loss(self, params: Any, index: Any) -> jax.Array:
+        """The inner loss on the rows at `index`."""
+        return self.parts.batch_loss(params, self.hparams, self.data, index)

@@ -15,7 +15,7 @@ import bilevel as bl
 from bilevel import inner, tasks
 from bilevel._status import Status
 from bilevel.optimality import KKTSolution
-from bilevel.problem import QP, LinearModel
+from bilevel.statements import QP, LinearModel
 
 X, Y, CLASSES = inner_cases.X, inner_cases.Y, inner_cases.CLASSES
 NOISY = np.where(np.arange(40) % 5 == 0, np.arange(40) % 3, CLASSES)  # not separable

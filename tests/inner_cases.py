@@ -14,7 +14,7 @@ import numpy as np
 import bilevel as bl
 from bilevel import tasks
 from bilevel.operators.projection import projection_box, projection_non_negative, projection_simplex
-from bilevel.problem import QP, LinearModel
+from bilevel.statements import QP, LinearModel
 
 RNG = np.random.default_rng(5)
 ROWS, FEATURES = 40, 8

@@ -23,7 +23,7 @@ from bilevel._status import Status
 from bilevel.inner import external
 from bilevel.inner.external import _base, _callback
 from bilevel.optimality import KKTSolution
-from bilevel.problem import QP
+from bilevel.statements import QP
 
 pytestmark = pytest.mark.slice(4)
 
@@ -264,7 +264,7 @@ import bilevel as bl
 jax.config.update("jax_enable_x64", True)
 n = 300
 matrix = jnp.asarray(np.random.default_rng(0).normal(size=(n, n)) / n**0.5)
-problem = bl.Problem(linear_model=bl.problem.LinearModel(loss="squared", rows=lambda data: data, l2=jnp.exp))
+problem = bl.Problem(linear_model=bl.LinearModel(loss="squared", rows=lambda data: data, l2=jnp.exp))
 for solver in (bl.inner.SciPyMinimize(), bl.inner.SklearnRidge()):
     run = jax.jit(lambda start, data: solver.solve(problem, start, jnp.array(0.0), data).status)
     jax.block_until_ready(run(jnp.zeros(n), (matrix, jnp.ones(n))))

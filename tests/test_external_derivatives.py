@@ -12,7 +12,7 @@ import bilevel as bl
 from bilevel import inner
 from bilevel.operators.cones import Cones
 from bilevel.optimality import Conic, ConicPoint
-from bilevel.problem import ConeProgram
+from bilevel.statements import ConeProgram
 
 pytestmark = pytest.mark.slice(4)
 

@@ -13,7 +13,7 @@ from jax.experimental.sparse import BCOO
 import bilevel as bl
 from bilevel import inner
 from bilevel._status import Status
-from bilevel.problem import LinearModel
+from bilevel.statements import LinearModel
 
 pytestmark = pytest.mark.slice(4)
 

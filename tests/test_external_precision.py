@@ -16,7 +16,7 @@ from bilevel import inner
 from bilevel._status import Status
 from bilevel.operators.cones import Cones
 from bilevel.optimality import KKTSolution
-from bilevel.problem import QP, LinearModel
+from bilevel.statements import QP, LinearModel
 from bilevel.tasks.ridge import normal_equations
 
 pytestmark = pytest.mark.slice(4)
@@ -116,7 +116,7 @@ def test_statements_of_programs_for_cvxpy(x64):
     statements = [
         QP(matrix, c, M=jnp.eye(5), **sides),
         QP(partial(jnp.matmul, matrix), c, M=partial(jnp.asarray), **sides),
-        QP(bl.problem.Factored(jnp.asarray(factor), jnp.array(1.0)), c, M=BCOO.fromdense(jnp.eye(5)), **sides),
+        QP(bl.statements.Factored(jnp.asarray(factor), jnp.array(1.0)), c, M=BCOO.fromdense(jnp.eye(5)), **sides),
     ]
     start = KKTSolution(jnp.zeros((5, 2)), jnp.zeros((1, 2)), jnp.zeros((5, 2)))
     found = []

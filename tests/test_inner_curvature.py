@@ -15,7 +15,8 @@ import bilevel as bl
 from bilevel import inner
 from bilevel._status import Status
 from bilevel.operators.projection import projection_simplex
-from bilevel.problem import LinearModel, Problem
+from bilevel.problem import Problem
+from bilevel.statements import LinearModel
 
 pytestmark = pytest.mark.slice(4)
 

@@ -14,7 +14,7 @@ import bilevel as bl
 from bilevel import inner
 from bilevel._status import Status
 from bilevel.optimality import KKTSolution
-from bilevel.problem import QP, Factored
+from bilevel.statements import QP, Factored
 from bilevel.tasks import SVM
 
 pytestmark = pytest.mark.slice(4)
@@ -198,7 +198,7 @@ def test_a_linear_model_is_a_program(x64, solver):
     """Ridge regression states a program beside its loss: params is the primal point."""
     rng = np.random.default_rng(0)
     rows = (jnp.asarray(rng.normal(size=(30, 5))), jnp.asarray(rng.normal(size=30)))
-    model = bl.problem.LinearModel(loss="squared", rows=lambda data: data, l2=jnp.exp)
+    model = bl.LinearModel(loss="squared", rows=lambda data: data, l2=jnp.exp)
     problem = bl.Problem(linear_model=model)
     run = jax.jit(lambda p, h, d: solver.solve(problem, p, h, d))
     found = run(jnp.zeros(5), jnp.zeros(5), rows)

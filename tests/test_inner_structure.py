@@ -16,7 +16,8 @@ from jax.experimental.sparse import BCOO
 import bilevel as bl
 from bilevel import inner
 from bilevel._status import Status
-from bilevel.problem import QP, LinearModel, Problem
+from bilevel.problem import Problem
+from bilevel.statements import QP, LinearModel
 
 pytestmark = pytest.mark.slice(4)
 

@@ -18,7 +18,7 @@ from bilevel.operators.cones import Cones, matricize, vectorize
 from bilevel.operators.projection import projection_simplex
 from bilevel.operators.prox import prox_group_lasso, prox_lasso
 from bilevel.optimality import KKT, KKTSolution, ProximalGradient
-from bilevel.problem import QP, ConeProgram
+from bilevel.statements import QP, ConeProgram
 
 pytestmark = pytest.mark.slice(4)
 

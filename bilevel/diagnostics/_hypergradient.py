@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel import _tree, implicit, optimality
+from bilevel import _compiled, _tree, implicit, linear, optimality
 from bilevel import hypergrad as hypergrads
 from bilevel import inner as inners
 from bilevel._status import describe
@@ -25,7 +25,7 @@ from bilevel.diagnostics._numeric import (
     richardson,
     tangents_of,
 )
-from bilevel.problem import Problem
+from bilevel.problem import At, Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ def check_derivative(
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     chosen = tuple(jax.tree.map(jnp.asarray, args[i]) for i in numbers)
 
-    def of_chosen(chosen):
+    def of_chosen(chosen: PyTree) -> PyTree:
         filled = list(args)
         for i, value in zip(numbers, chosen, strict=True):
             filled[i] = value
@@ -201,59 +201,99 @@ def check_hypergradient(
     """
     inner = inner or inners.default(problem)
     hypergrad = hypergrad or hypergrads.Implicit()
-    inner.check(problem)
-    hypergrad.check(problem, inner)
-    hparams, params = _tree.as_arrays(hparams), _tree.as_arrays(params)
-    data = jax.tree.map(jnp.asarray, data)
+    reasons = hypergrads.misfits(problem, inner, hypergrad)
+    if reasons:
+        raise ValueError("; and ".join(reasons))
+    hparams, params, data = _tree.as_arrays(hparams), _tree.as_arrays(params), _tree.as_data(data)
+    inners.check_statements(problem, params, hparams, data)
     tight = dataclasses.replace(inner, rtol=0.0, max_steps=100 * inner.max_steps)
 
-    found = _estimate(problem, inner, hypergrad, params, hparams, data)
-    solved = jax.jit(lambda hparams: tight.solve(problem, found.params, hparams, data).params)
-    value = jax.jit(lambda hparams: problem.outer_loss(solved(hparams), hparams, data))
+    found = _compiled.compiled(_estimate, problem, inner, hypergrad)(params, hparams, data)
+    value = _compiled.compiled(_value, problem, tight)
     directions = min(directions, _tree.size(_tree.split(hparams)[0]))
     along = directions_like(hparams, directions, seed)
     along = [jax.tree.map(lambda leaf, k=k: leaf[k], along) for k in range(directions)]
-    differences = [richardson(lambda t, d=d: value(moved(hparams, t, d)), first_step(hparams)) for d in along]
+    differences = [
+        richardson(lambda t, d=d: value(found.params, moved(hparams, t, d), data), first_step(hparams)) for d in along
+    ]
 
-    def gaps_of(grad) -> list[float]:
+    def gaps_of(grad: PyTree) -> list[float]:
         return [gap(_tree.vdot(grad, d), each.value) for d, each in zip(along, differences, strict=True)]
 
     gaps, errors = gaps_of(found.grad), [_relative_error(each) for each in differences]
     tolerance = _tree.eps(params) ** 0.25 if rtol is None else rtol
     problems, causes = _disagreements("the hypergradient", gaps, errors, tolerance), {}
     if _too_large(gaps, errors, tolerance):
-        tightened = _tightened(problem, inner, tight, hypergrad, params, hparams, data, gaps_of)
+        tightened = {
+            name: gaps_of(_compiled.compiled(_estimate, problem, solver, estimator)(params, hparams, data).grad)
+            for name, (solver, estimator) in _tightened(inner, tight, hypergrad).items()
+        }
         causes = {name: max(each) for name, each in tightened.items()}
         problems.append(_blame(tightened, errors, tolerance))
     status = describe(int(found.status))
-    if int(found.status) != 0:
+    if any(bool(solve.failed) for solve in found.solves.values()):
         problems.append(f"a solve did not converge, {status}")
-    solution = None
-    if isinstance(hypergrad, hypergrads.Implicit):
-        solution = _check_solution(problem, solved, hypergrad.linear, hparams, data, directions, tolerance, seed)
+    solution, solver = None, hypergrad.adjoint_solver()
+    if solver is not None:
+        derivative = _compiled.compiled(_solution, problem, tight, solver)
+        solution = check_derivative(
+            lambda hparams: derivative(found.params, hparams, data),
+            hparams,
+            directions=directions,
+            rtol=tolerance,
+            seed=seed,
+        )
         problems += [f"the inner solution: {each}" for each in solution.problems]
     return HypergradientReport(
         float(found.outer_loss), tuple(gaps), tuple(errors), solution, causes, status, tolerance, tuple(problems)
     )
 
 
-def _estimate(problem, inner, hypergrad, params, hparams, data) -> hypergrads.Hypergradient:
-    def estimate(params, hparams, data):
-        return hypergrad.estimate(problem, inner, params, _tree.zeros_like(params), hparams, data)
+def _estimate(
+    problem: Problem,
+    inner: inners.InnerSolver,
+    hypergrad: hypergrads.Estimator,
+    params: PyTree,
+    hparams: PyTree,
+    data: PyTree,
+) -> hypergrads.Hypergradient:
+    at = inner.prepared(At(problem, hparams, data))
+    return hypergrad.estimate(at, inner, params, hypergrad.init(at, params), jax.random.key(0))
 
-    return jax.jit(estimate)(params, hparams, data)
+
+def _value(problem: Problem, inner: inners.InnerSolver, params: PyTree, hparams: PyTree, data: PyTree) -> jax.Array:
+    """The outer loss at the inner solution."""
+    at = inner.prepared(At(problem, hparams, data))
+    return at.outer_loss(inner.solve_at(at, params).params)
 
 
-def _tightened(problem, inner, tight, hypergrad, params, hparams, data, gaps_of) -> dict[str, list[float]]:
-    """The gaps that remain with one tolerance, or both, as tight as can be."""
+def _solution(
+    problem: Problem,
+    inner: inners.InnerSolver,
+    solver: linear.LinearSolver,
+    params: PyTree,
+    hparams: PyTree,
+    data: PyTree,
+) -> PyTree:
+    """The inner solution, differentiated by the problem's condition."""
+
+    @implicit.custom_root(optimality.bind(problem), solve=solver, on_failure="ignore")
+    def solution(init: PyTree, hparams: PyTree, data: PyTree) -> PyTree:
+        return inner.solve_at(inner.prepared(At(problem, hparams, data)), init).params
+
+    return solution(params, hparams, data)
+
+
+def _tightened(
+    inner: inners.InnerSolver, tight: inners.InnerSolver, hypergrad: hypergrads.Estimator
+) -> dict[str, tuple[inners.InnerSolver, hypergrads.Estimator]]:
+    """The parts with one tolerance, or both, as tight as can be."""
     options = {"inner rtol": (tight, hypergrad)}
-    if isinstance(hypergrad, hypergrads.Implicit):
-        exact = dataclasses.replace(hypergrad, linear=dataclasses.replace(hypergrad.linear, rtol=0.0, atol=0.0))
+    solver = hypergrad.adjoint_solver()
+    if solver is not None:
+        exact = hypergrad.with_adjoint_solver(dataclasses.replace(solver, rtol=0.0, atol=0.0))
         options |= {"adjoint rtol": (inner, exact), "inner and adjoint": (tight, exact)}
-    return {
-        name: gaps_of(_estimate(problem, solver, estimator, params, hparams, data).grad)
-        for name, (solver, estimator) in options.items()
-    }
+    return options
 
 
 def _blame(tightened: dict[str, list[float]], errors: Sequence[float], tolerance: float) -> str:
@@ -263,20 +303,6 @@ def _blame(tightened: dict[str, list[float]], errors: Sequence[float], tolerance
     return (
         "no tolerance explains the gap: the optimality condition does not hold at the solution (try check_optimality), the "
         "inner solve stops at different points, or a coordinate sits at a kink"
-    )
-
-
-def _check_solution(problem, solved, solver, hparams, data, directions, tolerance, seed) -> DerivativeReport:
-    @implicit.custom_root(optimality.bind(problem), solve=solver, on_failure="ignore")
-    def solution(init, hparams, data):
-        return solved(hparams)
-
-    return check_derivative(
-        jax.jit(lambda hparams: solution(None, hparams, data)),
-        hparams,
-        directions=directions,
-        rtol=tolerance,
-        seed=seed,
     )
 
 

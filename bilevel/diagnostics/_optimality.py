@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel import _tree, implicit, linear, optimality
+from bilevel import _compiled, _tree, implicit, linear, optimality
 from bilevel._status import Status, describe
 from bilevel._tree import PyTree
 from bilevel.diagnostics._numeric import directions_like, restricted, tangents_of, unit
@@ -102,11 +102,11 @@ def check_optimality(
       (False, 'params is not a root: about 1.7e-01 of its norm away, more than 1.0e-03: tighten the solver, or correct F')
     """
     function = optimality.bind(condition) if isinstance(condition, Problem) else condition
-    params, args = _tree.as_arrays(params), jax.tree.map(jnp.asarray, args)
+    params, args = _tree.as_arrays(params), tuple(_tree.as_data(each) for each in args)
     _tree.check_like("the value of the condition", jax.eval_shape(function, params, *args), "params", params)
     solver = linear.as_solver(solve, linear.Auto())
     probes = directions_like(params, 2 * _PROBES, seed), directions_like(args, _PROBES, seed + 1)
-    measured = jax.jit(lambda *inputs: _measure(function, solver, *inputs))(params, args, *probes)
+    measured = _compiled.compiled(_measure, function, solver)(params, args, *probes)
     found: dict[str, Any] = {name: None if value is None else float(value) for name, value in measured.items()}
     found["solve"] = describe(int(measured["solve"]))
     found["tolerance"] = _tree.eps(params) ** (1 / 3) if rtol is None else rtol
@@ -154,7 +154,7 @@ def _measure(function, solver, params, args, probes, arg_probes) -> dict[str, An
         "amplification": amplification,
         "dot_test": _dot_test(function, solver, params, args, probes, arg_probes),
         "jump": _jump(function, params, args, probes, arg_probes),
-        "margin": function.condition.margin(function.problem, params, *args) if isinstance(function, Bound) else None,
+        "margin": function.margin(params, *args) if isinstance(function, Bound) else None,
     }
 
 

@@ -1,8 +1,8 @@
 """Hypergradient estimators. One contract, `Estimator.estimate`; every estimate says how good it is."""
 
-from bilevel.hypergrad._base import Estimator, Hypergradient
+from bilevel.hypergrad._base import Estimator, Hypergradient, Solve
 from bilevel.hypergrad._fit import misfits
 from bilevel.hypergrad._implicit import Implicit
 from bilevel.hypergrad._unrolled import Unrolled
 
-__all__ = ["Estimator", "Hypergradient", "Implicit", "Unrolled", "misfits"]
+__all__ = ["Estimator", "Hypergradient", "Implicit", "Solve", "Unrolled", "misfits"]

@@ -4,17 +4,46 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner import InnerSolver, Progress
-from bilevel.problem import Problem
+from bilevel.inner import InnerSolver
+from bilevel.linear import LinearSolver
+from bilevel.problem import At, Problem
 
 
-@jax.tree_util.register_dataclass
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["status", "residual"], meta_fields=["intended"])
+@dataclasses.dataclass(frozen=True)
+class Solve:
+    """How one of the solves of a step ended.
+
+    Attributes:
+      status: int32 code of `bilevel.Status`.
+      residual: what is left, relative; NaN where it is not known.
+      intended: the solve stopped where its settings told it to (a fixed number of steps, a truncated series), so that a step
+        limit that was reached is no failure.
+    """
+
+    status: jax.Array
+    residual: jax.Array
+    intended: bool = False
+
+    @property
+    def failed(self) -> jax.Array:
+        """Whether it ended elsewhere than it should."""
+        limit = self.intended & (self.status == Status.MAX_STEPS)
+        return (self.status != Status.CONVERGED) & ~jnp.asarray(limit)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["grad", "outer_loss", "outer_error", "params", "carry", "solves", "counts"],
+    meta_fields=["approximate"],
+)
 @dataclasses.dataclass(frozen=True)
 class Hypergradient:
     """A hypergradient with its provenance.
@@ -23,52 +52,63 @@ class Hypergradient:
       grad: d outer_loss(x*(θ), θ)/dθ, with the structure of hparams; None in place of leaves without a derivative.
       outer_loss: the outer loss at the computed inner solution.
       outer_error: an estimate, ⟨u, F(x)⟩, of how far that lies above the outer loss at the exact inner solution (the
-        dual-weighted residual, exact to first order); NaN where the estimator has no adjoint.
+        dual-weighted residual, exact to first order); NaN where the estimator has none.
       params: the inner solution.
-      adjoint: the solution of the adjoint system, the start of the next one; unchanged by estimators that solve none.
-      inner: how the inner solve ended.
-      adjoint_status: int32 code of `bilevel.Status` for the adjoint solve.
-      adjoint_residual: ‖Aᵀu − w‖₂/‖w‖₂; NaN where no system is solved.
-      grad_evals, hvps: gradients and Hessian-vector products of the inner loss (a mixed product counts as one), in all.
+      carry: what the estimator takes to its next estimate, a pytree of arrays: `Implicit` its adjoint.
+      solves: how the solves ended, by name (`"inner"`, `"adjoint"`), first the one on which the others depend; an `OrderedDict`
+        keeps this order under `jit`.
+      counts: oracle calls by name: `grad_evals`, gradients of the inner loss, and `hvps`, products with its Hessian (a mixed
+        product counts as one).
+      approximate: the estimate is biased by design (Gauss–Newton, a truncation), whatever the solves say.
     """
 
     grad: PyTree
     outer_loss: jax.Array
     outer_error: jax.Array
     params: PyTree
-    adjoint: PyTree
-    inner: Progress
-    adjoint_status: jax.Array
-    adjoint_residual: jax.Array
-    grad_evals: jax.Array
-    hvps: jax.Array
+    carry: PyTree
+    solves: dict[str, Solve]
+    counts: dict[str, jax.Array]
+    approximate: bool = False
 
     @property
     def status(self) -> jax.Array:
-        """The inner solve's status unless it converged, then the adjoint's."""
-        return jnp.where(self.inner.status == Status.CONVERGED, self.adjoint_status, self.inner.status)
+        """The status of the first solve that failed; of the last one if none did."""
+        *_, last = self.solves.values()
+        found = last.status
+        for solve in reversed(self.solves.values()):
+            found = jnp.where(solve.failed, solve.status, found)
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimator(abc.ABC):
-    """Base of all estimators: from a start, an inner solution and the hypergradient at it."""
+    """Base of all estimators: from a start, an inner solution and the hypergradient at it. A subclass writes `estimate`."""
 
-    @abc.abstractmethod
     def check(self, problem: Problem, inner: InnerSolver) -> None:
         """Raise ValueError, before anything is traced, if the parts do not fit together."""
+        del problem, inner
+
+    def init(self, at: At, params: PyTree) -> PyTree:
+        """The first carry, a pytree of arrays; None for an estimator that carries nothing."""
+        del at, params
+
+    def adjoint_solver(self) -> LinearSolver | None:
+        """The solver of the adjoint system; None for an estimator that solves none."""
+
+    def with_adjoint_solver(self, solver: LinearSolver) -> Estimator:
+        """The same estimator with another solver of its adjoint system, where it has one."""
+        del solver
+        return self
 
     @abc.abstractmethod
-    def estimate(
-        self,
-        problem: Problem,
-        inner: InnerSolver,
-        params: PyTree,
-        adjoint: PyTree,
-        hparams: PyTree,
-        data: PyTree,
-        prepared: PyTree = None,
-    ) -> Hypergradient:
-        """Solve the inner problem from params, and estimate the hypergradient, warm-starting from `adjoint`.
+    def estimate(self, at: At, inner: InnerSolver, params: PyTree, carry: PyTree, key: jax.Array) -> Hypergradient:
+        """Solve the inner problem from params, and estimate the hypergradient.
 
-        `prepared` is what `inner.prepare(problem, hparams, data)` returned; None does it here.
+        Args:
+          at: the problem at its hyperparameters and data, with what `inner` prepared.
+          inner: the inner solver.
+          params: start of the inner variable.
+          carry: what the last estimate left, or `init`.
+          key: a JAX random key of this estimate alone, for estimators that draw.
         """

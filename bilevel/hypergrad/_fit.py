@@ -9,6 +9,19 @@ from bilevel.hypergrad._base import Estimator
 from bilevel.inner import InnerSolver
 from bilevel.problem import Problem
 
+_POINTS = {
+    "primal": "the primal point",
+    "kkt": "a point with its multipliers",
+    "conic": "a point of the embedding of a cone program",
+    "weights": "the weights of vertices",
+}
+_ADVICE = {
+    "primal": "use the condition that the problem implies (optimality=auto)",
+    "kkt": "state the constraints as functions or as a Program, or use the condition that the problem implies (optimality=auto)",
+    "conic": 'state the problem as a Program of kind "cone"',
+    "weights": "solve the problem of the weights, ConvexHull.in_weights(problem), which implies its own condition",
+}
+
 
 def misfits(problem: Problem, inner: InnerSolver, hypergrad: Estimator | None = None) -> list[str]:
     """Why a problem, with the optimality condition that it names or implies, a solver and an estimator do not go together.
@@ -37,17 +50,10 @@ def misfits(problem: Problem, inner: InnerSolver, hypergrad: Estimator | None = 
 
 
 def _check_point(problem: Problem, inner: InnerSolver) -> None:
-    """A condition that fits the problem, and takes the kind of point that solvers of this problem return."""
-    condition = optimality.of(problem)
-    point = f"inner.{type(inner).__name__} returns"
-    if isinstance(condition, optimality.KKT | optimality.QuadraticProgram) and not problem.constrained:
+    """A condition that suits the problem, and takes the kind of point that the solver returns."""
+    condition, returned = optimality.of(problem), inner.returns(problem)
+    if condition.takes not in (None, returned):
         raise ValueError(
-            f"optimality.{type(condition).__name__} takes a point with its multipliers, and {point} the primal point of this "
-            "problem, whose set is not stated by Problem.equality and Problem.inequality: use the condition that the problem "
-            "implies (optimality=auto)"
-        )
-    if isinstance(condition, optimality.MirrorDescent) and problem.smooth:
-        raise ValueError(
-            f"optimality.MirrorDescent takes a point of a set, and {point} the minimum over the whole space of this problem, "
-            "which has no Problem.projection: use optimality.Stationary"
+            f"optimality.{type(condition).__name__} takes {_POINTS[condition.takes]}, and inner.{type(inner).__name__} returns "
+            f"{_POINTS[returned]} of this problem: {_ADVICE[condition.takes]}"
         )

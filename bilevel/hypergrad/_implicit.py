@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _tree, linear, optimality
-from bilevel.hypergrad._base import Estimator, Hypergradient
+from bilevel._tree import PyTree
+from bilevel.hypergrad._base import Estimator, Hypergradient, Solve
 from bilevel.inner import InnerSolver
+from bilevel.problem import At, Problem
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,63 +34,70 @@ class Implicit(Estimator):
     linear: linear.LinearSolver = dataclasses.field(default_factory=linear.Auto)
     precondition: bool = False
 
-    def check(self, problem, inner):
+    def check(self, problem: Problem, inner: InnerSolver) -> None:
         """Check the condition against the problem, and that there is something to precondition with."""
         condition = optimality.of(problem)
         if not self.precondition:
             return
-        if type(inner).inverse is InnerSolver.inverse:
+        if not inner.estimates_inverse:
             raise ValueError(
                 f"hypergrad.Implicit: precondition=True needs a solver that estimates the inverse Hessian, and "
                 f"inner.{type(inner).__name__} does not: use inner.LBFGS or inner.Ridge, or precondition=False"
             )
-        if not isinstance(condition, optimality.Stationary):
+        if not condition.system_is_hessian:
             raise ValueError(
-                "hypergrad.Implicit: precondition=True needs the Hessian as its system, which is optimality.Stationary's, not "
-                f"optimality.{type(condition).__name__}'s: use precondition=False"
+                "hypergrad.Implicit: precondition=True needs the Hessian as its system, as optimality.Stationary has it, not "
+                f"optimality.{type(condition).__name__}: use precondition=False"
             )
-        self._solver(None)
+        self.linear.preconditioned(None)
 
-    def estimate(self, problem, inner, params, adjoint, hparams, data, prepared=None):
-        """Solve the inner problem, then its adjoint."""
-        condition = optimality.of(problem)
-        moving, fixed = _tree.split(hparams)
-        solution = inner.solve(problem, params, hparams, data, prepared)
+    def adjoint_solver(self) -> linear.LinearSolver:
+        """`linear`."""
+        return self.linear
+
+    def with_adjoint_solver(self, solver: linear.LinearSolver) -> Estimator:
+        """With this as `linear`."""
+        return dataclasses.replace(self, linear=solver)
+
+    def init(self, at: At, params: PyTree) -> PyTree:
+        """A zero adjoint."""
+        del at
+        return _tree.zeros_like(params)
+
+    def estimate(self, at: At, inner: InnerSolver, params: PyTree, carry: PyTree, key: jax.Array) -> Hypergradient:
+        """Solve the inner problem, then its adjoint from the last one."""
+        del key
+        condition = optimality.of(at.problem)
+        moving, fixed = _tree.split(at.hparams)
+        solution = inner.solve_at(at, params)
         params = solution.params
 
-        def outer_loss(params, moving):
-            return problem.outer_loss(params, _tree.merge(moving, fixed), data)
+        def moved(moving: PyTree) -> At:
+            return at.replace(hparams=_tree.merge(moving, fixed))
 
-        def residual(moving):
-            value = condition.residual(problem, params, _tree.merge(moving, fixed), data)
-            return _tree.cast_like(value, params)
+        def outer_loss(params: PyTree, moving: PyTree) -> jax.Array:
+            return moved(moving).outer_loss(params)
+
+        def residual(moving: PyTree) -> PyTree:
+            return _tree.cast_like(condition.residual(moved(moving), params), params)
 
         value, (cotangent, direct) = jax.value_and_grad(outer_loss, argnums=(0, 1))(params, moving)
-        system = condition.system(problem, params, hparams, data)
-        solver = self._solver(solution.inverse) if self.precondition else self.linear
-        found = system.solve_transposed(solver, cotangent, adjoint)
+        system = condition.system(at, params)
+        solver = self.linear.preconditioned(solution.inverse) if self.precondition else self.linear
+        found = system.solve_transposed(solver, cotangent, carry)
         residual_value, pull = jax.vjp(residual, moving)
         scale = _tree.norm(cotangent)
+        progress = solution.progress
         return Hypergradient(
             grad=_tree.sub(direct, pull(found.value)[0]),
             outer_loss=value,
             outer_error=_tree.vdot(found.value, residual_value),
             params=params,
-            adjoint=found.value,
-            inner=solution.progress,
-            adjoint_status=found.status,
-            adjoint_residual=found.residual / jnp.where(scale > 0, scale, 1),
-            grad_evals=solution.progress.grad_evals,
-            hvps=solution.progress.hvps + found.matvecs + 1,
+            carry=found.value,
+            solves=OrderedDict(
+                inner=Solve(progress.status, progress.residual),
+                adjoint=Solve(found.status, found.residual / jnp.where(scale > 0, scale, 1)),
+            ),
+            counts={"grad_evals": progress.grad_evals, "hvps": progress.hvps + found.matvecs + 1},
+            approximate=system.approximate,
         )
-
-    def _solver(self, inverse):
-        """The linear solver with this preconditioner."""
-        if isinstance(self.linear, linear.Auto):
-            return linear.CG(rtol=self.linear.rtol, atol=self.linear.atol, preconditioner=inverse)
-        if not isinstance(self.linear, linear.CG | linear.MINRES):
-            raise ValueError(
-                f"hypergrad.Implicit: precondition=True needs a linear solver that takes a preconditioner, and "
-                f"linear.{type(self.linear).__name__} takes none: use linear.CG or linear.MINRES"
-            )
-        return dataclasses.replace(self.linear, preconditioner=inverse)

@@ -14,7 +14,9 @@ from jax.flatten_util import ravel_pytree
 from bilevel import _checks, _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.hypergrad._base import Estimator, Hypergradient
+from bilevel.hypergrad._base import Estimator, Hypergradient, Solve
+from bilevel.inner import InnerSolver
+from bilevel.problem import At, Problem
 
 _Step = Callable[[Any], Any]
 
@@ -23,7 +25,7 @@ _Step = Callable[[Any], Any]
 class Unrolled(Estimator):
     """The derivative of a fixed number of inner steps, from a start that counts as a constant.
 
-    It is that of the steps, not of the solution: compare with `Implicit`. The kinds give the same derivative and differ in
+    This differentiates the iterate, not the exact solution: compare with `Implicit`. The kinds give the same derivative and differ in
     what they cost, T being `steps`:
 
     - `plain`: reverse mode through a `lax.scan`; memory grows with T.
@@ -44,14 +46,14 @@ class Unrolled(Estimator):
     steps: int = 100
     kind: Literal["plain", "conditional", "checkpointed", "forward"] = "plain"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.require_positive("hypergrad.Unrolled", steps=self.steps)
         if self.kind not in _ITERATE and self.kind != "forward":
             raise ValueError(
                 f"hypergrad.Unrolled: kind must be 'plain', 'conditional', 'checkpointed' or 'forward', got {self.kind!r}"
             )
 
-    def check(self, problem, inner):
+    def check(self, problem: Problem, inner: InnerSolver) -> None:
         """Require a solver whose steps can be differentiated."""
         if not inner.differentiable:
             raise ValueError(
@@ -59,20 +61,19 @@ class Unrolled(Estimator):
                 "a black box: use hypergrad.Implicit"
             )
 
-    def estimate(self, problem, inner, params, adjoint, hparams, data, prepared=None):
+    def estimate(self, at: At, inner: InnerSolver, params: PyTree, carry: PyTree, key: jax.Array) -> Hypergradient:
         """Run the steps and differentiate the outer loss after them."""
-        moving, fixed = _tree.split(hparams)
+        del key
+        moving, fixed = _tree.split(at.hparams)
         inner = inner.unrollable()
-        if prepared is None:
-            prepared = inner.prepare(problem, hparams, data)
-        extra = () if prepared is None else (prepared,)
+        at = inner.prepared(at)
         iterate = _ITERATE.get(self.kind, _plain)
 
-        def run(moving):
-            hparams = _tree.merge(moving, fixed)
-            state = inner.init(problem, params, hparams, data, *extra)
-            state = iterate(lambda state: inner.step(problem, state, hparams, data, *extra), state, self.steps)
-            value = problem.outer_loss(state.params, hparams, data)
+        def run(moving: PyTree) -> tuple[jax.Array, Any]:
+            moved = at.replace(hparams=_tree.merge(moving, fixed))
+            state = inner.init(moved, params)
+            state = iterate(lambda state: inner.step(moved, state), state, self.steps)
+            value = moved.outer_loss(state.params)
             return value, (value, state.params, jax.lax.stop_gradient(state.progress))
 
         if self.kind == "forward":
@@ -86,12 +87,9 @@ class Unrolled(Estimator):
             outer_loss=value,
             outer_error=jnp.array(jnp.nan, value.dtype),
             params=params,
-            adjoint=adjoint,
-            inner=progress,
-            adjoint_status=jnp.array(Status.CONVERGED, jnp.int32),
-            adjoint_residual=jnp.array(jnp.nan, value.dtype),
-            grad_evals=progress.grad_evals,
-            hvps=progress.hvps + sweeps * progress.steps,
+            carry=carry,
+            solves={"inner": Solve(progress.status, progress.residual, intended=True)},
+            counts={"grad_evals": progress.grad_evals, "hvps": progress.hvps + sweeps * progress.steps},
         )
 
 

@@ -1,22 +1,7 @@
 """Solvers of the inner problem. One contract, `InnerSolver`: `init`, `step`, and `solve`, which runs them."""
 
-from bilevel.inner._base import InnerSolution, InnerSolver, Progress
-from bilevel.inner._block_coordinate import BlockCoordinateDescent
-from bilevel.inner._equality_qp import EqualityQP
-from bilevel.inner._fire import FIRE
-from bilevel.inner._fista import FISTA
-from bilevel.inner._fixed_point import Anderson, FixedPointIteration
-from bilevel.inner._lbfgs import LBFGS
-from bilevel.inner._levenberg import LevenbergMarquardt
-from bilevel.inner._mirror import MirrorDescent
-from bilevel.inner._newton import Newton
-from bilevel.inner._optax import Optax
-from bilevel.inner._optimistix import Optimistix
-from bilevel.inner._osqp import OSQP
-from bilevel.inner._quadratic import Quadratic
-from bilevel.inner._ridge import Ridge
-from bilevel.inner._semismooth import SemismoothNewton
-from bilevel.inner._trust_region import TrustRegion
+from bilevel.inner._agreement import check_statements
+from bilevel.inner._base import InnerSolution, InnerSolver, SolveProgress
 from bilevel.inner.external import (
     CVXPY,
     Python,
@@ -28,6 +13,22 @@ from bilevel.inner.external import (
     SklearnLogisticRegression,
     SklearnRidge,
 )
+from bilevel.inner.first_order._fire import FIRE
+from bilevel.inner.first_order._fista import FISTA
+from bilevel.inner.first_order._fixed_point import Anderson, FixedPointIteration
+from bilevel.inner.first_order._lbfgs import LBFGS
+from bilevel.inner.first_order._mirror import MirrorDescent
+from bilevel.inner.first_order._optax import Optax
+from bilevel.inner.linear_models._block_coordinate import BlockCoordinateDescent
+from bilevel.inner.linear_models._ridge import Ridge
+from bilevel.inner.programs._equality_qp import EqualityQP
+from bilevel.inner.programs._osqp import OSQP
+from bilevel.inner.second_order._levenberg import LevenbergMarquardt
+from bilevel.inner.second_order._newton import Newton
+from bilevel.inner.second_order._optimistix import Optimistix
+from bilevel.inner.second_order._quadratic import Quadratic
+from bilevel.inner.second_order._semismooth import SemismoothNewton
+from bilevel.inner.second_order._trust_region import TrustRegion
 from bilevel.problem import Problem
 
 __all__ = [
@@ -47,7 +48,7 @@ __all__ = [
     "Newton",
     "Optax",
     "Optimistix",
-    "Progress",
+    "SolveProgress",
     "Python",
     "Quadratic",
     "Ridge",
@@ -60,6 +61,7 @@ __all__ = [
     "SklearnLogisticRegression",
     "SklearnRidge",
     "TrustRegion",
+    "check_statements",
     "default",
 ]
 
@@ -70,10 +72,11 @@ def default(problem: Problem) -> InnerSolver:
     `LBFGS` if it is smooth and unconstrained, `OSQP` for a quadratic program, `CVXPY` for a cone program, `Anderson` for a bare
     fixed point, else `FISTA`.
     """
-    if problem.cone_program is not None:
+    parts = problem.parts
+    if parts.kind == "conic":
         return CVXPY()
-    if problem.constrained and problem.quadratic_program is not None:
+    if parts.kind == "kkt" and parts.quadratic_program is not None:
         return OSQP()
-    if problem.inner_loss is None and problem.fixed_point is not None:
+    if parts.fixed_point is not None:
         return Anderson()
-    return LBFGS() if problem.smooth else FISTA()
+    return LBFGS() if parts.smooth else FISTA()

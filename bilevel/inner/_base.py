@@ -8,28 +8,25 @@ changes nothing, and a warm start makes it no harder to meet. `_judge.py` has th
 from __future__ import annotations
 
 import abc
-import contextlib
 import dataclasses
-import functools
-import inspect
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.core
 import jax.numpy as jnp
 
-from bilevel import _checks, _tree
+from bilevel import _checks, _compiled, _needs, _tree
+from bilevel._needs import LOSS, NO_CONSTRAINTS, Need
 from bilevel._status import Status
 from bilevel._tree import PyTree
+from bilevel.inner._agreement import check_statements
 from bilevel.inner._lanes import iterate
-from bilevel.inner._needs import LOSS, NO_CONSTRAINTS, Need, unmet
-from bilevel.problem import Problem
+from bilevel.problem import At, Problem
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class SolveProgress:
     """How far a solve has come.
 
     Attributes:
@@ -45,9 +42,12 @@ class Progress:
     hvps: jax.Array
 
     @classmethod
-    def start(cls, dtype: Any, grad_evals: int = 0, hvps: int = 0) -> Progress:
+    def start(cls, dtype: Any, grad_evals: int = 0, hvps: int = 0) -> SolveProgress:
         """Nothing done but the products that `init` needed."""
-        count = lambda n: jnp.array(n, jnp.int32)  # noqa: E731
+
+        def count(n: int) -> jax.Array:
+            return jnp.array(n, jnp.int32)
+
         return cls(jnp.array(jnp.inf, dtype), count(Status.MAX_STEPS), count(0), count(grad_evals), count(hvps))
 
 
@@ -57,7 +57,7 @@ class PlainState:
     """The state of a solver that carries nothing but its point and its progress."""
 
     params: PyTree
-    progress: Progress
+    progress: SolveProgress
 
 
 @jax.tree_util.register_dataclass
@@ -73,7 +73,7 @@ class InnerSolution:
     """
 
     params: PyTree
-    progress: Progress
+    progress: SolveProgress
     inverse: Any = None
 
     @property
@@ -96,6 +96,8 @@ class InnerSolution:
 class InnerSolver(abc.ABC):
     """Base of all inner solvers. A subclass declares its `needs`, and writes `init` and `step`.
 
+    Both get the problem as an `At`: its functions at the hyperparameters and data of the solve, and what `prepare` made.
+
     Args:
       rtol: stop when one gradient step of length 1/L moves the variable by less than `rtol` of its norm; never tighter
         than four machine epsilons.
@@ -105,31 +107,32 @@ class InnerSolver(abc.ABC):
 
     needs: ClassVar[tuple[Need, ...]] = (LOSS, NO_CONSTRAINTS)
     differentiable: ClassVar[bool] = True  # `step`, in reverse mode
+    estimates_inverse: ClassVar[bool] = False  # of the Hessian, see `inverse`
 
     rtol: float = 1e-6
     atol: float = 1e-12
     max_steps: int = 1000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.require_positive(f"inner.{type(self).__name__}", max_steps=self.max_steps)
         if self.rtol < 0 or self.atol < 0:
             raise ValueError(f"inner.{type(self).__name__}: rtol and atol must not be negative")
 
     def check(self, problem: Problem) -> None:
-        """Raise ValueError, before anything is traced, if the solver cannot serve this problem."""
-        missing = unmet(self.needs, problem)
-        if missing:
-            fits = [f"inner.{other.__name__}" for other in _all_solvers() if not unmet(other.needs, problem)]
-            advice = f"use {', '.join(fits)}" if fits else "no solver of bilevel.inner serves it"
-            raise ValueError(f"inner.{type(self).__name__} needs {missing[0]}: {advice}")
+        """Raise ValueError, before anything is traced, if the solver does not suit this problem."""
+        _needs.require(self, InnerSolver, "inner", problem.parts, first=("FISTA", "LBFGS"))
 
-    def prepare(self, problem: Problem, hparams: PyTree, data: PyTree) -> PyTree:
+    def returns(self, problem: Problem) -> str:
+        """The kind of point that a solve of this problem returns, as `optimality.Condition.takes` names it."""
+        return problem.parts.kind
+
+    def prepare(self, at: At) -> PyTree:
         """What depends on the data alone (of hparams only the shapes may matter), computed once for all outer steps.
 
         Returns:
-          A pytree of arrays, which `init` and `step` then get as their last argument; None for nothing.
+          A pytree of arrays, which `init` and `step` find in `at.prepared`; None for nothing.
         """
-        del problem, hparams, data
+        del at
 
     def inverse(self, state: Any) -> Any:
         """v ↦ H⁻¹v at the end of a solve, as a `jax.tree_util.Partial`; None where the solver knows nothing of it."""
@@ -140,57 +143,58 @@ class InnerSolver(abc.ABC):
         return self
 
     @abc.abstractmethod
-    def init(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> Any:
+    def init(self, at: At, params: PyTree) -> Any:
         """The state at the start; it has the attributes `params` and `progress`."""
 
     @abc.abstractmethod
-    def step(self, problem: Problem, state: Any, hparams: PyTree, data: PyTree) -> Any:
+    def step(self, at: At, state: Any) -> Any:
         """One iteration, differentiable in reverse mode where the class says so (`differentiable`)."""
 
-    def solve(
-        self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree, prepared: PyTree = None
-    ) -> InnerSolution:
+    def solve(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree = None) -> InnerSolution:
         """Iterate from params until the stopping test, a failure or the step limit.
 
         Under `vmap` each lane takes its own number of steps, and lanes that are done cost nothing more. Outside `jax.jit` a
-        solve is compiled once for a solver, a problem and the shapes of the arguments, and, as under `jax.jit`, what the
-        problem's functions close over is then a constant. The answer is differentiated by `bilevel.custom_root`, not in
+        solve is compiled once for a solver, a problem and the shapes of the arguments; what the problem's functions close over
+        is then a constant, as it is under `jax.jit`. Differentiate the answer by `bilevel.custom_root`, not in
         reverse through the iterations.
 
         Args:
           problem: what to solve.
           params: the start.
           hparams, data: handed to the functions of the problem.
-          prepared: what `prepare(problem, hparams, data)` returned, to save doing it again.
+
+        Returns:
+          InnerSolution. Never raises on a numerical failure: look at `status`.
+
+        Raises:
+          ValueError: the solver does not suit the problem, or two statements of the problem contradict each other.
         """
-        inputs = (params, hparams, data, prepared)
-        solve = functools.partial(self._solve, problem)
-        if all(map(_is_concrete, jax.tree.leaves(inputs))):
-            with contextlib.suppress(TypeError):  # a solver or a problem without a hash
-                solve = _compiled(self, problem)
-        return solve(*inputs)
+        if not all(map(_is_concrete, jax.tree.leaves((params, hparams, data)))):
+            return self.solve_at(self.prepared(At(problem, hparams, data)), params)
+        solves = problem.__dict__.setdefault("_solves", {})
+        key = self if _has_hash(self) else id(self)
+        if key not in solves:
+            self.check(problem)
+            check_statements(problem, params, hparams, data)
+            solves[key] = _compiled.compiled(_solve, self, problem), self
+        return solves[key][0](params, hparams, data)
 
-    def _solve(
-        self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree, prepared: PyTree
-    ) -> InnerSolution:
-        if prepared is None:
-            prepared = self.prepare(problem, hparams, data)
-        arguments = (hparams, data) if prepared is None else (hparams, data, prepared)
+    def prepared(self, at: At) -> At:
+        """`at`, with what `prepare` makes of it unless it is there."""
+        return at if at.prepared is not None else at.replace(prepared=self.prepare(at))
 
-        def running(state):
+    def solve_at(self, at: At, params: PyTree) -> InnerSolution:
+        """`solve`, for what is traced already; `at.prepared` is what `prepare` made."""
+
+        def running(state: Any) -> jax.Array:
             return (state.progress.status == Status.MAX_STEPS) & (state.progress.steps < self.max_steps)
 
-        state = iterate(
-            running,
-            lambda state, arguments: self.step(problem, state, *arguments),
-            self.init(problem, params, *arguments),
-            arguments,
-        )
+        state = iterate(running, lambda state, at: self.step(at, state), self.init(at, params), at)
         return InnerSolution(state.params, state.progress, self.inverse(state))
 
     def advance(
         self,
-        progress: Progress,
+        progress: SolveProgress,
         params: PyTree,
         distance: jax.Array,
         *,
@@ -199,14 +203,14 @@ class InnerSolver(abc.ABC):
         hvps: jax.Array | int = 0,
         failed: jax.Array | bool = False,
         failure: Status = Status.STAGNATED,
-    ) -> Progress:
+    ) -> SolveProgress:
         """The progress after one iteration that ended at params, `distance` from a solution (against `size`, or ‖params‖)."""
         norm = _tree.norm(params) if size is None else size
         rtol = max(self.rtol, 4 * _tree.eps(params))
         small = distance <= jnp.maximum(rtol * norm, self.atol)
         status = jnp.where(small, Status.CONVERGED, jnp.where(failed, failure, Status.MAX_STEPS))
         status = jnp.where(jnp.isfinite(distance) & jnp.isfinite(norm), status, Status.NON_FINITE)
-        return Progress(
+        return SolveProgress(
             residual=distance / jnp.where(norm > 0, norm, 1),
             status=status.astype(jnp.int32),
             steps=progress.steps + 1,
@@ -215,18 +219,17 @@ class InnerSolver(abc.ABC):
         )
 
 
-@functools.lru_cache(maxsize=128)  # bounded, for each holds a problem, with what its functions close over
-def _compiled(solver: InnerSolver, problem: Problem) -> Callable[..., InnerSolution]:
-    return jax.jit(functools.partial(solver._solve, problem))
+def _solve(solver: InnerSolver, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> InnerSolution:
+    return solver.solve_at(solver.prepared(At(problem, hparams, data)), params)
+
+
+def _has_hash(solver: InnerSolver) -> bool:
+    try:
+        hash(solver)
+    except TypeError:
+        return False
+    return True
 
 
 def _is_concrete(leaf: Any) -> bool:
     return isinstance(leaf, jax.typing.ArrayLike) and not isinstance(leaf, jax.core.Tracer)
-
-
-def _all_solvers(base: type[InnerSolver] = InnerSolver) -> list[type[InnerSolver]]:
-    """Every public solver of this package, the ones that serve most problems first, then by name."""
-    found = [each for child in base.__subclasses__() for each in (child, *_all_solvers(child))]
-    own = {cls for cls in found if cls.__module__.startswith("bilevel.") and not inspect.isabstract(cls)}
-    own = {cls for cls in own if not cls.__name__.startswith("_")}
-    return sorted(own, key=lambda cls: (cls.__name__ not in ("FISTA", "LBFGS"), cls.__name__))

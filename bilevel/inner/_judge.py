@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +9,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _tree, optimality
+from bilevel._curvature import curvature_along_gradient, gain
 from bilevel._tree import PyTree
-from bilevel.problem import Problem
+from bilevel.problem import At
 
 
 class Verdict(NamedTuple):
@@ -28,67 +28,40 @@ class Verdict(NamedTuple):
     size: jax.Array
 
 
-def judge(problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> Verdict:
+def judge(at: At, params: PyTree) -> Verdict:
     """Judge a point. At most one gradient and one Hessian-vector product."""
-    if problem.cone_program is not None:
-        return _conic(problem, params, hparams, data)
-    if problem.constrained:
-        return _kkt(problem, params, hparams, data)
-    if problem.inner_loss is not None:
-        return Verdict(_gradient_step(problem, params, hparams, data), _tree.norm(params))
-    if problem.fixed_point is not None:
-        moved = problem.fixed_point(params, hparams, data)
-        return Verdict(_tree.norm(_tree.sub(_tree.cast_like(moved, params), params)), _tree.norm(params))
-    return Verdict(_root(problem, params, hparams, data), _tree.norm(params))
+    parts = at.parts
+    if parts.kind != "primal":
+        return _conic(at, params) if parts.kind == "conic" else _kkt(at, params)
+    if parts.fixed_point is not None:
+        moved = _tree.cast_like(at.fixed_point(params), params)
+        return Verdict(_tree.norm(_tree.sub(moved, params)), _tree.norm(params))
+    distance = _root(at, params) if parts.inner_loss is None else _gradient_step(at, params)
+    return Verdict(distance, _tree.norm(params))
 
 
-def reach(problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> jax.Array:
-    """1/L: from `Problem.lipschitz`, or the curvature along the gradient at params. Not differentiated."""
-    if problem.lipschitz is not None:
-        largest = jnp.asarray(problem.lipschitz(hparams, data))
-    else:
-        largest = curvature_along_gradient(problem, params, hparams, data)[1]
-    return jax.lax.stop_gradient(1 / largest.astype(_tree.dtype(params)))
-
-
-def curvature_along_gradient(
-    problem: Problem, params: PyTree, hparams: PyTree, data: PyTree
-) -> tuple[PyTree, jax.Array]:
-    """The inner gradient g and ‖Hg‖/‖g‖, an underestimate of the Lipschitz constant. One gradient, one product."""
-    gradient, hvp = jax.linearize(lambda x: jax.grad(problem.inner_loss)(x, hparams, data), params)
-    return gradient, gain(hvp, gradient)
-
-
-def gain(product: Callable[[PyTree], PyTree], v: PyTree) -> jax.Array:
-    """‖Av‖/‖v‖; 1 where that is zero, NaN where it is too large to tell. On a unit vector, so that only A can overflow."""
-    norm = _tree.norm(v)
-    found = _tree.norm(product(_tree.scale(1 / jnp.where(norm > 0, norm, 1), v)))
-    return jnp.where(found == 0, 1, jnp.where(jnp.isinf(found), jnp.nan, found))
-
-
-def _gradient_step(problem, params, hparams, data):
-    gradient, curvature = curvature_along_gradient(problem, params, hparams, data)
-    largest = curvature if problem.lipschitz is None else jnp.asarray(problem.lipschitz(hparams, data))
-    step = 1 / largest.astype(_tree.dtype(params))
-    moved = problem.proximal_step(_tree.add_scaled(params, -step, gradient), hparams, data, step)
+def _gradient_step(at: At, params: PyTree) -> jax.Array:
+    gradient, curvature = curvature_along_gradient(at, params)
+    lipschitz = at.lipschitz()
+    step = 1 / (curvature if lipschitz is None else lipschitz).astype(_tree.dtype(params))
+    moved = at.proximal_step(_tree.add_scaled(params, -step, gradient), step)
     return _tree.norm(_tree.sub(moved, params))
 
 
-def _root(problem, params, hparams, data):
-    condition = optimality.of(problem)
-    value, push = jax.linearize(lambda x: _tree.cast_like(condition.residual(problem, x, hparams, data), x), params)
+def _root(at: At, params: PyTree) -> jax.Array:
+    condition = optimality.of(at.problem)
+    value, push = jax.linearize(lambda x: _tree.cast_like(condition.residual(at, x), x), params)
     return _tree.norm(value) / gain(push, value)
 
 
-def _kkt(problem, params, hparams, data):
-    def functions(z):
-        parts = (problem.equality(z, hparams, data), problem.inequality(z, hparams, data))
-        return problem.inner_loss(z, hparams, data), *parts
+def _kkt(at: At, params: PyTree) -> Verdict:
+    def functions(z: PyTree) -> tuple[jax.Array, PyTree, PyTree]:
+        return at.inner_loss(z), at.equality(z), at.inequality(z)
 
     z, dual_eq, dual_ineq = params
     value, pull = jax.vjp(functions, z)
     _, along = jax.jvp(functions, (z,), (z,))
-    _, curved = jax.jvp(lambda z: jax.grad(problem.inner_loss)(z, hparams, data), (z,), (z,))
+    _, curved = jax.jvp(at.gradient, (z,), (z,))
     one, zero = jnp.ones_like(value[0]), jnp.zeros_like(value[0])
     nothing = jax.tree.map(jnp.zeros_like, (dual_eq, dual_ineq))
     terms = [pull(w)[0] for w in ((one, *nothing), (zero, dual_eq, nothing[1]), (zero, nothing[0], dual_ineq))]
@@ -106,8 +79,8 @@ def _kkt(problem, params, hparams, data):
     return Verdict(jnp.stack(errors).max(), jnp.ones((), dtype))
 
 
-def _conic(problem, params, hparams, data):
-    program = problem.cone_program(hparams, data)
+def _conic(at: At, params: PyTree) -> Verdict:
+    program = at.cone_program()
     c, e, d, _ = program
     z, dual, slack = optimality.Conic.recover(params, program)
     pull, push = dual @ e, e @ z
@@ -125,5 +98,5 @@ def _relative(error: PyTree, terms: list[PyTree], dtype: Any) -> jax.Array:
     return _largest(error, dtype) / jnp.where(size > 0, size, 1)
 
 
-def _largest(tree: PyTree, dtype) -> jax.Array:
+def _largest(tree: PyTree, dtype: Any) -> jax.Array:
     return jnp.max(jnp.abs(ravel_pytree(tree)[0]).astype(dtype), initial=0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from bilevel import _tree
+from bilevel._tree import PyTree
 from bilevel.linear._base import LinearSolver
 from bilevel.linear._cg import CG
 from bilevel.linear._direct import Direct
@@ -36,6 +38,10 @@ class Auto(LinearSolver):
     def prepare(self, operator, like):
         """Hand over to the chosen solver."""
         return self._chosen(operator, like).prepare(operator, like)
+
+    def preconditioned(self, preconditioner: Callable[[PyTree], PyTree] | None) -> LinearSolver:
+        """`CG`, which takes it."""
+        return CG(rtol=self.rtol, atol=self.atol, preconditioner=preconditioner)
 
     def choose(self, structure: str, size: int, singular: bool = False) -> LinearSolver:
         """The solver that serves a system of this structure and size."""

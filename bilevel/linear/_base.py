@@ -121,6 +121,13 @@ class LinearSolver(abc.ABC):
         """Do what needs no right-hand side once, for many of the structure of `like`: `Direct` factors here."""
         return Prepared(lambda b, init, tolerance: self.attempt(operator, b, init, tolerance))
 
+    def preconditioned(self, preconditioner: Callable[[PyTree], PyTree] | None) -> LinearSolver:
+        """This solver with a preconditioner v ↦ M⁻¹v, symmetric and positive definite. Raises ValueError if it takes none."""
+        del preconditioner
+        raise ValueError(
+            f"linear.{type(self).__name__} takes no preconditioner of a symmetric system: use linear.CG or linear.MINRES"
+        )
+
     def posed(self, operator: Operator) -> Operator:
         """The system that is solved, and on which the answer is judged: A itself, but for `Damped`."""
         return operator

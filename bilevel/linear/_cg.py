@@ -8,6 +8,7 @@ consistent systems pass, since their residuals stay in the range. And the verdic
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -49,6 +50,10 @@ class CG(LinearSolver):
     def __post_init__(self):
         super().__post_init__()
         _precondition.check("linear.CG", self.preconditioner)
+
+    def preconditioned(self, preconditioner: Callable[[PyTree], PyTree] | None) -> LinearSolver:
+        """With this preconditioner in place of its own."""
+        return dataclasses.replace(self, preconditioner=preconditioner)
 
     def attempt(self, operator, b, init, tolerance):
         """Iterate until the recurrence's residual is a little below the tolerance, which leaves room for its drift."""

@@ -9,6 +9,7 @@ inconsistent system ends the solve. The textbook's goes on there, and x grows to
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.linear import _sweeps
+from bilevel.linear._base import LinearSolver
 
 
 class _State(NamedTuple):
@@ -54,6 +56,10 @@ class MINRES(_sweeps.Preconditioned):
     Statuses besides `CONVERGED`: `STAGNATED` (an inconsistent system: the answer is a least-squares one; or the limit of
     the precision), `MAX_STEPS`, `BREAKDOWN` (the preconditioner is not positive definite).
     """
+
+    def preconditioned(self, preconditioner: Callable[[PyTree], PyTree] | None) -> LinearSolver:
+        """With this preconditioner in place of its own."""
+        return dataclasses.replace(self, preconditioner=preconditioner)
 
     def sweep(self, matvec, precondition, r, goal, left):
         """One run of the recurrence."""

@@ -35,6 +35,7 @@ class Reduction:
     expand: Callable[[PyTree, PyTree], PyTree] = lambda z, b: z
     start: Callable[[PyTree], PyTree] | None = None
     valid: Any = True
+    approximate: bool = False
 
     def solve(self, solver: LinearSolver, b: PyTree) -> LinearSolution:
         """A x = b."""
@@ -69,6 +70,11 @@ class System:
 
     operator: Operator
     reduction: Reduction | None = None
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the reduction approximates by design."""
+        return self.reduction is not None and self.reduction.approximate
 
     def solve(self, solver: LinearSolver, b: PyTree) -> LinearSolution:
         """A x = b. The tolerance refers to ‖b‖, also where its restriction is small or vanishes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bilevel.optimality._base import Bound, Condition, Custom
+from bilevel.optimality._base import Bound, Condition, Custom, FixedPoint
 from bilevel.optimality._conic import Conic, ConicPoint, ConicSolution
 from bilevel.optimality._gradient_mapping import BlockProximalGradient, ProjectedGradient, ProximalGradient
 from bilevel.optimality._hull import ConvexHull
@@ -21,6 +21,7 @@ __all__ = [
     "ConicSolution",
     "ConvexHull",
     "Custom",
+    "FixedPoint",
     "KKTSolution",
     "LeastSquares",
     "MirrorDescent",
@@ -39,7 +40,7 @@ def of(problem: Problem) -> Condition:
     condition = problem.optimality
     if condition is None:
         condition = _implied(problem)
-    if not isinstance(condition, Condition):
+    if not isinstance(condition, Condition):  # a function of the user
         condition = Custom(function=condition)
     condition.check(problem)
     return condition
@@ -68,10 +69,11 @@ def bind(problem: Problem) -> Bound:
 
 
 def _implied(problem: Problem) -> Condition:
-    if problem.cone_program is not None:
-        return Conic()
-    if problem.constrained:
-        return KKT()
-    if problem.projection is not None:
+    parts = problem.parts
+    if parts.fixed_point is not None:
+        return FixedPoint()
+    if parts.kind != "primal":
+        return Conic() if parts.kind == "conic" else KKT()
+    if parts.projection is not None:
         return ProjectedGradient()
-    return Stationary() if problem.smooth else ProximalGradient()
+    return Stationary() if parts.smooth else ProximalGradient()

@@ -5,42 +5,54 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 
-from bilevel import _tree
+from bilevel import _needs, _tree
+from bilevel._needs import Need
 from bilevel._tree import PyTree
 from bilevel.linear import Operator, RootFunction, System
-from bilevel.problem import Problem
+from bilevel.problem import At, Problem
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Condition(abc.ABC):
-    """An optimality condition F(params, hparams, data) = 0, stated apart from the solver that finds its root.
+    """An optimality condition F(params) = 0 of a problem at its hyperparameters, stated apart from the solver that finds its root.
 
-    A subclass writes `residual`; it overrides `system` where it knows more about ∂₁F than its products.
+    A subclass writes `residual` and declares what it `needs` of a problem and the kind of point that it `takes`; it overrides
+    `system` where it knows more about ∂₁F than its products.
+
+    Attributes:
+      needs: requirements that a problem must meet.
+      takes: the kind of point that params is: `"primal"`, `"kkt"` (with multipliers), `"conic"` (of a cone program's embedding),
+        `"weights"` (of the vertices of a convex hull); None for any.
+      system_is_hessian: whether ∂₁F is the Hessian of the inner loss.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ()
+    takes: ClassVar[Literal["primal", "kkt", "conic", "weights"] | None] = "primal"
+    system_is_hessian: ClassVar[bool] = False
+
     @abc.abstractmethod
-    def residual(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> PyTree:
+    def residual(self, at: At, params: PyTree) -> PyTree:
         """F, with the structure of params, in the units of the inner loss's gradient unless said otherwise."""
 
     def check(self, problem: Problem) -> None:
-        """Raise ValueError, before anything is traced, if the problem lacks what the condition needs."""
-        del problem  # by default a condition needs nothing
+        """Raise ValueError, before anything is traced, if the problem does not meet the needs."""
+        _needs.require(self, Condition, "optimality", problem.parts)
 
-    def system(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> System:
+    def system(self, at: At, params: PyTree) -> System:
         """The linear systems with ∂₁F at params."""
-        return System(self._linearized(problem, params, hparams, data))
+        return System(self._linearized(at, params))
 
-    def margin(self, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> jax.Array | None:
-        """How far, relative to their size, the pairs are apart of which one must vanish; None where F has no such pairs."""
-        del problem, params, hparams, data
+    def margin(self, at: At, params: PyTree) -> jax.Array | None:
+        """The smallest gap between complementary quantities, relative to their size; None where F has no such pairs."""
+        del at, params
         return None
 
-    def _linearized(self, problem, params, hparams, data) -> Operator:
-        _, push = jax.linearize(lambda x: _tree.cast_like(self.residual(problem, x, hparams, data), x), params)
+    def _linearized(self, at: At, params: PyTree) -> Operator:
+        _, push = jax.linearize(lambda x: _tree.cast_like(self.residual(at, x), x), params)
         return Operator(push)
 
 
@@ -53,11 +65,15 @@ class Bound(RootFunction):
 
     def __call__(self, params: PyTree, hparams: PyTree, data: PyTree = None) -> PyTree:
         """F."""
-        return self.condition.residual(self.problem, params, hparams, data)
+        return self.condition.residual(At(self.problem, hparams, data), params)
 
     def system(self, params: PyTree, hparams: PyTree, data: PyTree = None) -> System:
         """The linear systems with ∂₁F at params, in the form that the condition knows to be best."""
-        return self.condition.system(self.problem, params, hparams, data)
+        return self.condition.system(At(self.problem, hparams, data), params)
+
+    def margin(self, params: PyTree, hparams: PyTree, data: PyTree = None) -> jax.Array | None:
+        """The margin of the condition at params."""
+        return self.condition.margin(At(self.problem, hparams, data), params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,10 +84,25 @@ class Custom(Condition):
       function: F(params, hparams, data), with the structure of params.
     """
 
+    takes: ClassVar[None] = None
+
     function: Callable[[Any, Any, Any], Any]
 
-    def residual(self, problem, params, hparams, data):
+    def residual(self, at: At, params: PyTree) -> PyTree:
         """F."""
-        value = self.function(params, hparams, data)
+        value = self.function(params, at.hparams, at.data)
         _tree.check_like("the value of Problem.optimality", value, "params", params)
         return value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedPoint(Condition):
+    """F = x − T(x) with T the problem's `fixed_point`. ∂₁F is general; differentiable where it is invertible, as it is where T
+    is a differentiable contraction.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = (_needs.FIXED_POINT,)
+
+    def residual(self, at: At, params: PyTree) -> PyTree:
+        """x − T(x)."""
+        return _tree.sub(params, _tree.cast_like(at.fixed_point(params), params))

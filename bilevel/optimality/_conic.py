@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bilevel import _checks
+from bilevel import _needs
+from bilevel._needs import Need
+from bilevel._tree import PyTree
 from bilevel.linear import Operator, Reduction, System
 from bilevel.optimality._base import Condition
-from bilevel.problem import ConeProgram
+from bilevel.problem import At
+from bilevel.statements import ConeProgram
 
 
 class ConicPoint(NamedTuple):
@@ -41,7 +44,7 @@ class Conic(Condition):
     """F(x) = ((Θ − I)Π + I)x with Θ = [[0, Eᵀ, c], [−E, 0, d], [−cᵀ, −dᵀ, 0]], Π the projection on Rⁿ × K* × R₊.
 
     params is a `ConicPoint` x = (u, v, w): `embed` makes it of a solver's answer, `recover` takes it back, differentiably. Needs
-    `Problem.cone_program`. F is homogeneous, so that ∂₁F is singular along x; it is solved with w held, where it is regular for
+    a `bilevel.Program` of kind `"cone"`. F is homogeneous, so that ∂₁F is singular along x; it is solved with w held, where it is regular for
     a unique, strictly complementary solution, and general. So the outer loss should depend on x through `recover`. At a
     kink of Π its derivative is that of one side (an element of the conservative Jacobian).
 
@@ -51,14 +54,13 @@ class Conic(Condition):
       singular: the solution may not be unique; its derivative is then a least-squares answer.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = (_needs.CONE_PROGRAM,)
+    takes: ClassVar[Literal["conic"]] = "conic"
+
     singular: bool = False
 
-    def check(self, problem):
-        """Require a cone program."""
-        _checks.require_parts("optimality.Conic", problem, "cone_program")
-
     @staticmethod
-    def embed(primal, dual, slack) -> ConicPoint:
+    def embed(primal: jax.Array, dual: jax.Array, slack: jax.Array) -> ConicPoint:
         """x of a primal-dual solution (z, y, s)."""
         return ConicPoint(primal, dual - slack, jnp.ones((), primal.dtype))
 
@@ -68,10 +70,10 @@ class Conic(Condition):
         dual = program.cones.project_dual(params.v)
         return ConicSolution(params.u / params.w, dual / params.w, (dual - params.v) / params.w)
 
-    def residual(self, problem, params, hparams, data):
+    def residual(self, at: At, params: PyTree) -> ConicPoint:
         """F, a ConicPoint."""
         u, v, w = params
-        c, e, d, cones = _program(problem, hparams, data)
+        c, e, d, cones = _program(at)
         dual, scale = cones.project_dual(v), jnp.maximum(w, 0)
         return ConicPoint(
             dual @ e + scale * c,
@@ -79,13 +81,13 @@ class Conic(Condition):
             -jnp.vdot(c, u) - jnp.vdot(d, dual) - scale + w,
         )
 
-    def system(self, problem, params, hparams, data):
+    def system(self, at: At, params: PyTree) -> System:
         """General; solved for u and v with w held."""
-        operator = self._linearized(problem, params, hparams, data)
-        _, e, _, cones = _program(problem, hparams, data)
+        operator = self._linearized(at, params)
+        _, e, _, cones = _program(at)
         _, jacobian = jax.linearize(cones.project_dual, params.v)
 
-        def product(x):
+        def product(x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             u, v = x
             moved = jacobian(v)
             return moved @ e, v - moved - e @ u
@@ -99,12 +101,12 @@ class Conic(Condition):
         return System(dataclasses.replace(operator, singular=True), reduction)
 
 
-def _program(problem, hparams, data) -> ConeProgram:
-    program = problem.cone_program(hparams, data)
+def _program(at: At) -> ConeProgram:
+    program = at.cone_program()
     m, n = program.cones.size, program.c.shape[0]
     if program.E.shape != (m, n) or program.d.shape != (m,):
         raise ValueError(
-            f"Problem.cone_program: with c of shape {program.c.shape} and {m} rows of cones E must have the shape {(m, n)} and d "
+            f"ConeProgram: with c of shape {program.c.shape} and {m} rows of cones E must have the shape {(m, n)} and d "
             f"{(m,)}; got {program.E.shape} and {program.d.shape}"
         )
     return program

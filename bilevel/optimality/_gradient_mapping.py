@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from bilevel import _checks, _tree
+from bilevel import _checks, _needs, _tree
+from bilevel._curvature import choose_step, constant
+from bilevel._needs import Need
+from bilevel._tree import PyTree
 from bilevel.linear import System
-from bilevel.optimality._active import Linearization, reduction
+from bilevel.optimality._active import Linearization, Product, reduction
 from bilevel.optimality._base import Condition
-from bilevel.optimality._lipschitz import choose_step, constant
+from bilevel.problem import At, Problem
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,7 @@ class _GradientMapping(Condition, abc.ABC):
     """F = (x − T(x))/η with T(x) = G(x − η∇₁inner_loss), η a scalar or one number per block."""
 
     @abc.abstractmethod
-    def _step(self, problem, params, hparams, data) -> Any:
+    def _step(self, at: At, params: PyTree) -> Any:
         """η, as the prox takes it: a scalar, or a tree of the structure of params."""
 
     @property
@@ -29,29 +33,26 @@ class _GradientMapping(Condition, abc.ABC):
         """A bound on the support, where one is given."""
         return None
 
-    def residual(self, problem, params, hparams, data):
+    def residual(self, at: At, params: PyTree) -> PyTree:
         """The gradient mapping; the step is a constant, since at a solution F = 0 whatever the step."""
-        step = self._step(problem, params, hparams, data)
+        step = self._step(at, params)
         eta = _spread(step, params)
-        gradient = jax.grad(problem.inner_loss)(params, hparams, data)
-        point = jax.tree.map(lambda x, e, g: x - e * g, params, eta, gradient)
-        moved = problem.proximal_step(point, hparams, data, step)
+        point = jax.tree.map(lambda x, e, g: x - e * g, params, eta, at.gradient(params))
+        moved = at.proximal_step(point, step)
         return jax.tree.map(lambda x, m, e: (x - m.astype(x.dtype)) / e, params, moved, eta)
 
-    def system(self, problem, params, hparams, data):
+    def system(self, at: At, params: PyTree) -> System:
         """A, general; with the symmetric system on the active set where its form is known."""
-        operator = self._linearized(problem, params, hparams, data)
-        if not (problem.polyhedral or problem.separable):
+        operator, parts = self._linearized(at, params), at.parts
+        if not (parts.polyhedral or parts.separable):
             return System(operator)
-        step = self._step(problem, params, hparams, data)
+        step = self._step(at, params)
         eta = _spread(step, params)
-        gradient, hvp = jax.linearize(lambda x: jax.grad(problem.inner_loss)(x, hparams, data), params)
+        gradient, hvp = jax.linearize(at.gradient, params)
         point = jax.tree.map(lambda x, e, g: x - e * g, params, eta, gradient)
-        _, jacobian = jax.linearize(
-            lambda z: _tree.cast_like(problem.proximal_step(z, hparams, data, step), params), point
-        )
-        linearization = Linearization(hvp, jacobian, eta, params, _rows_among(problem, params, hparams, data))
-        return System(operator, reduction(linearization, problem.separable, self._bound))
+        _, jacobian = jax.linearize(lambda z: _tree.cast_like(at.proximal_step(z, step), params), point)
+        linearization = Linearization(hvp, jacobian, eta, params, _rows_among(at, params))
+        return System(operator, reduction(linearization, parts.separable, self._bound))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,27 +70,29 @@ class ProximalGradient(_GradientMapping):
         size. A larger support is reported as a breakdown. Outside `jit` the support is counted.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = (_needs.LOSS, _needs.PROX)
+
     step: float | None = None
     support: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.require_positive("optimality.ProximalGradient", step=self.step, support=self.support)
 
     @property
-    def _bound(self):
+    def _bound(self) -> int | None:
         return self.support
 
-    def check(self, problem):
+    def check(self, problem: Problem) -> None:
         """Require a prox, and a separable one for a support bound."""
-        _checks.require_parts("optimality.ProximalGradient", problem, "inner_loss", "prox")
-        if self.support is not None and problem.separable is not True:
+        super().check(problem)
+        if self.support is not None and problem.parts.separable is not True:
             raise ValueError(
                 "optimality.ProximalGradient: support bounds the number of non-zero coordinates, which needs "
                 "Problem(separable=True): declare it if g is a sum over coordinates, or leave support out"
             )
 
-    def _step(self, problem, params, hparams, data) -> Any:
-        return choose_step(self.step, problem, params, hparams, data)
+    def _step(self, at: At, params: PyTree) -> Any:
+        return choose_step(self.step, at, params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,17 +107,15 @@ class ProjectedGradient(_GradientMapping):
       step: η. None: 1/L, as for `ProximalGradient`.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = (_needs.LOSS, _needs.PROJECTION)
+
     step: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.require_positive("optimality.ProjectedGradient", step=self.step)
 
-    def check(self, problem):
-        """Require a projection."""
-        _checks.require_parts("optimality.ProjectedGradient", problem, "inner_loss", "projection")
-
-    def _step(self, problem, params, hparams, data) -> Any:
-        return choose_step(self.step, problem, params, hparams, data)
+    def _step(self, at: At, params: PyTree) -> Any:
+        return choose_step(self.step, at, params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,58 +128,52 @@ class BlockProximalGradient(_GradientMapping):
     Better conditioned than one step where the blocks differ in scale.
 
     Args:
-      step: one η for all blocks. None: 1/L_j from `Problem.block_lipschitz`, else 1/L.
+      step: one η for all blocks. None: 1/L_j from the problem's block_lipschitz, else 1/L.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = (_needs.LOSS, _needs.SET)
 
     step: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.require_positive("optimality.BlockProximalGradient", step=self.step)
 
-    def check(self, problem):
-        """Require a prox or a projection."""
-        _checks.require_parts("optimality.BlockProximalGradient", problem, "inner_loss")
-        if problem.prox is None and problem.projection is None:
-            _checks.require_parts("optimality.BlockProximalGradient", problem, "prox")
-
-    def _step(self, problem, params, hparams, data) -> Any:
-        if self.step is not None or problem.block_lipschitz is None:
-            return _rows(choose_step(self.step, problem, params, hparams, data), params)
-        constants = problem.block_lipschitz(hparams, data)
+    def _step(self, at: At, params: PyTree) -> Any:
+        constants = at.block_lipschitz()
+        if self.step is not None or constants is None:
+            return _rows(choose_step(self.step, at, params), params)
         if jax.tree.structure(constants) != jax.tree.structure(params):
-            raise ValueError(
-                "Problem.block_lipschitz must return one vector for each leaf of params, one number per row"
-            )
+            raise ValueError("block_lipschitz must return one vector for each leaf of params, one number per row")
         return jax.tree.map(lambda c, x: _rows(constant(1 / c, x), x), constants, params)
 
 
-def _rows_among(problem, params, hparams, data):
+def _rows_among(at: At, params: PyTree) -> Callable[[jax.Array], tuple[Product, Product]] | None:
     """H_SS = X_SᵀDX_S and H_S = X_SᵀDX of a linear model; an index beyond the last is a column of zeros."""
-    if problem.datafit is None or params.ndim != 1:
+    if at.parts.datafit is None or params.ndim != 1:
         return None
-    design = problem.design(hparams, data)
+    design = at.design()
     if not isinstance(design, jax.Array):
         return None  # of a sparse matrix no columns are gathered
-    _, curvature = jax.linearize(lambda p: jax.grad(problem.datafit)(p, hparams, data), design @ params)
+    _, curvature = jax.linearize(jax.grad(at.datafit), design @ params)
 
-    def among(index):
+    def among(index: jax.Array) -> tuple[Product, Product]:
         columns = design.at[:, index].get(mode="fill", fill_value=0)
         return lambda z: curvature(columns @ z) @ columns, lambda v: curvature(design @ v) @ columns
 
     return among
 
 
-def _rows(step, params):
+def _rows(step: jax.Array, params: PyTree) -> PyTree:
     """A scalar or a vector of steps as a tree of arrays that broadcast against the rows of each leaf."""
 
-    def shape(x):
+    def shape(x: jax.Array) -> jax.Array:
         step_of_leaf = jnp.broadcast_to(step.astype(x.dtype), x.shape[:1])
         return step_of_leaf.reshape(x.shape[:1] + (1,) * (x.ndim - 1))
 
     return jax.tree.map(shape, params)
 
 
-def _spread(step, params):
+def _spread(step: Any, params: PyTree) -> PyTree:
     """η as a tree of arrays that broadcast against the leaves of params, in their dtypes."""
     if jax.tree.structure(step) == jax.tree.structure(params):
         return _tree.cast_like(step, params)

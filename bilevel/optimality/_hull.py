@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from bilevel import _checks
+import jax
+
+from bilevel import _checks, _needs
+from bilevel._needs import Need
+from bilevel._tree import PyTree
+from bilevel.linear import System
 from bilevel.operators.projection import projection_simplex
 from bilevel.optimality._base import Condition
 from bilevel.optimality._gradient_mapping import ProjectedGradient
+from bilevel.problem import At, Problem
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,43 +32,40 @@ class ConvexHull(Condition):
       step: η, as in `ProjectedGradient`.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = (_needs.LOSS, _needs.SMOOTH)
+    takes: ClassVar[Literal["weights"]] = "weights"
+
     vertices: Callable[[Any, Any], Any]
     step: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.require_positive("optimality.ConvexHull", step=self.step)
 
-    def check(self, problem):
-        """Require a smooth inner loss."""
-        _checks.require_smooth("optimality.ConvexHull", problem, "optimality.ProjectedGradient")
-
-    def point(self, params, hparams, data):
+    def point(self, params: PyTree, hparams: PyTree, data: PyTree) -> PyTree:
         """x = V(θ)p."""
         matrix = self.vertices(hparams, data)
         return matrix(params) if callable(matrix) else matrix @ params
 
-    def residual(self, problem, params, hparams, data):
+    def residual(self, at: At, params: PyTree) -> PyTree:
         """The gradient mapping of the weights."""
-        return ProjectedGradient(step=self.step).residual(self.in_weights(problem), params, hparams, data)
+        return ProjectedGradient(step=self.step).residual(self._in_weights(at), params)
 
-    def system(self, problem, params, hparams, data):
+    def system(self, at: At, params: PyTree) -> System:
         """On the active face."""
-        return ProjectedGradient(step=self.step).system(self.in_weights(problem), params, hparams, data)
+        return ProjectedGradient(step=self.step).system(self._in_weights(at), params)
 
-    def in_weights(self, problem):
+    def in_weights(self, problem: Problem) -> Problem:
         """The same problem as one of p over the simplex, for inner solvers: minimize inner_loss(V(θ)p, θ)."""
 
-        def inner_loss(params, hparams, data):
-            return problem.inner_loss(self.point(params, hparams, data), hparams, data)
+        def inner_loss(params: PyTree, hparams: PyTree, data: PyTree) -> jax.Array:
+            return problem.parts.inner_loss(self.point(params, hparams, data), hparams, data)
 
-        return dataclasses.replace(
-            problem,
-            inner_loss=inner_loss,
-            lipschitz=None,
-            residuals=None,
-            datafit=None,
-            design=None,
-            optimality=None,
+        return Problem(
+            inner_loss,
+            problem.outer_loss,
             projection=lambda params, hparams, data: projection_simplex(params),
             polyhedral=True,
         )
+
+    def _in_weights(self, at: At) -> At:
+        return at.replace(problem=self.in_weights(at.problem))

@@ -12,15 +12,18 @@ system in (z, ν, active λ).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from bilevel import _checks, _tree
+from bilevel import _needs, _tree
+from bilevel._needs import Need
+from bilevel._tree import PyTree
 from bilevel.linear import Operator, Reduction, System
 from bilevel.optimality._base import Condition
+from bilevel.problem import At
 
 
 class KKTSolution(NamedTuple):
@@ -42,7 +45,7 @@ class KKT(Condition):
     """F = [∇₁f + (∂H)ᵀν + (∂G)ᵀλ ; H ; λ∘G], zero at a minimum of f = inner_loss subject to H = 0, G ≤ 0.
 
     params is a `KKTSolution`; the problem's functions other than outer_loss take its primal part. Needs
-    `Problem.equality`, `Problem.inequality`, both or neither. ∂₁F is not symmetric; its systems are solved in a symmetric
+    `equality`, `inequality` of a `bilevel.Minimization`, both or neither. ∂₁F is not symmetric; its systems are solved in a symmetric
     (indefinite) form on the active constraints. Differentiable under strict complementarity, independent active
     constraints and a Hessian that is positive definite along them; where λᵢ = Gᵢ = 0 the constraint is taken as
     inactive, an element of the conservative Jacobian.
@@ -51,37 +54,31 @@ class KKT(Condition):
       singular: active constraints may be redundant; the multipliers' derivative is then the least one.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = (_needs.LOSS, _needs.NO_SET)
+    takes: ClassVar[Literal["kkt"]] = "kkt"
+
     singular: bool = False
 
-    def check(self, problem):
-        """Require an inner loss, and constraints stated as functions if at all."""
-        _checks.require_parts("optimality.KKT", problem, "inner_loss")
-        if problem.prox is not None or problem.projection is not None:
-            raise ValueError(
-                "optimality.KKT needs constraints stated as Problem.equality and Problem.inequality, and this problem has "
-                "a prox or a projection: use optimality.ProximalGradient or optimality.ProjectedGradient"
-            )
-
-    def residual(self, problem, params, hparams, data):
+    def residual(self, at: At, params: PyTree) -> KKTSolution:
         """F, a KKTSolution; the last part in units of λ times G."""
         z, _, dual_ineq = _solution(params)
-        value, pull = jax.vjp(lambda z: _functions(problem, z, hparams, data), z)
+        value, pull = jax.vjp(lambda z: _functions(at, z), z)
         _check_duals(params, value)
         (gradient,) = pull((jnp.ones_like(value[0]), *params[1:]))
         return KKTSolution(gradient, value[1], jax.tree.map(jnp.multiply, dual_ineq, value[2]))
 
-    def system(self, problem, params, hparams, data):
+    def system(self, at: At, params: PyTree) -> System:
         """General; with its symmetric form on the active constraints."""
-        operator = dataclasses.replace(self._linearized(problem, params, hparams, data), singular=self.singular)
+        operator = dataclasses.replace(self._linearized(at, params), singular=self.singular)
         z, _, dual = params
-        _, _, slack = _functions(problem, z, hparams, data)
-        _, hvp = jax.linearize(lambda z: self.residual(problem, KKTSolution(z, *params[1:]), hparams, data).primal, z)
-        _, push = jax.linearize(lambda z: _functions(problem, z, hparams, data)[1:], z)
+        _, _, slack = _functions(at, z)
+        _, hvp = jax.linearize(lambda z: self.residual(at, KKTSolution(z, *params[1:])).primal, z)
+        _, push = jax.linearize(lambda z: _functions(at, z)[1:], z)
         return System(operator, _symmetric(hvp, push, z, dual, slack, self.singular))
 
-    def margin(self, problem, params, hparams, data):
+    def margin(self, at: At, params: PyTree) -> jax.Array | None:
         """The least of max(λᵢ, −Gᵢ), each in units of its largest entry: near zero, strict complementarity fails."""
-        slack = _functions(problem, params.primal, hparams, data)[2]
+        slack = _functions(at, params.primal)[2]
         if not jax.tree.leaves(slack):
             return None
         dual, slack = ravel_pytree(params.dual_ineq)[0], -ravel_pytree(slack)[0]
@@ -89,8 +86,8 @@ class KKT(Condition):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QuadraticProgram(Condition):
-    """The KKT conditions of ½zᵀQz + cᵀz subject to Ez = d, Mz ≤ h: `KKT` for `Problem.quadratic_program`.
+class QuadraticProgram(KKT):
+    """The KKT conditions of ½zᵀQz + cᵀz subject to Ez = d, Mz ≤ h: `KKT` for a `bilevel.Program`.
 
     params is a `KKTSolution`. Symmetric, indefinite, on the active constraints. Differentiable with respect to Q, c, E, d,
     M and h, where `KKT` is.
@@ -99,26 +96,10 @@ class QuadraticProgram(Condition):
       singular: as in `KKT`.
     """
 
-    singular: bool = False
-
-    def check(self, problem):
-        """Require a quadratic program."""
-        _checks.require_parts("optimality.QuadraticProgram", problem, "quadratic_program")
-
-    def residual(self, problem, params, hparams, data):
-        """F, a KKTSolution."""
-        return KKT().residual(problem, params, hparams, data)
-
-    def system(self, problem, params, hparams, data):
-        """As for `KKT`."""
-        return KKT(singular=self.singular).system(problem, params, hparams, data)
-
-    def margin(self, problem, params, hparams, data):
-        """As for `KKT`."""
-        return KKT().margin(problem, params, hparams, data)
+    needs: ClassVar[tuple[Need, ...]] = (_needs.PROGRAM, _needs.NO_SET)
 
 
-def _solution(params) -> KKTSolution:
+def _solution(params: PyTree) -> KKTSolution:
     if not isinstance(params, KKTSolution):
         raise TypeError(
             f"optimality.KKT: params must be a bilevel.optimality.KKTSolution(primal, dual_eq, dual_ineq), "
@@ -127,20 +108,20 @@ def _solution(params) -> KKTSolution:
     return params
 
 
-def _functions(problem, z, hparams, data):
+def _functions(at: At, z: PyTree) -> tuple[jax.Array, PyTree, PyTree]:
     """f, H and G at z; None for what is not there."""
-    parts = (problem.equality, problem.inequality)
-    constraints = (None if part is None else part(z, hparams, data) for part in parts)
-    return (problem.inner_loss(z, hparams, data), *constraints)
+    if not at.parts.constrained:
+        return at.inner_loss(z), None, None
+    return at.inner_loss(z), at.equality(z), at.inequality(z)
 
 
-def _check_duals(params, value):
+def _check_duals(params: KKTSolution, value: tuple[PyTree, PyTree, PyTree]) -> None:
     for name, dual, constraint in zip(("dual_eq", "dual_ineq"), params[1:], value[1:], strict=True):
         part = "equality" if name == "dual_eq" else "inequality"
-        _tree.check_like(f"KKTSolution.{name}", dual, f"the value of Problem.{part}", constraint)
+        _tree.check_like(f"KKTSolution.{name}", dual, f"the value of {part}", constraint)
 
 
-def _largest(x):
+def _largest(x: jax.Array) -> jax.Array:
     largest = jnp.max(jnp.abs(x), initial=0)
     return jnp.where(largest > 0, largest, 1)
 

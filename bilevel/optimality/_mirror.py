@@ -17,15 +17,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from bilevel import _checks, _tree
+from bilevel import _checks, _needs, _tree
+from bilevel._curvature import choose_step
+from bilevel._needs import Need
+from bilevel._tree import PyTree
 from bilevel.linear import Operator, Reduction, System
 from bilevel.optimality._base import Condition
-from bilevel.optimality._lipschitz import choose_step
+from bilevel.problem import At
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,11 +47,13 @@ class MirrorDescent(Condition):
       step: η. None: 1/L, L from `Problem.lipschitz` or else a power iteration on the Hessian.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = (_needs.LOSS, _needs.OVER_A_SET)
+
     mirror: Callable[[Any], Any] | None = None
     projection: Callable[[Any, Any, Any], Any] | None = None
     step: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.require_positive("optimality.MirrorDescent", step=self.step)
         _checks.require_callable("optimality.MirrorDescent", mirror=self.mirror, projection=self.projection)
         if (self.mirror is None) != (self.projection is None):
@@ -57,40 +62,27 @@ class MirrorDescent(Condition):
                 "on rows of simplices"
             )
 
-    def check(self, problem):
-        """Require an inner loss without a prox."""
-        _checks.require_parts("optimality.MirrorDescent", problem, "inner_loss")
-        if problem.prox is not None or problem.constrained:
-            raise ValueError(
-                "optimality.MirrorDescent needs an inner loss over a set, and this problem has a prox or constraint functions: "
-                "use optimality.ProximalGradient or optimality.KKT"
-            )
-
-    def residual(self, problem, params, hparams, data):
+    def residual(self, at: At, params: PyTree) -> PyTree:
         """The mirror step in units of the gradient."""
-        step = self._step(problem, params, hparams, data)
-        gradient = jax.grad(problem.inner_loss)(params, hparams, data)
+        step, gradient = choose_step(self.step, at, params), at.gradient(params)
         if self.mirror is None or self.projection is None:
             moved = jax.tree.map(lambda x, g: _exponentiated(x, step.astype(x.dtype) * g), params, gradient)
         else:
             dual = _tree.add_scaled(self.mirror(params), -step, gradient)
-            moved = _tree.cast_like(self.projection(dual, hparams, data), params)
+            moved = _tree.cast_like(self.projection(dual, at.hparams, at.data), params)
         return _tree.scale(1 / step, _tree.sub(params, moved))
 
-    def system(self, problem, params, hparams, data):
+    def system(self, at: At, params: PyTree) -> System:
         """General; for the entropy, the symmetric system on the support."""
-        operator = self._linearized(problem, params, hparams, data)
+        operator = self._linearized(at, params)
         if self.mirror is not None:
             return System(operator)
-        step = self._step(problem, params, hparams, data)
-        gradient, hvp = jax.linearize(lambda x: jax.grad(problem.inner_loss)(x, hparams, data), params)
+        step = choose_step(self.step, at, params)
+        gradient, hvp = jax.linearize(at.gradient, params)
         return System(operator, _on_the_support(params, gradient, hvp, step))
 
-    def _step(self, problem, params, hparams, data):
-        return choose_step(self.step, problem, params, hparams, data)
 
-
-def _exponentiated(x, push):
+def _exponentiated(x: jax.Array, push: jax.Array) -> jax.Array:
     """x·exp(−push)/Σ by rows, in product form, so that zeros stay zeros and have derivatives."""
     least = jnp.min(jnp.where(x > 0, push, jnp.inf), axis=-1, keepdims=True)
     least = jax.lax.stop_gradient(jnp.where(jnp.isfinite(least), least, 0))
@@ -98,8 +90,8 @@ def _exponentiated(x, push):
     return weight / jnp.sum(weight, axis=-1, keepdims=True)
 
 
-def _on_the_support(params, gradient, hvp, step) -> Reduction:
-    def free(x, g):
+def _on_the_support(params: PyTree, gradient: PyTree, hvp: Callable[[PyTree], PyTree], step: jax.Array) -> Reduction:
+    def free(x: jax.Array, g: jax.Array) -> jax.Array:
         slack = g - jnp.sum(x * g, axis=-1, keepdims=True)
         # Row j of A is about x_j times what it is for others: below rounding it is x1ᵀ/η, and 1/x_j would spoil the system.
         negligible = jnp.finfo(x.dtype).eps * jnp.max(x, axis=-1, keepdims=True)
@@ -108,30 +100,30 @@ def _on_the_support(params, gradient, hvp, step) -> Reduction:
     support = jax.tree.map(free, params, gradient)
     inverse = jax.tree.map(lambda x, m: m / jnp.where(m > 0, x, 1), params, support)
 
-    def project(v):
-        def rows(v, m):
+    def project(v: PyTree) -> PyTree:
+        def rows(v: jax.Array, m: jax.Array) -> jax.Array:
             return m * (v - jnp.sum(m * v, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(m, axis=-1, keepdims=True), 1))
 
         return jax.tree.map(rows, v, support)
 
-    def row_sums(b):
+    def row_sums(b: PyTree) -> PyTree:
         """ηx1ᵀb."""
         return jax.tree.map(
             lambda b, x, m: step.astype(b.dtype) * m * x * jnp.sum(m * b, axis=-1, keepdims=True), b, params, support
         )
 
-    def product(t):
+    def product(t: PyTree) -> PyTree:
         inside = project(t)
         curved = project(hvp(inside))
         return jax.tree.map(lambda c, t, i: c + (t - i) / step.astype(t.dtype), curved, t, inside)
 
-    def restrict(b):
+    def restrict(b: PyTree) -> PyTree:
         return project(_tree.sub(jax.tree.map(jnp.multiply, inverse, b), hvp(row_sums(b))))
 
-    def expand(t, b):
+    def expand(t: PyTree, b: PyTree) -> PyTree:
         return _tree.add_scaled(row_sums(b), 1, project(t))
 
-    def start(u):
+    def start(u: PyTree) -> PyTree:
         return project(jax.tree.map(jnp.multiply, u, params))
 
     return Reduction(Operator(product, "positive_definite"), restrict, expand, start)

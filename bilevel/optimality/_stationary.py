@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 
-from bilevel import _checks, _tree, linear
+from bilevel import _checks, _needs, _tree, linear
+from bilevel._needs import Need
+from bilevel._tree import PyTree
 from bilevel.linear import Operator, Reduction, System
 from bilevel.optimality._base import Condition
-
-_ALTERNATIVES = "optimality.ProximalGradient, optimality.ProjectedGradient or optimality.KKT"
+from bilevel.problem import At, Problem
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,26 +24,25 @@ class Stationary(Condition):
     Differentiable wherever the inner loss is twice differentiable and the Hessian is invertible.
 
     Args:
-      structure: what to take the Hessian for. `"positive_definite"` is checked by the solvers (Cholesky, CG's
+      structure: the structure assumed of the Hessian. `"positive_definite"` is checked by the solvers (Cholesky, CG's
         curvature): a saddle point is reported, not differentiated. Use `"symmetric"` to differentiate one.
       singular: the Hessian may be singular (translations of a molecule, redundant parameters); the derivative is then
         the least one, and the cotangent must not point along the null space.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = (_needs.LOSS, _needs.SMOOTH)
+    system_is_hessian: ClassVar[bool] = True
+
     structure: Literal["symmetric", "positive_definite"] = "positive_definite"
     singular: bool = False
 
-    def check(self, problem):
-        """Refuse constraints and non-smooth terms."""
-        _checks.require_smooth("optimality.Stationary", problem, _ALTERNATIVES)
-
-    def residual(self, problem, params, hparams, data):
+    def residual(self, at: At, params: PyTree) -> PyTree:
         """The inner gradient."""
-        return jax.grad(problem.inner_loss)(params, hparams, data)
+        return at.gradient(params)
 
-    def system(self, problem, params, hparams, data):
+    def system(self, at: At, params: PyTree) -> System:
         """The Hessian, which is its own transpose."""
-        operator = self._linearized(problem, params, hparams, data)
+        operator = self._linearized(at, params)
         return System(dataclasses.replace(operator, structure=self.structure, singular=self.singular))
 
 
@@ -59,27 +59,34 @@ class Newton(Condition):
       linear: solver of the systems with ∂₁G; where it misses its tolerance, F is NaN.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = (_needs.LOSS, _needs.SMOOTH)
+
     function: Callable[[Any, Any, Any], Any] | None = None
     structure: Literal["general", "symmetric", "positive_definite"] | None = None
     linear: linear.LinearSolver = dataclasses.field(default_factory=linear.Auto)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.require_callable("optimality.Newton", function=self.function)
 
-    def check(self, problem):
+    def check(self, problem: Problem) -> None:
         """Require a smooth inner loss, unless a function is given."""
         if self.function is None:
-            _checks.require_smooth("optimality.Newton", problem, _ALTERNATIVES)
+            super().check(problem)
 
-    def residual(self, problem, params, hparams, data):
+    def residual(self, at: At, params: PyTree) -> PyTree:
         """The Newton step."""
-        function = self.function or jax.grad(problem.inner_loss)
-        value, push = jax.linearize(lambda x: _tree.cast_like(function(x, hparams, data), x), params)
+
+        def function(x: PyTree) -> PyTree:
+            value = at.gradient(x) if self.function is None else self.function(x, at.hparams, at.data)
+            return _tree.cast_like(value, x)
+
+        value, push = jax.linearize(function, params)
         structure = self.structure or ("symmetric" if self.function is None else "general")
         return linear.differentiable_solve(self.linear, Operator(push, structure), value, nan_on_failure=True).value
 
-    def system(self, problem, params, hparams, data):
+    def system(self, at: At, params: PyTree) -> System:
         """The identity."""
+        del at, params
         return System(Operator(lambda v: v, "positive_definite"))
 
 
@@ -94,24 +101,21 @@ class LeastSquares(Condition):
         with J, exact where r is zero or linear in params and off by O(‖r‖) elsewhere. `"exact"` keeps it.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = (_needs.RESIDUALS, _needs.SMOOTH)
+
     hessian: Literal["exact", "gauss_newton"] = "exact"
 
-    def check(self, problem):
-        """Require the residuals and a smooth problem."""
-        _checks.require_parts("optimality.LeastSquares", problem, "residuals")
-        _checks.require_smooth("optimality.LeastSquares", problem, _ALTERNATIVES)
-
-    def residual(self, problem, params, hparams, data):
+    def residual(self, at: At, params: PyTree) -> PyTree:
         """Jᵀr."""
-        value, pull = jax.vjp(lambda x: problem.residuals(x, hparams, data), params)
+        value, pull = jax.vjp(at.residuals, params)
         return pull(value)[0]
 
-    def system(self, problem, params, hparams, data):
+    def system(self, at: At, params: PyTree) -> System:
         """The Hessian, or its Gauss–Newton part."""
-        exact = self._linearized(problem, params, hparams, data)
+        exact = self._linearized(at, params)
         operator = dataclasses.replace(exact, structure="positive_definite")
         if self.hessian == "exact":
             return System(operator)
-        _, push = jax.linearize(lambda x: problem.residuals(x, hparams, data), params)
+        _, push = jax.linearize(at.residuals, params)
         pull = jax.linear_transpose(push, params)
         return System(operator, Reduction(Operator(lambda v: pull(push(v))[0], "positive_definite")))

@@ -5,26 +5,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import math
 import time
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
 
 import jax
 
-from bilevel import _tree
+from bilevel import _compiled, _tree
 from bilevel import hypergrad as hypergrads
 from bilevel import inner as inners
-from bilevel._status import Status, describe
 from bilevel._tree import PyTree
 from bilevel.outer import _memory
 from bilevel.outer._nested import Nested
+from bilevel.outer._progress import FINE, Progress, Row, finite, read
+from bilevel.outer._report import Algorithm, Report
 from bilevel.problem import Problem
 
+S = TypeVar("S")
 OnFailure = Literal["raise", "skip", "warn"]
-Row = dict[str, Any]
 _log = logging.getLogger("bilevel")
-_REPORTED = ("outer_loss", "grad_norm", "inner_residual", "adjoint_residual", "status", "grad_evals", "hvps")
 
 
 class SolveError(RuntimeError):
@@ -36,7 +35,8 @@ class Result:
     """What a run returns.
 
     Attributes:
-      hparams: the hyperparameters with the lowest outer loss among the steps whose solves converged.
+      hparams: the hyperparameters with the lowest outer loss, its estimated error added. A step whose solve failed counts if
+        its error could be estimated, or if there is no other. Those of the last step where the outer loss is of minibatches.
       params: the inner solution at them.
       outer_loss: the outer loss at both.
       status: why the run ended: "completed" (all steps), "converged" (gtol), "patience", "time_limit", "callback" or
@@ -75,6 +75,7 @@ def minimize(
     time_limit: float | None = None,
     on_failure: OnFailure = "warn",
     callback: Callable[[Row, Any], Any] | None = None,
+    key: jax.Array | None = None,
 ) -> Result:
     """Minimize outer_loss(x*(hparams), hparams, data) over hparams by hypergradient steps.
 
@@ -89,12 +90,13 @@ def minimize(
       hypergrad: estimator; default `hypergrad.Implicit()`.
       optimizer: optax transformation; default `optax.adam(0.1)`.
       steps: outer steps.
-      gtol: stop when the hypergradient's norm is at most this.
+      gtol: stop when the hypergradient's norm is at most this, at a step without a failed solve; 0 never stops.
       patience: stop after this many steps without a new best outer loss.
       time_limit: stop after this many seconds.
       on_failure: when a solve did not converge: "warn" (log it once, use the gradient), "skip" (do not use the gradient;
         the next step goes on from where the solve stopped) or "raise" a `SolveError`. A gradient that is not finite is
         never used: the run ends with status "non_finite", or raises.
+      key: a JAX random key, for estimators that draw; None is `jax.random.key(0)`.
       callback: called with (row, state) after every step, row as in `Result.history`; a true value stops the run.
 
     Returns:
@@ -126,7 +128,7 @@ def minimize(
         optimizer = optax.adam(0.1)
     algorithm = Nested(problem, inner, hypergrad or hypergrads.Implicit(), optimizer)
     data = _tree.as_data(data)
-    state = algorithm.init(hparams, params, data)
+    state = algorithm.init(hparams, params, data, key)
     return run_loop(
         algorithm,
         state,
@@ -141,8 +143,8 @@ def minimize(
 
 
 def run_loop(
-    algorithm: Nested,
-    state: Any,
+    algorithm: Algorithm[S],
+    state: S,
     data: PyTree,
     *,
     steps: int,
@@ -157,6 +159,8 @@ def run_loop(
     """Run an algorithm from a state. Arguments and result as for `minimize`, and:
 
     Args:
+      algorithm: whatever has the methods of `bilevel.outer.Algorithm`.
+      state: its first state.
       progress: go on from here instead, a `Progress` of the same algorithm, data and settings.
       keep: called after every step with (progress, status), status None while the run goes on; a text that it returns ends
         the run with that status.
@@ -165,44 +169,32 @@ def run_loop(
         raise ValueError(f"on_failure must be 'raise', 'skip' or 'warn', got {on_failure!r}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    step = jax.jit(algorithm.step)
-    done = progress or Progress.start(state)
-    state, best, failures, uncertain = done.state, done.best, done.failures, done.uncertain
-    history = done.history[: done.steps]
-    begun, status = time.perf_counter() - done.seconds, None
-    if history:
-        status = _stop_reason(history[-1], best.step, steps, gtol, patience, time_limit)
+    step = _compiled.compiled(_step, algorithm)
+    done = progress or Progress.start(algorithm, state)
+    state, best, failures, history = done.state, done.best, done.failures, done.history[: done.steps]
+    begun, said = time.perf_counter() - done.seconds, set()
+    stop = functools.partial(_stop_reason, steps=steps, gtol=gtol, patience=patience, time_limit=time_limit)
+    status = stop(history[-1], best.step) if history else None
     if status is None:
         _memory.require(step.lower(state, data).compile())  # which the calls below then use
     while status is None:
-        following, metrics = step(state, data)
-        metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        row = _row(len(history), metrics, time.perf_counter() - begun)
+        following, report = step(state, data)
+        row, trouble = read(report, len(history), time.perf_counter() - begun)
         history.append(row)
-        trouble = _trouble(row, metrics)
-        if trouble:
-            failures += 1
-            if failures == 1 and on_failure != "raise":
-                use = "skipped" if on_failure == "skip" else "used as it stands"
-                _log.warning("%s Its hypergradient is %s. Further failures are counted, not logged.", trouble, use)
-            if on_failure == "skip":
-                following = dataclasses.replace(following, hparams=state.hparams, optimizer=state.optimizer)
-        elif not uncertain and abs(metrics["outer_error"]) > 0.01 * abs(row["outer_loss"]):
-            uncertain = True
-            _log.warning(
-                "outer step %d: the inner solution met its tolerance, yet the outer loss is off by an estimated %.1g of %.3g, "
-                "and the hypergradient may be worse: lower inner.rtol, or use float64",
-                *(row["step"], metrics["outer_error"], row["outer_loss"]),
-            )
-        best = best.updated(row, state.hparams, following.params, failed=bool(trouble))
-        state = following
+        best = best.updated(row, algorithm.point(following, state), trouble is not None, report.exact)
+        for kind, text in _remarks(row, trouble, on_failure):
+            if kind not in said:
+                _log.warning(text)
+            said.add(kind)
+        failures += trouble is not None
+        state = algorithm.hold(following, state) if trouble and on_failure == "skip" else following
         if callback is not None and callback(row, state):
             status = "callback"
         if trouble and on_failure == "raise":
             raise SolveError(trouble)
-        status = status or _stop_reason(row, best.step, steps, gtol, patience, time_limit)
+        status = status or stop(row, best.step)
         if keep is not None:
-            now = Progress(state, best, failures, uncertain, row["seconds"], len(history), history)
+            now = Progress(state, best, failures, row["seconds"], len(history), history)
             status = keep(now, status) or status
     return Result(
         hparams=best.hparams,
@@ -217,75 +209,16 @@ def run_loop(
     )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Best:
-    hparams: PyTree
-    params: PyTree
-    outer_loss: float = math.inf
-    step: int = 0
-    trusted: bool = False
-
-    def updated(self, row: Row, hparams: PyTree, params: PyTree, failed: bool) -> _Best:
-        """The better of the two; a step whose solves converged beats any that did not."""
-        loss, trusted = row["outer_loss"], not failed
-        if not math.isfinite(loss) or (self.trusted and not trusted):
-            return self
-        if loss < self.outer_loss or (trusted and not self.trusted):
-            return _Best(hparams, params, loss, row["step"], trusted)
-        return self
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["state", "best", "failures", "uncertain", "seconds", "steps"],
-    meta_fields=["history"],
-)
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Where a run stands after a step: a pytree, from which `run_loop` goes on as if it had not stopped.
-
-    Attributes:
-      state: the algorithm's state.
-      best: the best hyperparameters so far, their inner solution, outer loss and step.
-      failures: steps with a solve that did not converge.
-      uncertain: whether the warning about an inexact outer loss was given.
-      seconds: spent so far.
-      steps: done so far.
-      history: the rows, of which the first `steps` count; no part of the pytree.
-    """
-
-    state: Any
-    best: _Best
-    failures: int
-    uncertain: bool
-    seconds: float
-    steps: int
-    history: list[Row]
-
-    @classmethod
-    def start(cls, state: Any) -> Progress:
-        """Before the first step, from an algorithm's first state."""
-        return cls(state, _Best(state.hparams, state.params), 0, False, 0.0, 0, [])
-
-
-def _row(number: int, metrics: Row, seconds: float) -> Row:
-    inner, adjoint = Status(metrics["inner_status"]), Status(metrics["adjoint_status"])
-    status = Status.CONVERGED.word
-    if inner != Status.CONVERGED:
-        status = f"inner {inner.word}"
-    elif adjoint != Status.CONVERGED:
-        status = f"adjoint {adjoint.word}"
-    metrics = {**metrics, "status": status}
-    return {"step": number, **{name: metrics[name] for name in _REPORTED}, "seconds": seconds}
+def _step(algorithm: Algorithm[S], state: S, data: PyTree) -> tuple[S, Report]:
+    return algorithm.step(state, data)
 
 
 def _stop_reason(
-    row: Row, best_step: int, steps: int, gtol: float, patience: int | None, time_limit: float | None
+    row: Row, best_step: int, *, steps: int, gtol: float, patience: int | None, time_limit: float | None
 ) -> str | None:
-    if not _finite(row):
+    if not finite(row):
         return "non_finite"
-    if row["grad_norm"] <= gtol and row["status"] == Status.CONVERGED.word:
+    if gtol and row["grad_norm"] <= gtol and row["status"] in FINE:
         return "converged"
     if patience is not None and row["step"] - best_step >= patience:
         return "patience"
@@ -294,20 +227,23 @@ def _stop_reason(
     return "completed" if row["step"] + 1 >= steps else None
 
 
-def _finite(row: Row) -> bool:
-    return math.isfinite(row["outer_loss"]) and math.isfinite(row["grad_norm"])
-
-
-def _trouble(row: Row, metrics: Row) -> str | None:
-    """A sentence or two on what failed in a step, or None."""
-    for which in ("inner", "adjoint"):
-        code = metrics[f"{which}_status"]
-        if code != Status.CONVERGED:
-            residual = metrics[f"{which}_residual"]
-            return (
-                f"outer step {row['step']}: the {which} solve did not converge (residual {residual:.2g}). "
-                f"{describe(code)}."
-            )
-    if not _finite(row):
-        return f"outer step {row['step']}: the hypergradient is not finite though both solves converged."
-    return None
+def _remarks(row: Row, trouble: str | None, on_failure: OnFailure) -> Iterator[tuple[str, str]]:
+    """What the log should say of a step, once for each kind in a run."""
+    if trouble:
+        if on_failure != "raise":
+            use = "skipped" if on_failure == "skip" else "used as it stands"
+            yield "trouble", f"{trouble} Its hypergradient is {use}. Further failures are counted, not logged."
+        return
+    if row["grad_norm"] == 0:
+        yield (
+            "still",
+            f"outer step {row['step']}: the hypergradient is exactly zero, so that no hyperparameter moves: the outer loss does not "
+            "depend on them here (as where a penalty leaves no coefficient); start elsewhere",
+        )
+    if abs(row["outer_error"]) > 0.01 * abs(row["outer_loss"]):
+        yield (
+            "uncertain",
+            f"outer step {row['step']}: the inner solution met its tolerance, yet the outer loss is off by an estimated "
+            f"{row['outer_error']:.1g} of {row['outer_loss']:.3g}, and the hypergradient may be worse: lower inner.rtol, or use "
+            "float64",
+        )

@@ -11,21 +11,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import _checks, _tree
+from bilevel import _compiled, _tree
 from bilevel._tree import PyTree
 from bilevel.hypergrad import Estimator, Hypergradient, misfits
-from bilevel.inner import InnerSolver
-from bilevel.problem import Problem
+from bilevel.inner import InnerSolver, check_statements
+from bilevel.outer._report import Point, Report
+from bilevel.problem import At, Problem
 
 
-def _in_full_precision(method: Callable) -> Callable:
+def _in_full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
     """Matrix products in full float32 unless the user set `jax_default_matmul_precision`.
 
     GPUs and TPUs round the factors to 10 or 7 bits otherwise, and no solve in float32 then comes below a residual of 1e-5.
     """
 
     @functools.wraps(method)
-    def wrapped(*args):
+    def wrapped(*args: Any) -> Any:
         chosen: Any = jax.config
         with jax.default_matmul_precision(chosen.jax_default_matmul_precision or "highest"):
             return method(*args)
@@ -41,17 +42,19 @@ class NestedState:
     Attributes:
       hparams: hyperparameters.
       params: the last inner solution, start of the next.
-      adjoint: the last adjoint, start of the next.
+      carry: what the estimator carries: for `hypergrad.Implicit` the last adjoint, start of the next.
       optimizer: the optimizer's state.
       step: outer steps done.
+      key: data of the random key from which each step's own is drawn.
       prepared: what the inner solver computed once, from the data alone.
     """
 
     hparams: PyTree
     params: PyTree
-    adjoint: PyTree
+    carry: PyTree
     optimizer: PyTree
     step: jax.Array
+    key: jax.Array
     prepared: PyTree = None
 
 
@@ -59,7 +62,7 @@ class NestedState:
 class Nested:
     """One hypergradient and one optimizer update per step, with warm-started params and adjoint.
 
-    A hypergradient that is not finite is never applied: hparams, params and adjoint then stay as they were. Matrix products are
+    A hypergradient that is not finite is never applied: hparams, params and carry then stay as they were. Matrix products are
     in full float32 on GPUs too, unless `jax_default_matmul_precision` is set.
 
     Args:
@@ -81,7 +84,7 @@ class Nested:
       >>> state = algorithm.init(jnp.array(0.0), jnp.zeros(2), data)
       >>> step = jax.jit(algorithm.step)
       >>> for _ in range(100):
-      ...     state, metrics = step(state, data)
+      ...     state, report = step(state, data)
       >>> bool(abs(state.hparams - jnp.log(8 / 5)) < 0.01)     # x* = data/(1 + θ), optimal at θ = 8/5
       True
     """
@@ -92,42 +95,43 @@ class Nested:
     optimizer: optax.GradientTransformation
 
     @_in_full_precision
-    def init(self, hparams: PyTree, params: PyTree, data: PyTree) -> NestedState:
-        """Check that the parts fit together, then make the first state. Raises ValueError or TypeError."""
+    def init(self, hparams: PyTree, params: PyTree, data: PyTree, key: jax.Array | None = None) -> NestedState:
+        """Check that the parts fit together, then make the first state.
+
+        Args:
+          hparams, params: start values.
+          data: handed to the functions of the problem.
+          key: a JAX random key, for estimators that draw; None is `jax.random.key(0)`.
+
+        Raises:
+          ValueError, TypeError: parts that do not fit, statements of the problem that contradict each other, start values that are
+            not finite or have no floating-point leaf.
+        """
         hparams, params = _tree.as_arrays(hparams), _tree.as_arrays(params)
-        self._check(hparams, params, data)
-        moving, _ = _tree.split(hparams)
-        return NestedState(
-            hparams=hparams,
-            params=params,
-            adjoint=_tree.zeros_like(params),
-            optimizer=_tree.as_arrays(self.optimizer.init(moving)),
-            step=jnp.array(0, jnp.int32),
-            prepared=self.inner.prepare(self.problem, hparams, data),
-        )
+        check(self.problem, self.inner, self.hypergrad, hparams, params, data)
+        key = jax.random.key(0) if key is None else key
+        return _compiled.compiled(_init, self)(hparams, params, data, key)
 
     @_in_full_precision
-    def step(self, state: NestedState, data: PyTree) -> tuple[NestedState, dict[str, jax.Array]]:
+    def step(self, state: NestedState, data: PyTree) -> tuple[NestedState, Report]:
         """One outer step. Pure; wrap it in `jax.jit`.
 
         Returns:
-          The next state, and metrics of the point that the step started from: outer_loss, outer_error, grad_norm,
-          inner_residual, adjoint_residual, inner_status, adjoint_status, grad_evals, hvps (see `Hypergradient`).
+          The next state, and the `Report` of the point that the step started from.
         """
         moving, fixed = _tree.split(state.hparams)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
-        def estimate(moving) -> Hypergradient:
-            hparams = _tree.merge(moving, fixed)
-            return self.hypergrad.estimate(
-                self.problem, self.inner, state.params, state.adjoint, hparams, data, state.prepared
-            )
+        def estimate(moving: PyTree) -> Hypergradient:
+            at = At(self.problem, _tree.merge(moving, fixed), data, state.prepared)
+            return self.hypergrad.estimate(at, self.inner, state.params, state.carry, key)
 
         @jax.custom_jvp
-        def value_fn(moving):
+        def value_fn(moving: PyTree) -> jax.Array:
             return estimate(moving).outer_loss
 
         @value_fn.defjvp
-        def _(primals, tangents):
+        def _(primals: tuple[PyTree], tangents: tuple[PyTree]) -> tuple[jax.Array, jax.Array]:
             found = estimate(*primals)
             return found.outer_loss, _tree.vdot(found.grad, tangents[0])
 
@@ -138,46 +142,75 @@ class Nested:
         )
         updated = _tree.cast_like(optax.apply_updates(moving, updates), moving)
         usable = _tree.all_finite(found.grad) & jnp.isfinite(found.outer_loss) & _tree.all_finite(updated)
-        following = NestedState(
+        following = dataclasses.replace(
+            state,
             hparams=_tree.merge(_tree.where(usable, updated, moving), fixed),
             params=_tree.where(_tree.all_finite(found.params), found.params, state.params),
-            adjoint=_tree.where(_tree.all_finite(found.adjoint), found.adjoint, state.adjoint),
+            carry=_tree.where(_tree.all_finite(found.carry), found.carry, state.carry),
             optimizer=_tree.where(usable, _tree.cast_like(optimizer, state.optimizer), state.optimizer),
             step=state.step + 1,
-            prepared=state.prepared,
         )
-        return following, _metrics(found)
+        report = Report(
+            outer_loss=found.outer_loss,
+            grad_norm=_tree.norm(found.grad),
+            outer_error=found.outer_error,
+            solves=found.solves,
+            counts=found.counts,
+        )
+        return following, report
 
-    def _check(self, hparams: PyTree, params: PyTree, data: PyTree) -> None:
-        _checks.require_parts("outer.Nested", self.problem, "outer_loss")
-        reasons = misfits(self.problem, self.inner, self.hypergrad)
-        if reasons:
-            raise ValueError("; and ".join(reasons))
-        for name, tree in (("hparams", hparams), ("params", params)):
-            if not any(_tree.is_inexact(x) for x in jax.tree.leaves(tree)):
-                raise TypeError(f"{name} has no floating-point leaf to optimize: got {_tree.shapes(tree)}")
-            if not bool(_tree.all_finite(tree)):
-                raise ValueError(f"{name} must start finite: it holds a NaN or an infinity")
-        wrong = [x for x in jax.tree.leaves(params) if not _tree.is_inexact(x)]
-        if wrong:
-            raise TypeError(f"params must be floating-point arrays, got {_tree.shapes(params)}: move the rest to data")
-        primal = params.primal if self.problem.constrained else params
-        for name, inputs in (("inner_loss", primal), ("outer_loss", params)):
-            function = getattr(self.problem, name)
-            value: Any = None if function is None else jax.eval_shape(function, inputs, hparams, data)
-            if function is not None and getattr(value, "shape", None) != ():
-                raise ValueError(f"Problem.{name} must return a scalar, got {_tree.shapes(value)}: sum or average it")
+    def point(self, new: NestedState, old: NestedState) -> Point:
+        """The hyperparameters from which the step started, and their inner solution."""
+        return Point(old.hparams, new.params)
+
+    def hold(self, new: NestedState, old: NestedState) -> NestedState:
+        """The inner solution and the carry of the new state, with the hyperparameters and the optimizer of the old one."""
+        return dataclasses.replace(new, hparams=old.hparams, optimizer=old.optimizer)
 
 
-def _metrics(found: Hypergradient) -> dict[str, jax.Array]:
-    return {
-        "outer_loss": found.outer_loss,
-        "outer_error": found.outer_error,
-        "grad_norm": _tree.norm(found.grad),
-        "inner_residual": found.inner.residual,
-        "adjoint_residual": found.adjoint_residual,
-        "inner_status": found.inner.status,
-        "adjoint_status": found.adjoint_status,
-        "grad_evals": found.grad_evals,
-        "hvps": found.hvps,
-    }
+@_in_full_precision
+def _init(algorithm: Nested, hparams: PyTree, params: PyTree, data: PyTree, key: jax.Array) -> NestedState:
+    at = algorithm.inner.prepared(At(algorithm.problem, hparams, data))
+    moving, _ = _tree.split(hparams)
+    return NestedState(
+        hparams=hparams,
+        params=params,
+        carry=algorithm.hypergrad.init(at, params),
+        optimizer=_tree.as_arrays(algorithm.optimizer.init(moving)),
+        step=jnp.array(0, jnp.int32),
+        key=jax.random.key_data(key),
+        prepared=at.prepared,
+    )
+
+
+def check(
+    problem: Problem, inner: InnerSolver, hypergrad: Estimator, hparams: PyTree, params: PyTree, data: PyTree
+) -> None:
+    """Refuse parts that do not fit together, start values that cannot be optimized, and losses that are no scalars."""
+    if problem.outer_loss is None:
+        raise ValueError(
+            "outer.Nested needs Problem.outer_loss, which this problem does not have: add it to the Problem"
+        )
+    reasons = misfits(problem, inner, hypergrad)
+    if reasons:
+        raise ValueError("; and ".join(reasons))
+    for name, tree in (("hparams", hparams), ("params", params)):
+        if not any(_tree.is_inexact(x) for x in jax.tree.leaves(tree)):
+            raise TypeError(f"{name} has no floating-point leaf to optimize: got {_tree.shapes(tree)}")
+        if any(jnp.iscomplexobj(x) for x in jax.tree.leaves(tree)):
+            raise TypeError(
+                f"{name} must be real, got {_tree.shapes(tree)}: optimize the real and the imaginary part as two leaves"
+            )
+        if not bool(_tree.all_finite(tree)):
+            raise ValueError(f"{name} must start finite: it holds a NaN or an infinity")
+    if not all(_tree.is_inexact(x) for x in jax.tree.leaves(params)):
+        raise TypeError(f"params must be floating-point arrays, got {_tree.shapes(params)}: move the rest to data")
+    primal = params.primal if problem.parts.kind == "kkt" else params
+    for name, function, inputs in (
+        ("inner_loss", problem.parts.inner_loss, primal),
+        ("outer_loss", problem.outer_loss, params),
+    ):
+        value: Any = None if function is None else jax.eval_shape(function, inputs, hparams, data)
+        if function is not None and getattr(value, "shape", None) != ():
+            raise ValueError(f"Problem.{name} must return a scalar, got {_tree.shapes(value)}: sum or average it")
+    check_statements(problem, params, hparams, data)

@@ -13,7 +13,7 @@ import numpy as np
 from bilevel import _tree
 from bilevel.datasets import TablePath
 from bilevel.inner import Anderson, FixedPointIteration, InnerSolver
-from bilevel.problem import Problem
+from bilevel.problem import At, Problem
 from bilevel.tasks import _networks
 from bilevel.tasks._base import Setup, Task
 from bilevel.tasks._classification import cross_entropy, load, rows, share_right
@@ -81,13 +81,13 @@ class Equilibrium:
     @functools.partial(jax.jit, static_argnames=("self", "solver"))
     def residuals(self, solver: InnerSolver, hparams: Any, features: jax.Array) -> jax.Array:
         """‖T(z) − z‖/‖z‖ over all rows in the first iterations from rest."""
-        data = {"train": (features, None)}
+        at = At(self.problem, hparams, {"train": (features, None)})
 
         def step(state, _):
-            state = solver.step(self.problem, state, hparams, data)
+            state = solver.step(at, state)
             return state, state.progress.residual
 
-        return jax.lax.scan(step, solver.init(self.problem, self.rest(features), hparams, data), length=_DRAWN)[1]
+        return jax.lax.scan(step, solver.init(at, self.rest(features)), length=_DRAWN)[1]
 
     @property
     def _modules(self):

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.datasets import TablePath
-from bilevel.problem import LinearModel, Problem
+from bilevel.problem import Problem
+from bilevel.statements import LinearModel
 from bilevel.tasks._base import Setup, Task
 from bilevel.tasks._regression import Regression
 

@@ -12,7 +12,8 @@ import numpy as np
 from bilevel import datasets
 from bilevel.datasets import TablePath
 from bilevel.operators.projection import projection_simplex
-from bilevel.problem import QP, Factored, LinearModel, Problem
+from bilevel.problem import Problem
+from bilevel.statements import QP, Factored, LinearModel, Minimization, Program
 from bilevel.statements import apply
 from bilevel.tasks._base import Setup, Task
 from bilevel.tasks._classification import accuracy, load
@@ -65,14 +66,15 @@ def _rows(data):
 
 
 problem = Problem(
-    inner_loss,
-    outer_loss,
-    projection=projection,
-    polyhedral=True,
-    lipschitz=lipschitz,
-    block_prox=lambda row, index, hparams, data, step: projection_simplex(row),
-    quadratic_program=quadratic_program,
-    linear_model=LinearModel(loss="crammer_singer", rows=_rows, l2=jnp.exp),
+    inner=Minimization(
+        loss=inner_loss,
+        projection=projection,
+        polyhedral=True,
+        lipschitz=lipschitz,
+        block_prox=lambda row, index, hparams, data, step: projection_simplex(row),
+    ),
+    outer_loss=outer_loss,
+    also=(Program(quadratic_program), LinearModel(loss="crammer_singer", rows=_rows, l2=jnp.exp)),
 )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import bilevel as bl
 from bilevel.operators.cones import Cones, vectorize
 from bilevel.optimality import Conic
-from bilevel.problem import ConeProgram
+from bilevel.statements import ConeProgram
 from catalog.core import (
     DIFFERENCES,
     JIT,

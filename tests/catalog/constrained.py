@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel as bl
 from bilevel.optimality import KKT, KKTSolution, QuadraticProgram
-from bilevel.problem import QP
+from bilevel.statements import QP
 from catalog.core import (
     CLOSED,
     DIFFERENCES,

@@ -17,10 +17,10 @@ import numpy as np
 from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, PlainState, Progress
+from bilevel.inner._base import InnerSolver, PlainState, SolveProgress
 from bilevel.inner._judge import judge
 from bilevel.inner.external import _callback
-from bilevel.problem import Problem
+from bilevel.problem import At
 
 _log = logging.getLogger("bilevel")
 _said: set[tuple[str, str]] = set()
@@ -55,23 +55,23 @@ class _External(InnerSolver):
     max_steps: int = 10_000
 
     @abc.abstractmethod
-    def _foreign(self, problem: Problem, start: PyTree, hparams: PyTree, data: PyTree) -> tuple[Foreign, PyTree]:
+    def _foreign(self, at: At, start: PyTree) -> tuple[Foreign, PyTree]:
         """The foreign code as a function of (start, inputs) on NumPy arrays, and its inputs, computed by JAX."""
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> PlainState:
         """Nothing to prepare."""
-        return PlainState(params, Progress.start(_tree.dtype(params)))
+        return PlainState(params, SolveProgress.start(_tree.dtype(params)))
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: PlainState) -> PlainState:
         """The whole solve, and its verdict."""
-        start, fixed_hparams, fixed_data = jax.lax.stop_gradient((state.params, hparams, data))
-        foreign, inputs = self._foreign(problem, start, fixed_hparams, fixed_data)
+        start, frozen = jax.lax.stop_gradient((state.params, at))
+        foreign, inputs = self._foreign(frozen, start)
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), a.dtype), start)
         count = jax.ShapeDtypeStruct((), jnp.int32)
         found, code, steps, evals = _callback.call(
             lambda start, inputs: self._guarded(foreign, start, inputs), (shapes, count, count, count), start, inputs
         )
-        distance, size = judge(problem, found, fixed_hparams, fixed_data)
+        distance, size = judge(frozen, found)
         progress = self.advance(
             state.progress,
             found,
@@ -84,7 +84,7 @@ class _External(InnerSolver):
         )
         status = jnp.where(code == Status.CONVERGED, progress.status, code)
         progress = dataclasses.replace(progress, status=status, steps=state.progress.steps + steps)
-        return PlainState(_not_differentiable(found, (hparams, data)), progress)
+        return PlainState(_not_differentiable(found, (at.hparams, at.data)), progress)
 
     def _guarded(self, foreign: Foreign, start: PyTree, inputs: PyTree) -> tuple[PyTree, ...]:
         """The answer in the dtypes of the start, a status, and the counts; whatever happens."""

@@ -10,12 +10,14 @@ from typing import Any, ClassVar, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.inner._needs import PROGRAM_OR_CONES, Need
+from bilevel._needs import PROGRAM_OR_CONES, Need
+from bilevel._tree import PyTree
 from bilevel.inner.external import _callback
-from bilevel.inner.external._base import Answer, _External, own_options
+from bilevel.inner.external._base import Answer, Foreign, _External, own_options
 from bilevel.inner.external._conic_program import refine_conic, solve_conic
 from bilevel.inner.external._quadratic_program import Program, matrix
 from bilevel.optimality import ConicPoint, KKTSolution
+from bilevel.problem import At, Problem
 from bilevel.statements import QP
 
 _TIGHT = {
@@ -47,18 +49,18 @@ class CVXPY(_External):
     solver: Literal["CLARABEL", "SCS", "OSQP"] = "CLARABEL"
     options: Mapping[str, Any] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.solver not in _TIGHT:
             raise ValueError(f"inner.CVXPY: solver must be CLARABEL, SCS or OSQP, got {self.solver!r}")
         object.__setattr__(self, "options", own_options("inner.CVXPY", self.options))
 
-    def check(self, problem):
+    def check(self, problem: Problem) -> None:
         """Require a program that the solver takes, and the packages."""
         super().check(problem)
-        if problem.quadratic_program is None and self.solver == "OSQP":
+        if problem.parts.quadratic_program is None and self.solver == "OSQP":
             raise ValueError(
-                "inner.CVXPY: OSQP needs a quadratic program, and this one has no Problem.quadratic_program: use solver CLARABEL "
+                "inner.CVXPY: OSQP needs a quadratic program, and this one is a cone program: use solver CLARABEL "
                 "or SCS"
             )
         for package in ("cvxpy", self.solver.lower()):
@@ -67,10 +69,10 @@ class CVXPY(_External):
                     f'inner.CVXPY needs the package {package}, which is not installed: pip install "bilevel[external]"'
                 )
 
-    def _foreign(self, problem, start, hparams, data):
-        if problem.quadratic_program is not None:
-            return self._quadratic(problem.quadratic_program(hparams, data))
-        return self._conic(problem.cone_program(hparams, data))
+    def _foreign(self, at: At, start: PyTree) -> tuple[Foreign, PyTree]:
+        if at.parts.quadratic_program is not None:
+            return self._quadratic(at.quadratic_program())
+        return self._conic(at.cone_program())
 
     def _quadratic(self, program: QP):
         zero = jnp.zeros_like(program.c)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bilevel.inner._needs import Need, linear_model
+from bilevel._needs import Need, linear_model
 from bilevel.inner.external._base import Answer
 from bilevel.inner.external._rows import _ScikitLearn, count, require_classes, split
 

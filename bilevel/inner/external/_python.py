@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from bilevel import _checks
-from bilevel.inner._needs import Need
+from bilevel._needs import Need
+from bilevel._tree import PyTree
 from bilevel.inner.external import _callback
-from bilevel.inner.external._base import Answer, _External
+from bilevel.inner.external._base import Answer, Foreign, _External
+from bilevel.problem import At
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,14 +31,16 @@ class Python(_External):
     function: Callable[..., Any]
     max_steps: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _checks.require_callable("inner.Python", function=self.function)
         if self.function is None:
             raise TypeError("inner.Python: function must be a function (params, hparams, data) -> params, got None")
 
-    def _foreign(self, problem, start, hparams, data):
-        def foreign(start, inputs):
+    def _foreign(self, at: At, start: PyTree) -> tuple[Foreign, PyTree]:
+        del start
+
+        def foreign(start: PyTree, inputs: PyTree) -> Answer:
             return Answer(self.function(start, *_callback.in_scipy(inputs)))
 
-        return foreign, (hparams, data)
+        return foreign, (at.hparams, at.data)

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bilevel import _checks
+from bilevel._tree import PyTree
 from bilevel.inner.external import _callback
-from bilevel.inner.external._base import Answer, _External
+from bilevel.inner.external._base import Answer, Foreign, _External
+from bilevel.problem import At
 
 
 class Rows(NamedTuple):
@@ -50,7 +52,7 @@ class _ScikitLearn(_External):
 
     tol: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _checks.require_positive(f"inner.{type(self).__name__}", tol=self.tol)
 
@@ -58,16 +60,19 @@ class _ScikitLearn(_External):
     def _fit(self, rows: Rows, start: np.ndarray) -> Answer:
         """Fit, from a start where the model takes one."""
 
-    def _foreign(self, problem, start, hparams, data):
-        model: Any = problem.linear_model  # which the needs ask for
-        penalties = [None if penalty is None else penalty(hparams) for penalty in (model.l1, model.l2)]
+    def _foreign(self, at: At, start: PyTree) -> tuple[Foreign, PyTree]:
+        model: Any = at.parts.linear_model  # which the needs ask for
+        penalties = [
+            None if function is None else model.penalty(name, at.hparams)
+            for name, function in (("l1", model.l1), ("l2", model.l2))
+        ]
 
         def foreign(start, inputs):
             features, targets, l1, l2 = _callback.in_scipy(inputs)
             weight = 1 / len(targets) if model.mean else 1.0
             return self._fit(Rows(features, targets, l1, l2, weight), start)
 
-        return foreign, (*model.rows(data), *penalties)
+        return foreign, (*model.rows(at.data), *penalties)
 
 
 def require_classes(labels: np.ndarray, classes: int) -> None:

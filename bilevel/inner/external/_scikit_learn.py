@@ -7,15 +7,15 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from bilevel.inner._needs import Need, linear_model
+from bilevel._needs import Need, linear_model
 from bilevel.inner.external._base import Answer
 from bilevel.inner.external._rows import Rows, _ScikitLearn, count, require_classes, scaled_start, split, unscaled
 
 NO_L2 = Need(
     "a linear model without an ℓ2 penalty",
-    lambda problem: (
+    lambda parts: (
         "has an ℓ2 penalty in Problem.linear_model"
-        if problem.linear_model is not None and problem.linear_model.l2 is not None
+        if parts.linear_model is not None and parts.linear_model.l2 is not None
         else None
     ),
 )

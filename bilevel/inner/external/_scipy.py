@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel import optimality
-from bilevel.inner._needs import LOSS, SMOOTH, Need
+from bilevel._needs import LOSS, SMOOTH, Need
+from bilevel._tree import PyTree
 from bilevel.inner.external import _callback
-from bilevel.inner.external._base import Answer, _External, own_options
+from bilevel.inner.external._base import Answer, Foreign, _External, own_options
+from bilevel.problem import At, Problem
 
 A_ROOT = Need(
     "a smooth unconstrained inner problem, a fixed-point map or an optimality condition",
-    lambda problem: (
-        None if problem.optimality is not None or problem.smooth else "is not smooth, and names no Problem.optimality"
+    lambda parts: (
+        None if parts.optimality is not None or parts.smooth else "is not smooth, and names no Problem.optimality"
     ),
 )
 
@@ -41,27 +43,27 @@ class _SciPy(_External):
     method: str
     options: Mapping[str, Any] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.method not in _TIGHT:
             raise ValueError(f"inner.{type(self).__name__}: no such method: {self.method!r}")
         object.__setattr__(self, "options", own_options(f"inner.{type(self).__name__}", self.options))
 
     @abc.abstractmethod
-    def _functions(self, problem: Any) -> tuple[Callable[..., Any], ...]:
-        """What the method asks for, as functions of (params, hparams, data); a pytree like params comes raveled."""
+    def _functions(self, problem: Problem) -> tuple[Callable[..., Any], ...]:
+        """What the method asks for, as functions of (params, at); a pytree like params comes raveled."""
 
     @abc.abstractmethod
     def _run(self, functions: list[Callable[[np.ndarray], Any]], start: np.ndarray, options: dict[str, Any]) -> Any:
         """SciPy's result."""
 
-    def _foreign(self, problem, start, hparams, data):
+    def _foreign(self, at: At, start: PyTree) -> tuple[Foreign, PyTree]:
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), start)
 
-        def compiled(function):
-            return jax.jit(lambda x, inputs: function(_unraveled(x, shapes), *inputs))
+        def compiled(function: Callable[[PyTree, At], Any]) -> Callable[..., Any]:
+            return jax.jit(lambda x, inputs: function(_unraveled(x, shapes), At(at.problem, *inputs)))
 
-        functions = [compiled(function) for function in self._functions(problem)]
+        functions = [compiled(function) for function in self._functions(at.problem)]
         options = {**_TIGHT[self.method], **(self.options or {})}
 
         def foreign(start, inputs):
@@ -75,7 +77,7 @@ class _SciPy(_External):
                 found = self._run([bind(function) for function in functions], _raveled(start, np), options)
             return Answer(_unraveled(found.x, shapes), getattr(found, "nit", found.nfev), found.nfev)
 
-        return foreign, (hparams, data)
+        return foreign, (at.hparams, at.data)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,9 +93,11 @@ class SciPyMinimize(_SciPy):
 
     method: Literal["L-BFGS-B", "BFGS", "CG"] = "L-BFGS-B"
 
-    def _functions(self, problem):
-        def loss(params, hparams, data):
-            value, gradient = jax.value_and_grad(problem.inner_loss)(params, hparams, data)
+    def _functions(self, problem: Problem) -> tuple[Callable[..., Any], ...]:
+        del problem
+
+        def loss(params: PyTree, at: At) -> tuple[jax.Array, jax.Array]:
+            value, gradient = jax.value_and_grad(at.inner_loss)(params)
             return value, _raveled(gradient, jnp)
 
         return (loss,)
@@ -123,15 +127,15 @@ class SciPyRoot(_SciPy):
 
     method: Literal["hybr", "lm"] = "hybr"
 
-    def _functions(self, problem):
+    def _functions(self, problem: Problem) -> tuple[Callable[..., Any], ...]:
         condition = optimality.of(problem)
 
-        def value(params, hparams, data):
-            return _raveled(condition.residual(problem, params, hparams, data), jnp)
+        def value(params: PyTree, at: At) -> jax.Array:
+            return _raveled(condition.residual(at, params), jnp)
 
-        def jacobian(params, hparams, data):
+        def jacobian(params: PyTree, at: At) -> jax.Array:
             flat = _raveled(params, jnp)
-            return jax.jacfwd(lambda x: value(_unraveled(x, params), hparams, data))(flat)
+            return jax.jacfwd(lambda x: value(_unraveled(x, params), at))(flat)
 
         return value, jacobian
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _checks, _tree
+from bilevel._curvature import unit_step
+from bilevel._needs import LOSS, NO_CONSTRAINTS, Need
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, Progress
-from bilevel.inner._judge import reach
-from bilevel.inner._needs import LOSS, NO_CONSTRAINTS, Need
+from bilevel.inner._base import InnerSolver, SolveProgress
+from bilevel.problem import At, Problem
 
 
 @jax.tree_util.register_dataclass
@@ -22,7 +24,7 @@ class _State:
     params: PyTree
     optimizer: PyTree
     reach: jax.Array
-    progress: Progress
+    progress: SolveProgress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class Optax(InnerSolver):
     """Any optax optimizer, each update followed by the problem's projection or prox.
 
     With `batch_size` a step is an epoch: one update for each minibatch of a fresh permutation of the samples, the last one
-    smaller where the sizes do not divide. Needs `Problem.samples` and `Problem.batch_loss`, which a `linear_model` implies.
+    smaller where the sizes do not divide. Needs `Problem.batches` or a `linear_model`.
     The stopping test, that of all solvers, takes all samples once per step; with `variance_reduction` that gradient
     corrects those of the minibatches (SVRG), so that a constant learning rate converges. An optimizer with too large a learning
     rate ends as `MAX_STEPS`. A prox is exact only for gradient descent with the same step: give `prox_step`, or prefer `FISTA`.
@@ -55,7 +57,7 @@ class Optax(InnerSolver):
     seed: int = 0
     prox_step: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _checks.require_positive("inner.Optax", batch_size=self.batch_size, prox_step=self.prox_step)
         if not (callable(getattr(self.optimizer, "init", None)) and callable(getattr(self.optimizer, "update", None))):
@@ -68,27 +70,29 @@ class Optax(InnerSolver):
                 "inner.Optax: variance_reduction corrects minibatches: give batch_size too, or leave it out"
             )
 
-    def check(self, problem):
+    def check(self, problem: Problem) -> None:
         """Require an inner loss, and for minibatches one of single samples."""
         super().check(problem)
-        if self.batch_size is not None:
-            _checks.require_parts("inner.Optax with a batch_size", problem, "samples", "batch_loss")
+        if self.batch_size is not None and problem.parts.batch_loss is None:
+            raise ValueError(
+                "inner.Optax with a batch_size needs minibatches, and this problem states none: add "
+                'batches=bilevel.Batches("train"), or leave batch_size out'
+            )
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> _State:
         """The optimizer's state, and 1/L for the stopping test."""
-        evals = int(problem.lipschitz is None)
+        evals = int(at.parts.lipschitz is None)
         optimizer = _tree.as_arrays(self.optimizer.init(params))
-        step = reach(problem, params, hparams, data)
-        return _State(params, optimizer, step, Progress.start(_tree.dtype(params), evals, evals))
+        step = unit_step(at, params)
+        return _State(params, optimizer, step, SolveProgress.start(_tree.dtype(params), evals, evals))
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: _State) -> _State:
         """One update, or one epoch; a point that passes the stopping test is kept, with the derivative of the update."""
         x = state.params
 
-        def loss(x):
-            return problem.inner_loss(x, hparams, data)
-
-        def follow(x, optimizer, value, gradient, value_fn):
+        def follow(
+            x: PyTree, optimizer: PyTree, value: jax.Array, gradient: PyTree, value_fn: Callable[[PyTree], jax.Array]
+        ) -> tuple[PyTree, PyTree]:
             """One update, and what it leaves feasible."""
             import optax
 
@@ -96,34 +100,36 @@ class Optax(InnerSolver):
             updates, moved = update(gradient, optimizer, x, value=value, grad=gradient, value_fn=value_fn)
             x = _tree.cast_like(optax.apply_updates(x, updates), x)
             length = state.reach if self.prox_step is None else jnp.asarray(self.prox_step, state.reach.dtype)
-            return problem.proximal_step(x, hparams, data, length), _tree.cast_like(moved, optimizer)
+            return at.proximal_step(x, length), _tree.cast_like(moved, optimizer)
 
-        value, gradient = jax.value_and_grad(loss)(x)
-        pushed = problem.proximal_step(_tree.add_scaled(x, -state.reach, gradient), hparams, data, state.reach)
+        value, gradient = jax.value_and_grad(at.inner_loss)(x)
+        pushed = at.proximal_step(_tree.add_scaled(x, -state.reach, gradient), state.reach)
         passes = 0
         if self.batch_size is None:
-            moved, optimizer = follow(x, state.optimizer, value, gradient, loss)
+            moved, optimizer = follow(x, state.optimizer, value, gradient, at.inner_loss)
         else:
-            moved, optimizer = self._epoch(problem, state, gradient, follow, hparams, data)
+            moved, optimizer = self._epoch(at, state, gradient, follow)
             passes = 2 if self.variance_reduction else 1
         progress = self.advance(state.progress, x, _tree.norm(_tree.sub(pushed, x)), grad_evals=1 + passes)
         held = _tree.with_derivative_of(moved, x)
         x = _tree.where(progress.status == Status.CONVERGED, held, moved)
         return _State(x, optimizer, state.reach, progress)
 
-    def _epoch(self, problem, state, full_gradient, follow, hparams, data):
+    def _epoch(
+        self, at: At, state: _State, full_gradient: PyTree, follow: Callable[..., tuple[PyTree, PyTree]]
+    ) -> tuple[PyTree, PyTree]:
         """An update for each minibatch of a permutation."""
-        samples = problem.samples(data)
+        samples = at.samples()
         size = min(self.batch_size or samples, samples)
         key = jax.random.fold_in(jax.random.key(self.seed), state.progress.steps)
         order = jax.random.permutation(key, samples)
         anchor = state.params
 
-        def update(carry, index):
+        def update(carry: tuple[PyTree, PyTree], index: jax.Array) -> tuple[tuple[PyTree, PyTree], None]:
             x, optimizer = carry
 
-            def loss(x):
-                return problem.batch_loss(x, hparams, data, index)
+            def loss(x: PyTree) -> jax.Array:
+                return at.batch_loss(x, index)
 
             value, gradient = jax.value_and_grad(loss)(x)
             if self.variance_reduction:

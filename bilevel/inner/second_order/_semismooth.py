@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _tree, linear, optimality
+from bilevel._curvature import ITERATIONS, choose_step
+from bilevel._needs import LOSS, NO_CONSTRAINTS, SEPARABLE_OR_POLYHEDRAL, Need
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, Progress
-from bilevel.inner._fista import FISTA
-from bilevel.inner._needs import LOSS, NO_CONSTRAINTS, SEPARABLE_OR_POLYHEDRAL, Need
-from bilevel.optimality._lipschitz import ITERATIONS, choose_step
+from bilevel.inner._base import InnerSolver, SolveProgress
+from bilevel.inner.first_order._fista import FISTA
+from bilevel.problem import At
 
 _DECREASE = 0.5  # of the residual, at which a Newton step is taken
 _SHORT, _LONG = 16, 512  # iterations of a burst
@@ -26,7 +27,7 @@ class _State:
     params: PyTree
     eta: jax.Array
     burst: jax.Array  # iterations of FISTA before the next Newton step
-    progress: Progress
+    progress: SolveProgress
 
 
 class _Move(NamedTuple):
@@ -59,37 +60,37 @@ class SemismoothNewton(InnerSolver):
     max_steps: int = 200
     linear: linear.LinearSolver = dataclasses.field(default_factory=lambda: linear.CG(rtol=1e-2, max_steps=100))
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> _State:
         """Choose the step of the gradient mapping."""
-        eta = choose_step(None, problem, params, hparams, data)
-        hvps = 0 if problem.lipschitz else ITERATIONS
-        return _State(params, eta, jnp.int32(_SHORT), Progress.start(_tree.dtype(params), hvps=hvps))
+        eta = choose_step(None, at, params)
+        hvps = 0 if at.parts.lipschitz else ITERATIONS
+        return _State(params, eta, jnp.int32(_SHORT), SolveProgress.start(_tree.dtype(params), hvps=hvps))
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: _State) -> _State:
         """A burst, if one is due, and a Newton step; after the stopping test just T."""
         x = state.params
-        pushed = self._pushed(problem, x, state.eta, hparams, data)
+        pushed = self._pushed(at, x, state.eta)
         progress = self.advance(state.progress, x, _tree.norm(_tree.sub(pushed, x)), grad_evals=1)
         done = progress.status == Status.CONVERGED
-        constants = jax.lax.stop_gradient((state, pushed, hparams))
+        frozen, *constants = jax.lax.stop_gradient((at, state, pushed))
         none = _Move(constants[1], state.burst, jnp.int32(0), jnp.int32(0))
-        move = jax.lax.cond(done, lambda: none, lambda: self._move(problem, *constants, data))
+        move = jax.lax.cond(done, lambda: none, lambda: self._move(frozen, *constants))
         moved = _tree.add_scaled(pushed, 1, jax.lax.stop_gradient(_tree.sub(move.params, pushed)))
         progress = dataclasses.replace(
             progress, grad_evals=progress.grad_evals + move.grad_evals, hvps=progress.hvps + move.hvps
         )
         return _State(moved, state.eta, move.burst, progress)
 
-    def _move(self, problem, state, pushed, hparams, data) -> _Move:
+    def _move(self, at: At, state: _State, pushed: PyTree) -> _Move:
         first_order = FISTA()
-        start = first_order.init(problem, pushed, hparams, data)
-        burst = jax.lax.fori_loop(0, state.burst, lambda _, s: first_order.step(problem, s, hparams, data), start)
+        start = first_order.init(at, pushed)
+        burst = jax.lax.fori_loop(0, state.burst, lambda _, s: first_order.step(at, s), start)
         x = burst.params
-        pushed = self._pushed(problem, x, state.eta, hparams, data)
+        pushed = self._pushed(at, x, state.eta)
         residual = _tree.sub(x, pushed)
-        found = self._system(problem, x, hparams, data).solve(self.linear, _tree.scale(1 / state.eta, residual))
+        found = self._system(at, x).solve(self.linear, _tree.scale(1 / state.eta, residual))
         candidate = _tree.sub(x, found.value)
-        newton = self._pushed(problem, candidate, state.eta, hparams, data)
+        newton = self._pushed(at, candidate, state.eta)
         good = _tree.norm(_tree.sub(newton, candidate)) <= _DECREASE * _tree.norm(residual)
         return _Move(
             params=_tree.where(good, newton, pushed),
@@ -98,14 +99,14 @@ class SemismoothNewton(InnerSolver):
             hvps=burst.progress.hvps + found.matvecs,
         )
 
-    def _system(self, problem, x, hparams, data) -> linear.System:
+    def _system(self, at: At, x: PyTree) -> linear.System:
         """That of F at x, where η is the same as in T."""
-        if problem.smooth:
-            return optimality.Stationary(structure="symmetric").system(problem, x, hparams, data)
-        mapping = optimality.ProximalGradient if problem.projection is None else optimality.ProjectedGradient
-        return mapping().system(problem, x, hparams, data)
+        if at.parts.smooth:
+            return optimality.Stationary(structure="symmetric").system(at, x)
+        mapping = optimality.ProximalGradient if at.parts.projection is None else optimality.ProjectedGradient
+        return mapping().system(at, x)
 
-    def _pushed(self, problem, x, eta, hparams, data):
+    def _pushed(self, at: At, x: PyTree, eta: jax.Array) -> PyTree:
         """T(x)."""
-        gradient = jax.grad(problem.inner_loss)(x, hparams, data)
-        return problem.proximal_step(_tree.add_scaled(x, -eta, gradient), hparams, data, eta)
+        gradient = at.gradient(x)
+        return at.proximal_step(_tree.add_scaled(x, -eta, gradient), eta)

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _checks, _tree
+from bilevel._curvature import curvature_along_gradient
+from bilevel._needs import LOSS, NO_CONSTRAINTS, PROJECTION, Need
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, Progress
-from bilevel.inner._judge import curvature_along_gradient
-from bilevel.inner._needs import LOSS, NO_CONSTRAINTS, PROJECTION, Need
+from bilevel.inner._base import InnerSolver, SolveProgress
+from bilevel.problem import At
 
 _SAFETY = 0.7
 
@@ -25,7 +26,7 @@ class _State:
     gradient: PyTree
     step_size: jax.Array
     reach: jax.Array  # 1/L, the step by which the stopping test is taken
-    progress: Progress
+    progress: SolveProgress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,26 +52,27 @@ class MirrorDescent(InnerSolver):
     step_size: float | None = None
     decay_after: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _checks.require_positive("inner.MirrorDescent", step_size=self.step_size, decay_after=self.decay_after)
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> _State:
         """Take logarithms, and a first step from the curvature along the gradient."""
         dtype = _tree.dtype(params)
         logs = jax.tree.map(lambda x: jnp.log(jnp.maximum(x, 0)), params)
         params = _softmax(logs)
-        gradient, curvature = curvature_along_gradient(problem, params, hparams, data)
-        reach = 1 / (curvature if problem.lipschitz is None else jnp.asarray(problem.lipschitz(hparams, data)))
+        gradient, curvature = curvature_along_gradient(at, params)
+        lipschitz = at.lipschitz()
+        reach = 1 / (curvature if lipschitz is None else lipschitz)
         reach = jax.lax.stop_gradient(reach.astype(dtype))
         step_size = reach if self.step_size is None else jnp.asarray(self.step_size, dtype)
-        return _State(params, logs, gradient, step_size, reach, Progress.start(dtype, 1, 1))
+        return _State(params, logs, gradient, step_size, reach, SolveProgress.start(dtype, 1, 1))
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: _State) -> _State:
         """One exponentiated-gradient step, taken back if it is too long."""
         logs = _moved(state.logs, state.gradient, state.step_size)
         params = _softmax(logs)
-        value, gradient = jax.value_and_grad(problem.inner_loss)(params, hparams, data)
+        value, gradient = jax.value_and_grad(at.inner_loss)(params)
         if self.step_size is None:
             step_size, back = self._judged(state, logs, params, value, gradient)
             logs, params, gradient = _tree.where(
@@ -78,7 +80,7 @@ class MirrorDescent(InnerSolver):
             )
         else:
             step_size = self._scheduled(state, self.step_size)
-        pushed = problem.proximal_step(_tree.add_scaled(params, -state.reach, gradient), hparams, data, state.reach)
+        pushed = at.proximal_step(_tree.add_scaled(params, -state.reach, gradient), state.reach)
         distance = _tree.norm(_tree.sub(pushed, params))
         progress = self.advance(state.progress, params, distance, grad_evals=1)
         return _State(params, logs, gradient, step_size, state.reach, progress)

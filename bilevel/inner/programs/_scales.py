@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel.inner._program import Program, largest, positive
+from bilevel.inner.programs._program import Program, largest, positive
 
 _RUIZ = 10
 _PROBES = 16

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _tree, linear
+from bilevel._curvature import gain
+from bilevel._needs import LOSS, SMOOTH, Need
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, PlainState, Progress
-from bilevel.inner._judge import gain
-from bilevel.inner._needs import LOSS, SMOOTH, Need
+from bilevel.inner._base import InnerSolver, PlainState, SolveProgress
+from bilevel.problem import At
 
 _ARMIJO, _MAX_HALVINGS = 1e-4, 40
 
@@ -38,14 +39,14 @@ class Newton(InnerSolver):
     max_steps: int = 100
     linear: linear.LinearSolver = dataclasses.field(default_factory=linear.Auto)
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> PlainState:
         """Nothing to prepare."""
-        return PlainState(params, Progress.start(_tree.dtype(params)))
+        return PlainState(params, SolveProgress.start(_tree.dtype(params)))
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: PlainState) -> PlainState:
         """One Newton step; a point that passes the stopping test is kept as it is, with the step's derivative."""
         x = state.params
-        (value, gradient), hvp = jax.linearize(lambda x: jax.value_and_grad(problem.inner_loss)(x, hparams, data), x)
+        (value, gradient), hvp = jax.linearize(jax.value_and_grad(at.inner_loss), x)
         operator = linear.Operator(lambda v: hvp(v)[1], "positive_definite")
         norm = _tree.norm(gradient)
         curvature = jax.lax.stop_gradient(gain(operator.matvec, gradient))
@@ -53,7 +54,7 @@ class Newton(InnerSolver):
         fallback = _tree.scale(-1 / curvature, gradient)
         usable = (_tree.vdot(found.value, gradient) < 0) | (norm == 0)
         direction = _tree.where(usable, found.value, fallback)
-        length = backtrack(lambda x, h: problem.inner_loss(x, h, data), x, value, gradient, direction, hparams)
+        length = backtrack(jax.lax.stop_gradient(at).inner_loss, x, value, gradient, direction)
         progress = self.advance(
             state.progress,
             x,
@@ -68,21 +69,20 @@ class Newton(InnerSolver):
 
 
 def backtrack(
-    loss: Callable[[PyTree, PyTree], jax.Array],
+    loss: Callable[[PyTree], jax.Array],
     x: PyTree,
     value: jax.Array,
     gradient: PyTree,
     direction: PyTree,
-    hparams: PyTree,
 ) -> jax.Array:
-    """The step length, 0 if none is found; near rounding, where decrease does not show, 1. Not differentiated."""
-    x, value, gradient, direction, hparams = jax.lax.stop_gradient((x, value, gradient, direction, hparams))
+    """The step length, 0 if none is found; near rounding, where decrease does not show, 1. Not differentiated, nor is `loss`."""
+    x, value, gradient, direction = jax.lax.stop_gradient((x, value, gradient, direction))
     slope = _tree.vdot(gradient, direction)
     slack = 10 * _tree.eps(x) * jnp.abs(value)
 
     def too_long(carry):
         length, halvings = carry
-        after = loss(_tree.add_scaled(x, length, direction), hparams)
+        after = loss(_tree.add_scaled(x, length, direction))
         return ~(after <= value + _ARMIJO * length * slope + slack) & (halvings < _MAX_HALVINGS)
 
     start = (jnp.ones((), value.dtype), jnp.int32(0))

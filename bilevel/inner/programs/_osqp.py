@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _checks, _tree, linear
+from bilevel._needs import PROGRAM, Need
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, Progress
+from bilevel.inner._base import InnerSolver, SolveProgress
 from bilevel.inner._judge import Verdict, judge
-from bilevel.inner._needs import PROGRAM, Need
-from bilevel.inner._program import Systems, largest, positive, program_of
-from bilevel.inner._scales import Scales, equilibrate, infeasible, unbounded
+from bilevel.inner.programs._program import Systems, largest, positive, program_of
+from bilevel.inner.programs._scales import Scales, equilibrate, infeasible, unbounded
+from bilevel.problem import At
 
 _STIFFER = 1e3  # ρ of equalities, relative to that of inequalities
 
@@ -34,12 +35,12 @@ class _State:
     scales: Scales
     active: jax.Array  # inequalities with a multiplier
     age: jax.Array  # checks at which they have been the same
-    progress: Progress
+    progress: SolveProgress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OSQP(InnerSolver):
-    """Operator splitting (ADMM) for a convex `Problem.quadratic_program`; params is a `KKTSolution`, or its primal part.
+    """Operator splitting (ADMM) for a convex quadratic `bilevel.Program`; params is a `KKTSolution`, or its primal part.
 
     With A the rows of E and M and w ≈ Ax within its bounds, each iteration solves one system with the same matrix,
 
@@ -77,15 +78,15 @@ class OSQP(InnerSolver):
     max_dense: int = 2000
     linear: linear.LinearSolver = dataclasses.field(default_factory=linear.CG)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _checks.require_positive("inner.OSQP", rho=self.rho, sigma=self.sigma, check_every=self.check_every)
         if not 0 < self.relaxation < 2:
             raise ValueError(f"inner.OSQP: relaxation must lie between 0 and 2, got {self.relaxation}")
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> _State:
         """Measure, factor, and start from the point and the multipliers of params."""
-        program = program_of("inner.OSQP", problem, params, hparams, data)
+        program = program_of("inner.OSQP", at, params)
         systems = self._systems(program)
         scales = equilibrate(program, systems.dense)
         x, y = program.point(params)
@@ -106,12 +107,12 @@ class OSQP(InnerSolver):
             scales=scales,
             active=~program.equal & (y > 0),
             age=jnp.int32(0),
-            progress=dataclasses.replace(Progress.start(x.dtype), status=status),
+            progress=dataclasses.replace(SolveProgress.start(x.dtype), status=status),
         )
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: _State) -> _State:
         """`check_every` iterations, and a check."""
-        program = program_of("inner.OSQP", problem, state.params, hparams, data)
+        program = program_of("inner.OSQP", at, state.params)
         systems, scales = self._systems(program), state.scales
         weights, sigma = self._weights(program, scales, state.rho)
         solve = systems.solver(state.factor, weights, sigma)
@@ -133,7 +134,7 @@ class OSQP(InnerSolver):
             due = (age > 0) & (age & (age - 1) == 0)
             kept = program.equal | active
             point = _once(due, lambda point: systems.polish(scales.columns, scales.rows, kept, *point), point)
-        params, verdict = self._better(problem, hparams, data, state, program.params(*point))
+        params, verdict = self._better(at, state, program.params(*point))
 
         rho = self._balanced(program, state, x, w, y)
         factor = _once(rho != state.rho, lambda _: systems.factor(*self._weights(program, scales, rho)), state.factor)
@@ -160,9 +161,9 @@ class OSQP(InnerSolver):
         stiffness = jnp.where(program.equal, jnp.asarray(_STIFFER, rho.dtype), 1)
         return rho * stiffness * scales.rows, self.sigma * scales.columns
 
-    def _better(self, problem, hparams, data, state, params) -> tuple[PyTree, Verdict]:
+    def _better(self, at: At, state: _State, params: PyTree) -> tuple[PyTree, Verdict]:
         """The better one of a point and the best so far, with the verdict on it; the first one, whatever it is."""
-        verdict = judge(problem, params, hparams, data)
+        verdict = judge(at, params)
         old, new = (v.distance / positive(v.size) for v in (state.verdict, verdict))
         return _tree.where((new < old) | jnp.isinf(old), (params, verdict), (state.params, state.verdict))
 

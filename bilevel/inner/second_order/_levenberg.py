@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _tree, linear
+from bilevel._needs import RESIDUALS, SMOOTH, Need
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, Progress
+from bilevel.inner._base import InnerSolver, SolveProgress
 from bilevel.inner._judge import judge
-from bilevel.inner._needs import RESIDUALS, SMOOTH, Need
-from bilevel.inner._newton import backtrack
+from bilevel.inner.second_order._newton import backtrack
+from bilevel.problem import At
 
 _ACCEPT = 1e-4
 
@@ -25,7 +26,7 @@ class _State:
     params: PyTree
     damping: jax.Array  # μ/‖r‖
     growth: jax.Array  # factor of the damping after the next step that is refused
-    progress: Progress
+    progress: SolveProgress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,33 +52,33 @@ class LevenbergMarquardt(InnerSolver):
     damping: float = 1e-3
     linear: linear.LinearSolver = dataclasses.field(default_factory=linear.Auto)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.damping >= 0:
             raise ValueError(f"inner.LevenbergMarquardt: damping must not be negative, got {self.damping}")
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> _State:
         """The first damping, from the curvature along the gradient."""
         dtype = _tree.dtype(params)
-        r, pull = jax.vjp(lambda x: problem.residuals(x, hparams, data), params)
-        distance, _ = judge(problem, params, hparams, data)
+        r, pull = jax.vjp(at.residuals, params)
+        distance, _ = judge(at, params)
         curvature = _tree.norm(pull(r)[0]) / _positive(distance)
         damping = jax.lax.stop_gradient(self.damping * curvature / _positive(_tree.norm(r)))
-        return _State(params, damping.astype(dtype), jnp.full((), 2, dtype), Progress.start(dtype, 2, 1))
+        return _State(params, damping.astype(dtype), jnp.full((), 2, dtype), SolveProgress.start(dtype, 2, 1))
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: _State) -> _State:
         """One step, taken or not; a point that passes the stopping test is kept as it is, with the step's derivative."""
         x = state.params
-        r, push = jax.linearize(lambda x: problem.residuals(x, hparams, data), x)
+        r, push = jax.linearize(at.residuals, x)
         pull = jax.linear_transpose(push, x)
         gradient = pull(r)[0]
-        distance, _ = judge(problem, x, hparams, data)
+        distance, _ = judge(at, x)
         mu = jax.lax.stop_gradient(state.damping * _tree.norm(r))
         operator = linear.Operator(lambda v: _tree.add_scaled(pull(push(v))[0], mu, v), "positive_definite")
         found = linear.differentiable_solve(self.linear, operator, _tree.scale(-1, gradient))
 
         follow = self._damp if self.damping else self._halve
-        moved, damping, growth, failed = follow(problem, state, (r, gradient, push), found, distance, hparams, data)
+        moved, damping, growth, failed = follow(at, state, (r, gradient, push), found, distance)
         progress = self.advance(
             state.progress, x, distance, grad_evals=2, hvps=found.matvecs + 2, failed=failed, failure=Status.STAGNATED
         )
@@ -85,12 +86,12 @@ class LevenbergMarquardt(InnerSolver):
         params = _tree.where(done, _tree.with_derivative_of(_tree.add_scaled(x, 1, found.value), x), moved)
         return _State(params, damping, growth, progress)
 
-    def _damp(self, problem, state, linearized, found, distance, hparams, data):
+    def _damp(self, at, state, linearized, found, distance):
         """Take the step if the loss falls, and steer the damping by how much it does."""
         x, (r, gradient, push) = state.params, linearized
         ahead = _tree.add_scaled(x, 1, found.value)
         eps = _tree.eps(x)
-        before, after = _half_square(r), _half_square(problem.residuals(ahead, hparams, data))
+        before, after = _half_square(r), _half_square(at.residuals(ahead))
         predicted = -_tree.vdot(gradient, found.value) - _half_square(push(found.value))
         # Near rounding, where decrease does not show, the ratio tends to 1.
         slack = 10 * eps * before
@@ -105,17 +106,14 @@ class LevenbergMarquardt(InnerSolver):
         damping, growth = jax.lax.stop_gradient((damping, growth))
         return moved, damping, growth, ~accepted & (eps * damping * size > curvature)
 
-    def _halve(self, problem, state, linearized, found, distance, hparams, data):
+    def _halve(self, at, state, linearized, found, distance):
         """Halve the step until the loss falls."""
         x, (r, gradient, _) = state.params, linearized
         usable = (_tree.vdot(found.value, gradient) < 0) | (_tree.norm(gradient) == 0)
         length = jax.lax.stop_gradient(distance / _positive(_tree.norm(gradient)))
         direction = _tree.where(usable, found.value, _tree.scale(-length, gradient))
-
-        def loss(x, hparams):
-            return _half_square(problem.residuals(x, hparams, data))
-
-        length = backtrack(loss, x, _half_square(r), gradient, direction, hparams)
+        frozen = jax.lax.stop_gradient(at)
+        length = backtrack(lambda x: _half_square(frozen.residuals(x)), x, _half_square(r), gradient, direction)
         return _tree.add_scaled(x, length, direction), state.damping, state.growth, length == 0
 
 

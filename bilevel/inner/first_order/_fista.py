@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _checks, _tree
+from bilevel._curvature import ITERATIONS, choose_step, curvature_along_gradient
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, Progress
-from bilevel.inner._judge import curvature_along_gradient
-from bilevel.optimality._lipschitz import ITERATIONS, choose_step
+from bilevel.inner._base import InnerSolver, SolveProgress
+from bilevel.problem import At
 
 _SAFETY = 0.7  # step times curvature; momentum is stable below 4/3
 _OVERSHOT = 4.0  # step times curvature beyond which a step is taken back
@@ -31,7 +31,7 @@ class _State:
     step_size: jax.Array
     reach: jax.Array  # 1/L, the step by which the stopping test is taken
     cuts: jax.Array  # how often curvature has shortened the step
-    progress: Progress
+    progress: SolveProgress
 
 
 class _Choice(NamedTuple):
@@ -68,7 +68,7 @@ class FISTA(InnerSolver):
     acceleration: bool = True
     adaptive: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _checks.require_positive("inner.FISTA", step_size=self.step_size)
 
@@ -76,17 +76,17 @@ class FISTA(InnerSolver):
         """With steps of length 1/L."""
         return dataclasses.replace(self, adaptive=False)
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> _State:
         """Choose the first step size."""
         dtype = _tree.dtype(params)
         grad_evals = hvps = 0
         if self.step_size is not None:
             step_size = jnp.asarray(self.step_size, dtype)
-        elif problem.lipschitz is not None or not self.adaptive:
-            step_size = choose_step(None, problem, params, hparams, data)
-            hvps = 0 if problem.lipschitz is not None else ITERATIONS
+        elif at.parts.lipschitz is not None or not self.adaptive:
+            step_size = choose_step(None, at, params)
+            hvps = 0 if at.parts.lipschitz is not None else ITERATIONS
         else:
-            _, curvature = curvature_along_gradient(problem, params, hparams, data)
+            _, curvature = curvature_along_gradient(at, params)
             step_size, grad_evals, hvps = 1 / curvature.astype(dtype), 1, 1
         step_size = jax.lax.stop_gradient(step_size)
         return _State(
@@ -98,18 +98,18 @@ class FISTA(InnerSolver):
             step_size=step_size,
             reach=step_size,
             cuts=jnp.zeros((), jnp.int32),
-            progress=Progress.start(dtype, grad_evals, hvps),
+            progress=SolveProgress.start(dtype, grad_evals, hvps),
         )
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: _State) -> _State:
         """One proximal-gradient step from the extrapolated point, or again from the last one if that overshot."""
         y = state.extrapolated
-        value, gradient = jax.value_and_grad(problem.inner_loss)(y, hparams, data)
-        chosen = self._choose(problem, state, value, gradient)
+        value, gradient = jax.value_and_grad(at.inner_loss)(y)
+        chosen = self._choose(at, state, value, gradient)
         y = _tree.where(chosen.overshot, state.base, y)
         gradient = _tree.where(chosen.overshot, state.slope, gradient)
         step_size = chosen.step_size
-        params = problem.proximal_step(_tree.add_scaled(y, -step_size, gradient), hparams, data, step_size)
+        params = at.proximal_step(_tree.add_scaled(y, -step_size, gradient), step_size)
         moved = _tree.sub(params, y)
 
         forward = _tree.sub(params, state.params)
@@ -128,25 +128,25 @@ class FISTA(InnerSolver):
             progress=self.advance(
                 state.progress,
                 params,
-                self._distance(problem, y, gradient, moved, chosen, hparams, data),
+                self._distance(at, y, gradient, moved, chosen),
                 grad_evals=1,
                 failed=step_size < _tree.eps(params) ** 0.75 * chosen.reach,
                 failure=Status.BREAKDOWN,
             ),
         )
 
-    def _distance(self, problem, y, gradient, moved, chosen, hparams, data):
+    def _distance(self, at, y, gradient, moved, chosen):
         """How far a step of at least 1/L moves y: a step that was taken back to almost nothing says little."""
         if self.step_size is not None or not self.adaptive:
             return _tree.norm(moved)
 
         def longer():
             pushed = _tree.add_scaled(y, -chosen.reach, gradient)
-            return _tree.norm(_tree.sub(problem.proximal_step(pushed, hparams, data, chosen.reach), y))
+            return _tree.norm(_tree.sub(at.proximal_step(pushed, chosen.reach), y))
 
         return jax.lax.cond(chosen.step_size < chosen.reach, longer, lambda: _tree.norm(moved))
 
-    def _choose(self, problem, state, value, gradient) -> _Choice:
+    def _choose(self, at, state, value, gradient) -> _Choice:
         """The next step, from the curvature between the last two gradients where rounding does not drown it."""
         if self.step_size is not None or not self.adaptive:
             return _Choice(state.step_size, state.reach, state.cuts, jnp.array(False))
@@ -160,7 +160,7 @@ class FISTA(InnerSolver):
 
         allowed = _SAFETY / jnp.maximum(curvature, jnp.finfo(length.dtype).tiny)
         reach = state.reach
-        if problem.lipschitz is None:
+        if at.parts.lipschitz is None:
             reach = jnp.where(visible & finite & ~overshot, jnp.minimum(reach, allowed), reach)
         else:
             allowed = jnp.maximum(allowed, reach)

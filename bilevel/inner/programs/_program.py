@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _tree, linear
-from bilevel.problem import Problem
+from bilevel._tree import PyTree
+from bilevel.problem import At
 from bilevel.statements import apply
 
 _REFINEMENTS = 30
@@ -50,10 +51,10 @@ class Program(NamedTuple):
         return jnp.where(self.equal, self.bound, jnp.minimum(rows, self.bound))
 
 
-def program_of(who: str, problem: Problem, params: Any, hparams: Any, data: Any) -> Program:
+def program_of(who: str, at: At, params: PyTree) -> Program:
     """The program of a problem, in the precision of params. `who` asks, for the error messages."""
-    stated = problem.quadratic_program(hparams, data)
-    z = params.primal if problem.constrained else params
+    stated = at.quadratic_program()
+    z = params.primal if at.parts.constrained else params
     if len(jax.tree.leaves(z)) != 1:
         raise TypeError(f"{who}: z of a quadratic program is one array, got {_tree.shapes(z)}")
     (z,) = jax.tree.leaves(z)
@@ -76,7 +77,7 @@ def program_of(who: str, problem: Problem, params: Any, hparams: Any, data: Any)
     equalities = bounds[0].size if stated.E is not None else 0
     pull = jax.linear_transpose(push, jnp.zeros(n, dtype))
     flat, unravel = ravel_pytree(params)
-    if problem.constrained and flat.size != n + bound.size:
+    if at.parts.constrained and flat.size != n + bound.size:
         raise ValueError(
             f"{who}: params must be KKTSolution(primal, dual_eq, dual_ineq) with a multiplier for each of the {equalities} "
             f"equalities and {bound.size - equalities} inequalities, got {_tree.shapes(params)}"
@@ -84,7 +85,7 @@ def program_of(who: str, problem: Problem, params: Any, hparams: Any, data: Any)
 
     def point(params):
         flat = ravel_pytree(params)[0]
-        return flat[:n], flat[n:] if problem.constrained else jnp.zeros_like(bound)
+        return flat[:n], flat[n:] if at.parts.constrained else jnp.zeros_like(bound)
 
     return Program(
         hessian=hessian,
@@ -95,7 +96,7 @@ def program_of(who: str, problem: Problem, params: Any, hparams: Any, data: Any)
         bound=bound,
         equal=jnp.arange(bound.size) < equalities,
         point=point,
-        params=lambda x, y: unravel(jnp.concatenate([x, y]) if problem.constrained else x),
+        params=lambda x, y: unravel(jnp.concatenate([x, y]) if at.parts.constrained else x),
     )
 
 

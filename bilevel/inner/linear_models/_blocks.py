@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.sparse import BCOO
 
+from bilevel._needs import Need
 from bilevel._tree import PyTree
-from bilevel.inner._needs import Need
-from bilevel.problem import Problem
+from bilevel.problem import At
 from bilevel.statements import QP, Factored, LinearModel
 
 # A bound on the second derivative of a row's loss in its predictions.
@@ -21,22 +21,22 @@ _CURVATURE = {"squared": 1.0, "logistic": 0.25}
 
 BLOCKS = Need(
     "a loss whose blocks are cheap",
-    lambda problem: (
+    lambda parts: (
         None
-        if by_model(problem.linear_model)
-        or problem.quadratic_program is not None
-        or (problem.datafit is not None and problem.block_lipschitz is not None)
-        else "has no Problem.linear_model of a smooth loss, no datafit and design with block_lipschitz, and no quadratic_program"
+        if by_model(parts.linear_model)
+        or parts.quadratic_program is not None
+        or (parts.datafit is not None and parts.block_lipschitz is not None)
+        else "has no linear_model of a smooth loss, no datafit and design with block_lipschitz, and no quadratic program"
     ),
 )
 
 
 SEPARATE = Need(
     "a prox or a projection that acts on each row of params by itself",
-    lambda problem: (
+    lambda parts: (
         None
-        if problem.smooth or problem.separable or problem.block_prox is not None
-        else "has neither Problem.block_prox nor Problem.separable"
+        if parts.smooth or parts.separable or parts.block_prox is not None
+        else "has neither block_prox nor separable"
     ),
 )
 
@@ -69,53 +69,55 @@ def by_model(model: LinearModel | None) -> bool:
     return model is not None and model.loss in _CURVATURE
 
 
-def prepare(problem: Problem, data: PyTree) -> PyTree:
+def prepare(at: At) -> PyTree:
     """The columns of a linear model's features as contiguous rows, and their squared norms; None for other problems."""
-    if not by_model(problem.linear_model):
+    if not by_model(at.parts.linear_model):
         return None
-    assert problem.linear_model is not None
-    columns = _dense(problem.linear_model.rows(data)[0]).T
+    columns = _dense(at.parts.linear_model.rows(at.data)[0]).T
     return columns, jnp.sum(columns**2, axis=1)
 
 
-def blocks_of(problem: Problem, params: jax.Array, hparams: PyTree, data: PyTree, prepared: PyTree) -> Blocks:
+def blocks_of(at: At, params: jax.Array) -> Blocks:
     """The blocks of a problem's loss: of a linear model, of a data fit, or of a quadratic program."""
-    model = problem.linear_model
+    model = at.parts.linear_model
     if by_model(model):
-        assert model is not None
-        columns, squares = prepare(problem, data) if prepared is None else prepared
+        columns, squares = at.prepared
         curvature = (2 if params.ndim == 2 and model.loss == "logistic" else 1) * _CURVATURE[model.loss]
         return Blocks(
             # The ℓ2 penalty is left to the prox, also where the problem's own loss holds it.
-            prox=lambda block, j, step: model.block_prox(block, j, hparams, data, step),
-            prox_all=lambda x, step: model.prox(x, hparams, data, step),
-            lipschitz=(curvature * model.weight(data) * squares).astype(params.dtype),
-            **_of_prediction(model.datafit, columns, hparams, data),
+            prox=lambda block, j, step: model.block_prox(block, j, at.hparams, at.data, step),
+            prox_all=lambda x, step: model.prox(x, at.hparams, at.data, step),
+            lipschitz=(curvature * model.weight(at.data) * squares).astype(params.dtype),
+            **_of_prediction(lambda p: model.datafit(p, at.hparams, at.data), columns.astype(params.dtype)),
         )
-    lipschitz = problem.block_lipschitz(hparams, data).astype(params.dtype) if problem.block_lipschitz else None
-    if problem.datafit is not None and lipschitz is not None:
-        loss = _of_prediction(problem.datafit, _dense(problem.design(hparams, data)).T, hparams, data)
+    lipschitz = at.block_lipschitz()
+    if at.parts.datafit is not None and lipschitz is not None:
+        loss = _of_prediction(at.datafit, _dense(at.design()).T)
     else:
-        program = problem.quadratic_program(hparams, data)
+        program = _cast(at.quadratic_program(), params.dtype)
         loss = _of_factor(program) if isinstance(program.Q, Factored) else _of_matrix(program)
         lipschitz = _diagonal(program.Q)
     return Blocks(
-        prox=_prox_of(problem, params, hparams, data),
-        prox_all=lambda x, step: problem.proximal_step(x, hparams, data, step),
-        lipschitz=lipschitz,
+        prox=_prox_of(at, params),
+        prox_all=lambda x, step: at.proximal_step(x, step),
+        lipschitz=lipschitz.astype(params.dtype),
         **loss,
     )
 
 
-def _of_prediction(datafit, columns, hparams, data) -> dict[str, Callable]:
+def _of_prediction(datafit: Callable[[jax.Array], jax.Array], columns: jax.Array) -> dict[str, Callable]:
     """The image is the prediction Xw."""
     slope = jax.grad(datafit)
     return {
         "image": lambda x: (x.T @ columns).T,
-        "gradient": lambda prediction: columns @ slope(prediction, hparams, data),
-        "gradient_of": lambda prediction, j: columns[j] @ slope(prediction, hparams, data),
+        "gradient": lambda prediction: columns @ slope(prediction),
+        "gradient_of": lambda prediction, j: columns[j] @ slope(prediction),
         "pushed": lambda prediction, j, delta: prediction + _outer(columns[j], delta),
     }
+
+
+def _cast(program: QP, dtype: Any) -> QP:
+    return QP(*jax.tree.map(lambda a: jnp.asarray(a, dtype), tuple(program[:2])))
 
 
 def _of_factor(program: QP) -> dict[str, Callable]:
@@ -133,8 +135,8 @@ def _of_matrix(program: QP) -> dict[str, Callable]:
     """The image is the gradient Qx + c itself."""
     if callable(program.Q):
         raise TypeError(
-            "inner.BlockCoordinateDescent reads single rows of Q: Problem.quadratic_program must return a matrix or a "
-            "bilevel.problem.Factored, not a function"
+            "inner.BlockCoordinateDescent reads single rows of Q: Q of the quadratic program must be a matrix or a "
+            "bilevel.statements.Factored, not a function"
         )
     return {
         "image": lambda x: program.Q @ x + program.c,
@@ -150,16 +152,16 @@ def _diagonal(matrix: Any) -> jax.Array:
     return jnp.diagonal(matrix)
 
 
-def _prox_of(problem, params, hparams, data):
+def _prox_of(at: At, params: jax.Array) -> Callable[[jax.Array, Any, jax.Array], jax.Array]:
     """The prox of one block: as the problem states it, or read off the prox of all."""
-    if problem.block_prox is not None:
-        return lambda block, j, step: problem.block_prox(block, j, hparams, data, step)
-    if problem.smooth:
+    if at.parts.block_prox is not None:
+        return at.block_prox
+    if at.parts.smooth:
         return lambda block, j, step: block
-    return lambda block, j, step: problem.proximal_step(params.at[j].set(block), hparams, data, step)[j]
+    return lambda block, j, step: at.proximal_step(params.at[j].set(block), step)[j]
 
 
-def _outer(column, delta):
+def _outer(column: jax.Array, delta: jax.Array) -> jax.Array:
     return column.reshape(column.shape + (1,) * delta.ndim) * delta
 
 

@@ -6,39 +6,35 @@ along the first gradient, a quasi-Newton method sees neither the spectrum of X n
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from bilevel._tree import PyTree
-from bilevel.problem import Problem
+from bilevel.problem import At
 
 _MOST = 512  # features
 _SHARE = 32  # n² against m, up to which a factorization costs a few gradients
 
 
-def prepare(problem: Problem, data: PyTree) -> jax.Array | None:
+def prepare(at: At) -> jax.Array | None:
     """XᵀX, weighted as the loss weights its rows; None where the loss is no linear model's, or X is sparse or too wide."""
-    model: Any = problem.linear_model
-    if model is None or not model.smooth or problem.inner_loss != model.inner_loss:
+    model = at.parts.linear_model
+    if model is None or not model.smooth:
         return None
-    features = model.rows(data)[0]
+    features = model.rows(at.data)[0]
     if not isinstance(features, jax.Array):
         return None
     rows, columns = features.shape
     if columns > _MOST or columns**2 > _SHARE * rows:
         return None
-    return model.weight(data) * (features.T @ features)
+    return model.weight(at.data) * (features.T @ features)
 
 
-def inverse(problem: Problem, gram: jax.Array, hparams: PyTree, gradient: jax.Array, product: jax.Array) -> jax.Array:
+def inverse(at: At, gradient: jax.Array, product: jax.Array) -> jax.Array:
     """(cXᵀX + diag l2)⁻¹, shape (n, n), with the curvature along the gradient: product = Hg. A constant."""
-    model: Any = problem.linear_model
-    gram, hparams, gradient, product = jax.lax.stop_gradient((gram, hparams, gradient, product))
+    at, gradient, product = jax.lax.stop_gradient((at, gradient, product))
     dtype = gradient.dtype
-    gram = gram.astype(dtype)
-    penalty = jnp.broadcast_to(model.l2(hparams), gram.shape[:1]).astype(dtype)
+    gram = at.prepared.astype(dtype)
+    penalty = jnp.broadcast_to(at.parts.linear_model.penalty("l2", at.hparams), gram.shape[:1]).astype(dtype)
     gradient, product = (x.reshape(gram.shape[0], -1) for x in (gradient, product))
     along = jnp.vdot(gradient, gram @ gradient)
     curvature = jnp.vdot(gradient, product - penalty[:, None] * gradient) / jnp.where(along > 0, along, 1)

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _tree, linear
+from bilevel._needs import LOSS, QUADRATIC, SMOOTH, Need
 from bilevel._status import Status
-from bilevel.inner._base import InnerSolver, PlainState, Progress
-from bilevel.inner._needs import LOSS, QUADRATIC, SMOOTH, Need
+from bilevel._tree import PyTree
+from bilevel.inner._base import InnerSolver, PlainState, SolveProgress
+from bilevel.problem import At
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,28 +34,24 @@ class Quadratic(InnerSolver):
     max_steps: int = 1
     linear: linear.LinearSolver = dataclasses.field(default_factory=linear.Auto)
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> PlainState:
         """The start serves iterative linear solvers only."""
-        return PlainState(params, Progress.start(_tree.dtype(params)))
+        return PlainState(params, SolveProgress.start(_tree.dtype(params)))
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: PlainState) -> PlainState:
         """Solve, then evaluate the gradient at the answer."""
-
-        def gradient(x):
-            return jax.grad(problem.inner_loss)(x, hparams, data)
-
-        at_zero, hvp = jax.linearize(gradient, _tree.zeros_like(state.params))
+        at_zero, hvp = jax.linearize(at.gradient, _tree.zeros_like(state.params))
         operator = linear.Operator(hvp, "positive_definite")
         rtol = max(self.rtol, 4 * _tree.eps(state.params))
         solver = self.linear if self.linear.rtol is not None else dataclasses.replace(self.linear, rtol=rtol / 2)
         found = linear.differentiable_solve(solver, operator, _tree.scale(-1, at_zero), state.params)
         scale = _tree.norm(at_zero)
-        residual = _tree.norm(gradient(found.value)) / jnp.where(scale > 0, scale, 1)
+        residual = _tree.norm(at.gradient(found.value)) / jnp.where(scale > 0, scale, 1)
         progress = state.progress
         status = jnp.where(residual <= rtol, Status.CONVERGED, Status.STAGNATED)
         status = jnp.where(found.status == Status.NEGATIVE_CURVATURE, Status.NEGATIVE_CURVATURE, status)
         status = jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
-        progress = Progress(
+        progress = SolveProgress(
             residual,
             status.astype(jnp.int32),
             progress.steps + 1,

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _checks, _tree
+from bilevel._curvature import ITERATIONS, choose_step
+from bilevel._needs import MAP, NO_CONSTRAINTS, Need
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, Progress
-from bilevel.inner._needs import MAP, NO_CONSTRAINTS, Need
-from bilevel.optimality._lipschitz import ITERATIONS, choose_step
-from bilevel.problem import Problem
+from bilevel.inner._base import InnerSolver, SolveProgress
+from bilevel.problem import At
 
 _GROWTH = 2.0  # of the residual, over the least so far, at which an extrapolation is undone
 _RIDGE = 1e-12  # of the mixing weights' normal equations, relative to their trace
@@ -25,7 +25,7 @@ _RIDGE = 1e-12  # of the mixing weights' normal equations, relative to their tra
 class _State:
     params: PyTree
     eta: jax.Array  # of the gradient step; 0 where the problem has a map of its own
-    progress: Progress
+    progress: SolveProgress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,20 +44,20 @@ class FixedPointIteration(InnerSolver):
     max_steps: int = 50_000
     damping: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.damping <= 1:
             raise ValueError(f"inner.FixedPointIteration: damping must be above 0 and at most 1, got {self.damping}")
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> _State:
         """Choose the step of the gradient."""
-        eta, progress = _begin(problem, params, hparams, data)
+        eta, progress = _begin(at, params)
         return _State(params, eta, progress)
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: _State) -> _State:
         """One application of the map."""
         x = state.params
-        moved = _apply(problem, x, state.eta, hparams, data)
+        moved = _apply(at, x, state.eta)
         distance = _tree.norm(_tree.sub(moved, x))
         x = moved if self.damping == 1 else _tree.add_scaled(x, self.damping, _tree.sub(moved, x))
         return _State(x, state.eta, self.advance(state.progress, x, distance, grad_evals=1))
@@ -74,7 +74,7 @@ class _AndersonState:
     least: jax.Array  # the smallest ‖T(x) − x‖ so far
     best: jax.Array  # T of the point that it belongs to
     eta: jax.Array
-    progress: Progress
+    progress: SolveProgress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,22 +98,22 @@ class Anderson(InnerSolver):
     memory: int = 5
     damping: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _checks.require_positive("inner.Anderson", memory=self.memory, damping=self.damping)
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> _AndersonState:
         """An empty memory."""
-        eta, progress = _begin(problem, params, hparams, data)
+        eta, progress = _begin(at, params)
         flat = ravel_pytree(params)[0]
         empty = jnp.zeros((self.memory, flat.size), flat.dtype)
         infinity = jnp.array(jnp.inf, flat.dtype)
         return _AndersonState(params, flat, empty, empty, jnp.int32(0), infinity, flat, eta, progress)
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: _AndersonState) -> _AndersonState:
         """One application of the map, and the mix of what is remembered."""
         unravel = ravel_pytree(state.params)[1]
-        moved = ravel_pytree(_apply(problem, unravel(state.point), state.eta, hparams, data))[0]
+        moved = ravel_pytree(_apply(at, unravel(state.point), state.eta))[0]
         move = moved - state.point
         size = jnp.linalg.norm(jax.lax.stop_gradient(move))
         astray = (size > _GROWTH * state.least) | ~jnp.isfinite(size)
@@ -151,18 +151,18 @@ def _mixing(moves: jax.Array, filled: jax.Array) -> jax.Array:
     return jnp.concatenate([1 - jnp.sum(others, keepdims=True), others])
 
 
-def _begin(problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> tuple[jax.Array, Progress]:
+def _begin(at: At, params: PyTree) -> tuple[jax.Array, SolveProgress]:
     """The step of the gradient, and a progress that counts what it took."""
     dtype = _tree.dtype(params)
-    if problem.fixed_point is not None:
-        return jnp.zeros((), dtype), Progress.start(dtype)
-    eta = choose_step(None, problem, params, hparams, data)
-    return eta, Progress.start(dtype, hvps=0 if problem.lipschitz else ITERATIONS)
+    if at.parts.fixed_point is not None:
+        return jnp.zeros((), dtype), SolveProgress.start(dtype)
+    eta = choose_step(None, at, params)
+    return eta, SolveProgress.start(dtype, hvps=0 if at.parts.lipschitz else ITERATIONS)
 
 
-def _apply(problem: Problem, params: PyTree, eta: jax.Array, hparams: PyTree, data: PyTree) -> PyTree:
+def _apply(at: At, params: PyTree, eta: jax.Array) -> PyTree:
     """T."""
-    if problem.fixed_point is not None:
-        return _tree.cast_like(problem.fixed_point(params, hparams, data), params)
-    gradient = jax.grad(problem.inner_loss)(params, hparams, data)
-    return problem.proximal_step(_tree.add_scaled(params, -eta, gradient), hparams, data, eta)
+    if at.parts.fixed_point is not None:
+        return _tree.cast_like(at.fixed_point(params), params)
+    gradient = at.gradient(params)
+    return at.proximal_step(_tree.add_scaled(params, -eta, gradient), eta)

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
+from bilevel._curvature import unit_step
+from bilevel._needs import LOSS, NO_CONSTRAINTS, Need
 from bilevel._status import Status
-from bilevel.inner._base import InnerSolver, Progress
-from bilevel.inner._blocks import BLOCKS, SEPARATE, Blocks, blocks_of, prepare
-from bilevel.inner._judge import reach
-from bilevel.inner._needs import LOSS, NO_CONSTRAINTS, Need
+from bilevel._tree import PyTree
+from bilevel.inner._base import InnerSolver, SolveProgress
+from bilevel.inner.linear_models._blocks import BLOCKS, SEPARATE, Blocks, blocks_of, prepare
+from bilevel.problem import At
 
 _WINDOW = 5  # sweeps between extrapolations
 _LEAST = 100  # blocks in a working set
@@ -25,7 +27,7 @@ class _State:
     params: jax.Array
     image: jax.Array
     reach: jax.Array  # 1/L, the step by which the stopping test is taken
-    progress: Progress
+    progress: SolveProgress
 
 
 @jax.tree_util.register_dataclass
@@ -47,9 +49,9 @@ class BlockCoordinateDescent(InnerSolver):
     those that are not zero, and sweeps over these, leaving out the ones that stand still, until they are `inner_ratio` as far.
     Every five sweeps are extrapolated (Anderson's way), which is kept if the next sweep then moves less.
 
-    Needs a loss whose blocks are cheap: `Problem.linear_model`; `datafit`, `design` and `block_lipschitz`; or
-    `quadratic_program`, also beside an inner loss. The prox acts on each block by itself, which `Problem.block_prox` or
-    `Problem.separable` states. Unrolled, a step is differentiated as the proximal gradient step from its point, whose
+    Needs a loss whose blocks are cheap: a `linear_model`; `datafit`, `design` and `block_lipschitz`; or
+    a quadratic program, also beside an inner loss. The prox acts on each block by itself, which `block_prox` or
+    `separable` states. Unrolled, a step is differentiated as the proximal gradient step from its point, whose
     derivative has the same limit.
 
     Args:
@@ -69,7 +71,7 @@ class BlockCoordinateDescent(InnerSolver):
     inner_ratio: float = 0.1
     acceleration: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_sweeps < 1 or not 0 < self.inner_ratio < 1:
             raise ValueError(
@@ -77,31 +79,31 @@ class BlockCoordinateDescent(InnerSolver):
                 f"{self.max_sweeps}, {self.inner_ratio}"
             )
 
-    def prepare(self, problem, hparams, data):
+    def prepare(self, at: At) -> PyTree:
         """The columns of a linear model, contiguous."""
-        return prepare(problem, data)
+        return prepare(at)
 
-    def init(self, problem, params, hparams, data, prepared=None):
+    def init(self, at: At, params: PyTree) -> _State:
         """The image of the start."""
         if not isinstance(params, jax.Array):
             raise TypeError(
                 "inner.BlockCoordinateDescent: params must be one array, whose rows are the blocks, got "
                 f"{_tree.shapes(params)}"
             )
-        blocks = blocks_of(problem, params, hparams, data, prepared)
-        evals = int(problem.lipschitz is None)
-        step = reach(problem, params, hparams, data)
-        return _State(params, blocks.image(params), step, Progress.start(params.dtype, evals, evals))
+        blocks = blocks_of(at, params)
+        evals = int(at.parts.lipschitz is None)
+        step = unit_step(at, params)
+        return _State(params, blocks.image(params), step, SolveProgress.start(params.dtype, evals, evals))
 
-    def step(self, problem, state, hparams, data, prepared=None):
+    def step(self, at: At, state: _State) -> _State:
         """One working set, swept until it is nearly solved; after the stopping test just the proximal gradient step."""
         x = state.params
-        blocks = blocks_of(problem, x, hparams, data, prepared)
+        blocks = blocks_of(at, x)
         pushed = blocks.prox_all(x - state.reach * blocks.gradient(blocks.image(x)), state.reach)
         progress = self.advance(state.progress, x, _tree.norm(pushed - x), grad_evals=1)
 
         still = jax.lax.stop_gradient
-        constant = blocks_of(problem, x, still(hparams), data, prepared)
+        constant = blocks_of(still(at), x)
         new, image = jax.lax.cond(
             progress.status == Status.CONVERGED,
             lambda: still((pushed, state.image)),

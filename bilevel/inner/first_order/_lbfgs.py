@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _checks
+from bilevel._needs import LOSS, SMOOTH, Need
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner import _gram
-from bilevel.inner._base import InnerSolver, Progress
-from bilevel.inner._needs import LOSS, SMOOTH, Need
-from bilevel.inner._wolfe import wolfe_search
+from bilevel.inner._base import InnerSolver, SolveProgress
+from bilevel.inner.first_order._wolfe import wolfe_search
+from bilevel.inner.linear_models import _gram
+from bilevel.problem import At
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +31,7 @@ class _State:
     base: jax.Array | None  # the initial inverse Hessian, (features, features), if not the identity
     scale: jax.Array  # of it
     lipschitz: jax.Array  # the largest curvature seen
-    progress: Progress
+    progress: SolveProgress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,29 +50,28 @@ class LBFGS(InnerSolver):
     """
 
     needs: ClassVar[tuple[Need, ...]] = (LOSS, SMOOTH)
+    estimates_inverse: ClassVar[bool] = True
 
     rtol: float = 1e-8
     memory: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _checks.require_positive("inner.LBFGS", memory=self.memory)
 
-    def prepare(self, problem, hparams, data):
+    def prepare(self, at: At) -> PyTree:
         """The Gram matrix of a linear model."""
-        return _gram.prepare(problem, data)
+        return _gram.prepare(at)
 
-    def init(self, problem, params, hparams, data, prepared=None):
+    def init(self, at: At, params: PyTree) -> _State:
         """Evaluate the start, and the curvature along its gradient for the first inverse Hessian."""
-        (value, gradient), push = jax.linearize(
-            lambda x: jax.value_and_grad(problem.inner_loss)(x, hparams, data), params
-        )
+        (value, gradient), push = jax.linearize(jax.value_and_grad(at.inner_loss), params)
         bent = ravel_pytree(jax.lax.stop_gradient(push(gradient)[1]))[0]
         flat = ravel_pytree(gradient)[0]
         size = jnp.linalg.norm(jax.lax.stop_gradient(flat))
         curvature = jnp.linalg.norm(bent) / jnp.where(size > 0, size, 1)
         curvature = jnp.where(curvature > 0, curvature, 1)
-        base = None if prepared is None else _gram.inverse(problem, prepared, hparams, flat, bent)
+        base = None if at.prepared is None else _gram.inverse(at, flat, bent)
         empty = jnp.zeros((self.memory, flat.size), flat.dtype)
         return _State(
             params=params,
@@ -83,10 +83,10 @@ class LBFGS(InnerSolver):
             base=base,
             scale=1 / curvature if base is None else jnp.ones_like(curvature),
             lipschitz=curvature,
-            progress=Progress.start(flat.dtype, grad_evals=1, hvps=1),
+            progress=SolveProgress.start(flat.dtype, grad_evals=1, hvps=1),
         )
 
-    def step(self, problem, state, hparams, data, prepared=None):
+    def step(self, at: At, state: _State) -> _State:
         """One quasi-Newton step."""
         flat, unravel = ravel_pytree(state.params)
         direction = -_two_loop(*_curvature(state), state.gradient)
@@ -95,16 +95,16 @@ class LBFGS(InnerSolver):
         direction = jnp.where(steepest, -state.scale * _apply(state.base, state.gradient), direction)
         slope = direction @ state.gradient
 
-        def evaluate(x, hparams):
-            value, gradient = jax.value_and_grad(problem.inner_loss)(unravel(x), hparams, data)
+        def evaluate(x: jax.Array, hparams: PyTree) -> tuple[jax.Array, jax.Array]:
+            value, gradient = jax.value_and_grad(at.replace(hparams=hparams).inner_loss)(unravel(x))
             return value, ravel_pytree(gradient)[0]
 
         trial = wolfe_search(
-            lambda x: evaluate(x, jax.lax.stop_gradient(hparams)),
+            lambda x: evaluate(x, jax.lax.stop_gradient(at.hparams)),
             *jax.lax.stop_gradient((flat, state.value, direction, slope)),
         )
         x = flat + trial.step * direction
-        value, gradient = _already_evaluated(evaluate)(x, hparams, trial.value, trial.gradient)
+        value, gradient = _already_evaluated(evaluate)(x, at.hparams, trial.value, trial.gradient)
         move, change = x - flat, gradient - state.gradient
         product, squared = move @ change, change @ _apply(state.base, change)
         eps = jnp.finfo(flat.dtype).eps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -10,11 +11,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _checks, _tree, linear
+from bilevel._curvature import curvature_along_gradient, gain
+from bilevel._needs import LOSS, SMOOTH, Need
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, Progress
-from bilevel.inner._judge import curvature_along_gradient, gain
-from bilevel.inner._needs import LOSS, SMOOTH, Need
+from bilevel.inner._base import InnerSolver, SolveProgress
+from bilevel.problem import At
 
 _ACCEPT, _SHRINK_BELOW, _GROW_ABOVE = 1e-4, 0.25, 0.75
 _PROBES = 50
@@ -25,7 +27,7 @@ _PROBES = 50
 class _State:
     params: PyTree
     radius: jax.Array
-    progress: Progress
+    progress: SolveProgress
 
 
 class _Path(NamedTuple):
@@ -61,28 +63,24 @@ class TrustRegion(InnerSolver):
     max_steps: int = 500
     radius: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _checks.require_positive("inner.TrustRegion", radius=self.radius)
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> _State:
         """The first radius."""
         dtype = _tree.dtype(params)
         if self.radius is not None:
-            return _State(params, jnp.asarray(self.radius, dtype), Progress.start(dtype))
-        gradient, curvature = curvature_along_gradient(problem, params, hparams, data)
+            return _State(params, jnp.asarray(self.radius, dtype), SolveProgress.start(dtype))
+        gradient, curvature = curvature_along_gradient(at, params)
         radius, size = 10 * _tree.norm(gradient) / curvature, _tree.norm(params)
         radius = jnp.where(radius > 0, radius, _positive(size))
-        return _State(params, jax.lax.stop_gradient(radius).astype(dtype), Progress.start(dtype, 1, 1))
+        return _State(params, jax.lax.stop_gradient(radius).astype(dtype), SolveProgress.start(dtype, 1, 1))
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: _State) -> _State:
         """One step, taken or not; a minimum that passes the stopping test is kept as it is, with the derivative of a step."""
-
-        def at(x, hparams):
-            return jax.value_and_grad(problem.inner_loss)(x, hparams, data)
-
-        x, frozen = jax.lax.stop_gradient((state.params, hparams))
-        (value, gradient), push = jax.linearize(lambda x: at(x, frozen), x)
+        x, frozen = jax.lax.stop_gradient((state.params, at))
+        (value, gradient), push = jax.linearize(jax.value_and_grad(frozen.inner_loss), x)
         hvp = lambda v: push(v)[1]  # noqa: E731
         norm, eps = _tree.norm(gradient), _tree.eps(x)
         distance = norm / gain(hvp, gradient)
@@ -90,7 +88,7 @@ class TrustRegion(InnerSolver):
         move, path = self._propose(hvp, x, gradient, distance, passed, state.radius)
         escape, stay = passed & path.concave, passed & ~path.concave
 
-        after = problem.inner_loss(_tree.add_scaled(x, 1, move), frozen, data)
+        after = frozen.inner_loss(_tree.add_scaled(x, 1, move))
         predicted = -_tree.vdot(move, _tree.add_scaled(gradient, 0.5, hvp(move)))
         slack = 10 * eps * jnp.abs(value)
         ratio = jnp.where(jnp.isfinite(after), (value - after + slack) / _positive(predicted + slack), -1)
@@ -107,7 +105,7 @@ class TrustRegion(InnerSolver):
         status = jnp.where(escape & ~tiny, Status.MAX_STEPS, progress.status).astype(jnp.int32)
         inside = stay | ~(path.ended | passed)
         move = _tree.where(stay, _tree.zeros_like(move), move)
-        move = _newton(lambda x, h: at(x, h)[1])(state.params, hparams, move, inside)
+        move = _newton(at)(state.params, at.hparams, move, inside)
         moved = _tree.where(accepted | stay, _tree.add_scaled(state.params, 1, move), state.params)
         return _State(moved, radius, dataclasses.replace(progress, status=status))
 
@@ -162,7 +160,7 @@ def _to_boundary(point, direction, length, radius):
     return jnp.where(inner > 0, room / _positive(inner + root), (root - inner) / _positive(length))
 
 
-def _newton(gradient):
+def _newton(at: At) -> Callable[..., PyTree]:
     """(x, hparams, d, inside) ↦ d, with the derivative of Newton's step −H⁻¹∇f where it lies inside the ball, else none."""
 
     @jax.custom_jvp
@@ -173,12 +171,12 @@ def _newton(gradient):
     def _(primals, tangents):
         x, hparams, d, inside = primals
 
-        def residual(x, hparams):
-            value, hvp = jax.linearize(lambda x: gradient(x, hparams), x)
+        def residual(x: PyTree, hparams: PyTree) -> PyTree:
+            value, hvp = jax.linearize(at.replace(hparams=hparams).gradient, x)
             return _tree.add_scaled(value, 1, hvp(d))
 
         _, change = jax.jvp(residual, (x, hparams), tangents[:2])
-        _, hvp = jax.linearize(lambda x: gradient(x, hparams), x)
+        _, hvp = jax.linearize(at.replace(hparams=hparams).gradient, x)
         change = jax.tree.map(lambda v: jnp.where(inside, -v, 0), change)
         found = linear.differentiable_solve(linear.Auto(), linear.Operator(hvp, "positive_definite"), change)
         return d, found.value

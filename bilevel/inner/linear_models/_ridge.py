@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.sparse import BCOO
 
+from bilevel._needs import LOSS, SMOOTH, Need, linear_model
 from bilevel._status import Status
-from bilevel.inner._base import InnerSolver, Progress
-from bilevel.inner._needs import LOSS, Need, linear_model
+from bilevel._tree import PyTree
+from bilevel.inner._base import InnerSolver, SolveProgress
+from bilevel.problem import At
 
 
 class _Spectrum(NamedTuple):
@@ -35,12 +37,12 @@ class _Normal(NamedTuple):
 class _State:
     params: jax.Array
     inverse: jax.tree_util.Partial
-    progress: Progress
+    progress: SolveProgress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ridge(InnerSolver):
-    """w = (X̃ᵀX̃ + diag l2)⁻¹X̃ᵀỹ for a `Problem.linear_model` with a squared loss and an ℓ2 penalty.
+    """w = (X̃ᵀX̃ + diag l2)⁻¹X̃ᵀỹ for a `bilevel.LinearModel` with a squared loss and an ℓ2 penalty.
 
     With one penalty for all features, one eigendecomposition serves every penalty of a run: a solve takes two products with an
     n × min(m, n) matrix. With one per feature it is a Cholesky factorization of the n × n matrix, formed once, or where there
@@ -49,20 +51,21 @@ class Ridge(InnerSolver):
     leaves the problem singular ends as `NON_FINITE` or `STAGNATED`.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (LOSS, linear_model("squared", l1=False))
+    needs: ClassVar[tuple[Need, ...]] = (LOSS, SMOOTH, linear_model("squared", l1=False))
+    estimates_inverse: ClassVar[bool] = True
 
     rtol: float = 1e-8
     max_steps: int = 1
 
-    def prepare(self, problem, hparams, data):
+    def prepare(self, at: At) -> PyTree:
         """The eigendecomposition for a single penalty, else the normal equations."""
-        model: Any = problem.linear_model
-        features, targets = model.rows(data)
+        model: Any = at.parts.linear_model
+        features, targets = model.rows(at.data)
         features = features.todense() if isinstance(features, BCOO) else features
-        weight = model.weight(data)
+        weight = model.weight(at.data)
         rows, columns = features.shape
         moments = weight * (targets.T @ features).T
-        if jax.eval_shape(model.l2, hparams).shape == ():
+        if jnp.ndim(_penalty(at)) == 0:
             if columns <= rows:
                 values, vectors = jnp.linalg.eigh(weight * features.T @ features)
                 return _Spectrum(vectors, jnp.maximum(values, 0), moments)
@@ -74,19 +77,18 @@ class Ridge(InnerSolver):
         matrix = small if columns <= rows else weight**0.5 * features
         return _Normal(matrix, jnp.linalg.eigvalsh(small)[-1], moments)
 
-    def init(self, problem, params, hparams, data, prepared=None):
+    def init(self, at: At, params: PyTree) -> _State:
         """Nothing is known of the inverse yet."""
-        prepared = self.prepare(problem, hparams, data) if prepared is None else prepared
-        like = _inverse(prepared, problem.linear_model.l2(hparams))
-        return _State(params, jax.tree.map(jnp.zeros_like, like), Progress.start(params.dtype))
+        like = _inverse(at.prepared, _penalty(at).astype(params.dtype))
+        return _State(params, jax.tree.map(jnp.zeros_like, like), SolveProgress.start(params.dtype))
 
-    def step(self, problem, state, hparams, data, prepared=None):
+    def step(self, at: At, state: _State) -> _State:
         """Solve, then judge by the gradient."""
-        prepared = self.prepare(problem, hparams, data) if prepared is None else prepared
-        penalty = problem.linear_model.l2(hparams).astype(state.params.dtype)
+        prepared = jax.tree.map(lambda x: x.astype(state.params.dtype), at.prepared)
+        penalty = _penalty(at).astype(state.params.dtype)
         inverse = _inverse(prepared, penalty)
 
-        def gradient(w):
+        def gradient(w: jax.Array) -> jax.Array:
             return _product(prepared, w) + _along(penalty, w) * w - prepared.moments
 
         w = inverse(prepared.moments)
@@ -95,9 +97,13 @@ class Ridge(InnerSolver):
         progress = self.advance(state.progress, w, distance, grad_evals=1, failed=True, failure=Status.STAGNATED)
         return _State(w, jax.lax.stop_gradient(inverse), progress)
 
-    def inverse(self, state):
+    def inverse(self, state: _State) -> jax.tree_util.Partial:
         """H⁻¹, exact."""
         return state.inverse
+
+
+def _penalty(at: At) -> jax.Array:
+    return at.parts.linear_model.penalty("l2", at.hparams)
 
 
 def _inverse(prepared: _Spectrum | _Normal, penalty: jax.Array) -> jax.tree_util.Partial:

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _tree, linear
+from bilevel._needs import EQUALITIES_ALONE, PROGRAM, Need
 from bilevel._status import Status
-from bilevel.inner._base import InnerSolver, PlainState, Progress
+from bilevel._tree import PyTree
+from bilevel.inner._base import InnerSolver, PlainState, SolveProgress
 from bilevel.inner._judge import judge
-from bilevel.inner._needs import EQUALITIES_ALONE, PROGRAM, Need
 from bilevel.optimality import KKTSolution
+from bilevel.problem import At
 from bilevel.statements import apply
 
 _COUNTED_UP_TO = 256
@@ -22,7 +24,7 @@ _COUNTED_UP_TO = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EqualityQP(InnerSolver):
-    """Solve [[Q, Eᵀ], [E, 0]] (z, ν) = (−c, d), for a `Problem.quadratic_program` without inequalities.
+    """Solve [[Q, Eᵀ], [E, 0]] (z, ν) = (−c, d), for a quadratic `bilevel.Program` without inequalities.
 
     Without equalities too, the system is Q z = −c. The answer is judged like every solver's; where rounding keeps it from
     rtol, a further step solves for what is left. Q must be positive definite along E z = 0: up to 256 unknowns the signs of
@@ -43,20 +45,20 @@ class EqualityQP(InnerSolver):
     linear: linear.LinearSolver = dataclasses.field(default_factory=linear.Auto)
     singular: bool = False
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> PlainState:
         """The start serves iterative linear solvers only."""
-        return PlainState(params, Progress.start(_tree.dtype(params)))
+        return PlainState(params, SolveProgress.start(_tree.dtype(params)))
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: PlainState) -> PlainState:
         """Solve, from the second step on for what is left; then judge the answer."""
         params = state.params
-        z = params.primal if problem.constrained else params
-        program = problem.quadratic_program(hparams, data)
+        z = params.primal if at.parts.constrained else params
+        program = at.quadratic_program()
         if program.M is not None:
             raise ValueError(
                 "inner.EqualityQP needs a quadratic program without inequalities, and this one has QP.M: use inner.OSQP"
             )
-        operator, b, start = _system(program, z, params, problem.constrained)
+        operator, b, start = _system(program, z, params, at.parts.constrained)
         operator = dataclasses.replace(operator, singular=self.singular)
         rtol = max(self.rtol, 4 * _tree.eps(z)) / 10
         solver = self.linear if self.linear.rtol is not None else dataclasses.replace(self.linear, rtol=rtol)
@@ -65,9 +67,9 @@ class EqualityQP(InnerSolver):
         left = _tree.sub(b, operator.matvec(base))
         found = linear.differentiable_solve(solver, operator, left, _tree.where(first, start, _tree.zeros_like(start)))
         solved = _tree.add_scaled(base, 1, found.value)
-        params = KKTSolution(*solved) if problem.constrained else solved.primal
+        params = KKTSolution(*solved) if at.parts.constrained else solved.primal
 
-        distance, size = judge(problem, params, hparams, data)
+        distance, size = judge(at, params)
         progress = self.advance(state.progress, params, distance, size=size, grad_evals=1, hvps=found.matvecs + 2)
         stuck = (progress.status == Status.MAX_STEPS) & ~(progress.residual <= state.progress.residual / 2)
         reason = jnp.where(found.converged, Status.STAGNATED, found.status)

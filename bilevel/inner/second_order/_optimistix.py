@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
-from bilevel.inner._base import InnerSolver, PlainState, Progress
+from bilevel._needs import LOSS, SMOOTH, Need
+from bilevel._tree import PyTree
+from bilevel.inner._base import InnerSolver, PlainState, SolveProgress
 from bilevel.inner._judge import judge
-from bilevel.inner._needs import LOSS, SMOOTH, Need
+from bilevel.problem import At, Problem
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Optimistix(InnerSolver):
     solver: Any
     max_steps: int = 1000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self._kind() is None:
             raise TypeError(
@@ -41,48 +43,38 @@ class Optimistix(InnerSolver):
                 f"optimistix.BFGS(rtol=1e-8, atol=1e-8), got {self.solver!r}"
             )
 
-    def check(self, problem):
+    def check(self, problem: Problem) -> None:
         """Require a smooth problem, and residuals for a least-squares solver."""
         super().check(problem)
-        if self._kind() == "least_squares" and problem.residuals is None:
+        if self._kind() == "least_squares" and problem.parts.residuals is None:
             raise ValueError(
                 f"inner.Optimistix with {type(self.solver).__name__} needs residuals, and this one has no Problem.residuals: "
                 "state the loss by them, or use a minimizer such as optimistix.BFGS"
             )
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> PlainState:
         """Nothing to prepare."""
-        return PlainState(params, Progress.start(_tree.dtype(params)))
+        return PlainState(params, SolveProgress.start(_tree.dtype(params)))
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: PlainState) -> PlainState:
         """One run, and its verdict."""
         import optimistix as optx
 
-        def residuals(x, args):
-            return problem.residuals(x, *args)
-
-        def loss(x, args):
-            return problem.inner_loss(x, *args)
-
-        def gradient(x, args):
-            return jax.grad(problem.inner_loss)(x, *args)
-
         run, function = {
-            "minimise": (optx.minimise, loss),
-            "least_squares": (optx.least_squares, residuals),
-            "root_find": (optx.root_find, gradient),
+            "minimise": (optx.minimise, lambda x, at: at.inner_loss(x)),
+            "least_squares": (optx.least_squares, lambda x, at: at.residuals(x)),
+            "root_find": (optx.root_find, lambda x, at: at.gradient(x)),
         }[self._kind() or "minimise"]
-        args = jax.lax.stop_gradient((hparams, data))
-        start = jax.lax.stop_gradient(state.params)
-        found = run(function, self.solver, start, args, max_steps=self.max_steps, throw=False)
+        frozen, start = jax.lax.stop_gradient((at, state.params))
+        found = run(function, self.solver, start, frozen, max_steps=self.max_steps, throw=False)
         x = _tree.cast_like(jax.lax.stop_gradient(found.value), start)
         steps = jnp.maximum(jnp.asarray(found.stats["num_steps"], jnp.int32), 1)
-        distance, norm = judge(problem, x, hparams, data)
+        distance, norm = judge(at, x)
         better = distance / jnp.where(norm > 0, norm, 1) <= state.progress.residual / 2
         progress = self.advance(state.progress, x, distance, grad_evals=steps + 1, hvps=1, failed=~better)
         return PlainState(x, dataclasses.replace(progress, steps=state.progress.steps + steps))
 
-    def _kind(self):
+    def _kind(self) -> str | None:
         import optimistix as optx
 
         kinds = {

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import _checks, _tree
+from bilevel._curvature import curvature_along_gradient
+from bilevel._needs import LOSS, SMOOTH, Need
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, Progress
-from bilevel.inner._judge import curvature_along_gradient
-from bilevel.inner._needs import LOSS, SMOOTH, Need
+from bilevel.inner._base import InnerSolver, SolveProgress
+from bilevel.problem import At
 
 
 @jax.tree_util.register_dataclass
@@ -25,7 +26,7 @@ class _State:
     alpha: jax.Array
     downhill: jax.Array  # steps since the power was last not positive
     lipschitz: jax.Array  # the largest curvature seen
-    progress: Progress
+    progress: SolveProgress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class FIRE(InnerSolver):
     f_alpha: float = 0.99
     differentiate_steering: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _checks.require_positive("inner.FIRE", dt=self.dt, dt_max=self.dt_max, f_dec=self.f_dec, f_alpha=self.f_alpha)
         if not (self.f_inc >= 1 and self.f_dec < 1 and self.f_alpha <= 1 and 0 <= self.alpha <= 1 and self.n_min >= 0):
@@ -69,10 +70,10 @@ class FIRE(InnerSolver):
         if self.dt is not None and self.dt_max is not None and self.dt > self.dt_max:
             raise ValueError(f"inner.FIRE: dt must not exceed dt_max, got {self.dt} > {self.dt_max}")
 
-    def init(self, problem, params, hparams, data):
+    def init(self, at: At, params: PyTree) -> _State:
         """At rest."""
         dtype = _tree.dtype(params)
-        gradient, curvature = curvature_along_gradient(problem, params, hparams, data)
+        gradient, curvature = curvature_along_gradient(at, params)
         lipschitz = jax.lax.stop_gradient(curvature).astype(dtype)
         dt = 1 / (4 * jnp.sqrt(lipschitz)) if self.dt is None else jnp.asarray(self.dt, dtype)
         return _State(
@@ -83,15 +84,15 @@ class FIRE(InnerSolver):
             jnp.asarray(self.alpha, dtype),
             jnp.int32(0),
             lipschitz,
-            Progress.start(dtype, 1, 1),
+            SolveProgress.start(dtype, 1, 1),
         )
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at: At, state: _State) -> _State:
         """One step of dynamics, then of steering."""
         x, v, force, dt = state.params, state.velocity, state.force, state.dt
         move = _tree.scale(dt, _tree.add_scaled(v, dt / 2, force))
         params = _tree.add_scaled(x, 1, move)
-        ahead = _tree.scale(-1, jax.grad(problem.inner_loss)(params, hparams, data))
+        ahead = _tree.scale(-1, at.gradient(params))
         v = _tree.add_scaled(_tree.add_scaled(v, dt / 2, force), dt / 2, ahead)
 
         # The paper's F1 to F4.

@@ -1,89 +1,23 @@
-"""Ways to state an inner problem as a whole, from which its parts follow: programs, cone programs, linear models."""
+"""Linear models: a loss of the rows' predictions and penalties of the weights."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from bilevel.operators.prox import prox_lasso, prox_ridge
-
-if TYPE_CHECKING:
-    from bilevel.operators.cones import Cones
+from bilevel.statements._base import Parts, Statement
+from bilevel.statements._programs import QP
 
 Function = Callable[..., Any]
 
 
-class QP(NamedTuple):
-    """minimize ½⟨z, Qz⟩ + ⟨c, z⟩ subject to Ez = d, Mz ≤ h.
-
-    Attributes:
-      Q: symmetric, shape (n, n); a `Factored` matrix; or a `jax.tree_util.Partial` that maps z ↦ Qz, as may E and M be. A
-        matrix acts along the first axis of z.
-      c: of the shape of z: (n,), or (n, k) for k columns that share Q.
-      E, d: equalities, shapes (q, n) and (q,); None for none.
-      M, h: inequalities, shapes (r, n) and (r,); None for none.
-    """
-
-    Q: Any
-    c: Any
-    E: Any = None
-    d: Any = None
-    M: Any = None
-    h: Any = None
-
-    def loss(self, z: Any) -> jax.Array:
-        """½⟨z, Qz⟩ + ⟨c, z⟩."""
-        return jnp.vdot(z, apply(self.Q, z)) / 2 + jnp.vdot(self.c, z)
-
-    def equality(self, z: Any) -> Any:
-        """Ez − d; None without equalities."""
-        return None if self.E is None else apply(self.E, z) - self.d
-
-    def inequality(self, z: Any) -> Any:
-        """Mz − h; None without inequalities."""
-        return None if self.M is None else apply(self.M, z) - self.h
-
-
-class ConeProgram(NamedTuple):
-    """minimize cᵀz subject to Ez + s = d, s in K.
-
-    Attributes:
-      c: shape (n,).
-      E: shape (m, n).
-      d: shape (m,).
-      cones: K, a `bilevel.operators.cones.Cones`, whose sizes add up to m.
-    """
-
-    c: Any
-    E: Any
-    d: Any
-    cones: Cones
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Factored:
-    """The matrix scale · A Aᵀ, known by its factor.
-
-    Attributes:
-      factor: A, shape (n, r).
-      scale: a scalar.
-    """
-
-    factor: Any
-    scale: Any
-
-    def __call__(self, z: Any) -> jax.Array:
-        """The product with z, along its first axis. Written with z in front, which XLA runs faster on the CPU."""
-        return self.scale * (self.factor @ (z.T @ self.factor).T)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearModel:
+class LinearModel(Statement):
     """minimize Σᵢ loss(xᵢᵀw, yᵢ) + Σⱼ l1ⱼ|wⱼ| + ½Σⱼ l2ⱼwⱼ², with a sum or a mean over the rows i.
 
     The rows do not depend on the hyperparameters, so that what solvers prepare from them serves every step. Params are w,
@@ -91,11 +25,18 @@ class LinearModel:
 
     Args:
       loss: `"squared"`, ½(p − y)²; `"logistic"`, with y a class number 0 … k−1: log(1 + exp(∓p)) where w is a vector (two
-        classes), else the cross-entropy of the softmax; or `"crammer_singer"`, maxⱼ(pⱼ + 1 − δⱼy) − p_y, of which params are
-        the dual variables.
+        classes), else the cross-entropy of the softmax; or `"crammer_singer"`, maxⱼ(pⱼ + 1 − δⱼy) − p_y, whose problem is
+        stated by its dual as well: params are then the dual variables.
       rows: (data) -> (X, y): X of shape (m, n), an array or a `jax.experimental.sparse.BCOO`, and y of shape (m,) or (m, k).
-      l1, l2: (hparams) -> the penalty; None for none. At least one.
+      l1, l2: (hparams) -> the penalty, not negative; None for none.
       mean: average the loss over the rows instead of adding it up.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> lasso = bl.LinearModel(loss="squared", rows=lambda data: data, l1=lambda h: h)
+      >>> data = jnp.eye(3), jnp.array([3.0, 0.5, -2.0])
+      >>> print(bl.inner.FISTA().solve(bl.Problem(linear_model=lasso), jnp.zeros(3), 1.0, data).params.round(3))
+      [ 2.  0. -1.]
     """
 
     loss: Literal["squared", "logistic", "crammer_singer"]
@@ -104,7 +45,7 @@ class LinearModel:
     l2: Function | None = None
     mean: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.loss not in ("squared", "logistic", "crammer_singer"):
             raise ValueError(f"LinearModel: loss must be squared, logistic or crammer_singer, got {self.loss!r}")
 
@@ -117,26 +58,37 @@ class LinearModel:
         """What each row counts: 1, or 1/m for a mean."""
         return 1 / self.rows(data)[1].shape[0] if self.mean else 1.0
 
-    def parts(self) -> dict[str, Function | bool]:
-        """The parts of a `Problem` that this statement implies."""
+    def parts(self) -> Parts:
+        """The parts that follow; none of them for `"crammer_singer"`, of which the problem states the dual."""
         if self.loss == "crammer_singer":
-            return {}
-        found: dict[str, Function | bool] = {
-            "inner_loss": self.inner_loss,
-            "samples": self.samples,
-            "batch_loss": self.batch_loss,
-        }
-        if self.l1 is None:
-            if self.loss == "squared":
-                found |= {"residuals": self.residuals, "quadratic_program": self.quadratic_program}
-            return found
-        return found | {
-            "datafit": self.datafit,
-            "design": self.design,
-            "prox": self.prox,
-            "block_prox": self.block_prox,
-            "separable": True,
-        }
+            return Parts(linear_model=self)
+        parts = Parts(inner_loss=self.inner_loss, linear_model=self, samples=self.samples, batch_loss=self.batch_loss)
+        if self.l1 is not None:
+            return dataclasses.replace(
+                parts,
+                datafit=self.datafit,
+                design=self.design,
+                prox=self.prox,
+                block_prox=self.block_prox,
+                separable=True,
+            )
+        if self.loss == "squared":
+            return dataclasses.replace(parts, residuals=self.residuals, quadratic_program=self.quadratic_program)
+        return parts
+
+    def over_a_set(self) -> Function:
+        """The objective as the loss of a problem with a set of its own. Raises ValueError where it is not differentiable."""
+        if not self.smooth:
+            raise ValueError(
+                "Problem: a linear_model with an ℓ1 penalty or a Crammer–Singer loss does not go with another prox or projection: "
+                "state the loss as inner_loss, or leave the prox or projection out"
+            )
+        return self.inner_loss
+
+    def penalty(self, name: Literal["l1", "l2"], hparams: Any) -> jax.Array:
+        """A penalty as an array, shape () or (n,); 0 where there is none."""
+        function = getattr(self, name)
+        return jnp.zeros(()) if function is None else jnp.asarray(function(hparams))
 
     def design(self, hparams: Any, data: Any) -> Any:
         """X."""
@@ -158,7 +110,7 @@ class LinearModel:
         return self.rows(data)[1].shape[0]
 
     def batch_loss(self, params: Any, hparams: Any, data: Any, index: Any) -> jax.Array:
-        """What the rows at `index` say of the smooth part of the objective: its mean over all index sets is that part."""
+        """The smooth part of the objective on the rows at `index`: its mean over all index sets is that part."""
         features, targets = self.rows(data)
         weight = self.weight(data) * targets.shape[0] / index.shape[0]
         value = weight * self._loss(features[index] @ params, targets[index])
@@ -174,7 +126,7 @@ class LinearModel:
         del data
 
         def at(name):
-            penalty = self._penalty(name, hparams, None)
+            penalty = self.penalty(name, hparams)
             return penalty if jnp.ndim(penalty) == 0 else penalty[index]
 
         return self._prox(block, at("l1"), at("l2"), step)
@@ -191,7 +143,7 @@ class LinearModel:
         features, targets = self.rows(data)
         features = features if isinstance(features, jax.Array) else features.todense()
         weight = jnp.asarray(self.weight(data), features.dtype)
-        penalty = jnp.broadcast_to(self._penalty("l2", hparams, None), features.shape[1:]).astype(features.dtype)
+        penalty = jnp.broadcast_to(self.penalty("l2", hparams), features.shape[1:]).astype(features.dtype)
         return QP(weight * features.T @ features + jnp.diag(penalty), -weight * (targets.T @ features).T)
 
     def _loss(self, prediction: Any, targets: Any) -> jax.Array:
@@ -201,15 +153,14 @@ class LinearModel:
         if prediction.ndim == 1:
             margin = jnp.where(targets > 0, prediction, -prediction)
             return jnp.sum(jax.nn.softplus(-margin))
-        chosen = jnp.take_along_axis(prediction, targets[:, None], axis=-1)[:, 0]
+        numbers = targets[:, None].astype(jnp.int32)
+        chosen = jnp.take_along_axis(prediction, numbers, axis=-1)[:, 0]
         return jnp.sum(jax.nn.logsumexp(prediction, axis=-1) - chosen)
 
-    def _penalty(self, name: str, hparams: Any, like: Any) -> Any:
+    def _penalty(self, name: Literal["l1", "l2"], hparams: Any, like: jax.Array) -> jax.Array:
         """A penalty, shaped to broadcast against w."""
-        function = getattr(self, name)
-        penalty = jnp.zeros(()) if function is None else jnp.asarray(function(hparams))
-        wide = like is not None and like.ndim == 2 and penalty.ndim == 1
-        return penalty[:, None] if wide else penalty
+        penalty = self.penalty(name, hparams)
+        return penalty[:, None] if like.ndim == 2 and penalty.ndim == 1 else penalty
 
     def _half_square(self, params: Any, hparams: Any) -> jax.Array:
         return jnp.sum(self._penalty("l2", hparams, params).astype(params.dtype) * params**2) / 2
@@ -218,8 +169,3 @@ class LinearModel:
     def _prox(x: Any, l1: Any, l2: Any, step: Any) -> jax.Array:
         l1, l2 = (jnp.broadcast_to(penalty, x.shape).astype(x.dtype) for penalty in (l1, l2))
         return prox_ridge(prox_lasso(x, l1, step), l2, step)
-
-
-def apply(matrix: Any, z: Any) -> Any:
-    """The product of a matrix, or of a function that stands for one, with z."""
-    return matrix(z) if callable(matrix) else matrix @ z

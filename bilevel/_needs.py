@@ -1,0 +1,135 @@
+"""What a solver or a condition needs of a problem, declared by each class; a refusal names the need and the obstacle."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from bilevel.statements import Parts
+
+
+class Need(NamedTuple):
+    """A requirement in words, and what stands in its way in a problem (None where it is met)."""
+
+    requirement: str
+    obstacle: Callable[[Parts], str | None]
+
+
+def _parts(*names: str) -> Callable[[Parts], str | None]:
+    def obstacle(problem: Parts) -> str | None:
+        missing = [name for name in names if getattr(problem, name) is None]
+        return f"has no Problem.{' and no Problem.'.join(missing)}" if missing else None
+
+    return obstacle
+
+
+def _any_of(*names: str) -> Callable[[Parts], str | None]:
+    def obstacle(problem: Parts) -> str | None:
+        given = any(getattr(problem, name) is not None for name in names)
+        return None if given else f"has no Problem.{' and no Problem.'.join(names)}"
+
+    return obstacle
+
+
+def _none_of(*names: str) -> Callable[[Parts], str | None]:
+    def obstacle(problem: Parts) -> str | None:
+        given = [name for name in names if getattr(problem, name) is not None]
+        return f"has Problem.{given[0]}" if given else None
+
+    return obstacle
+
+
+LOSS = Need("an inner loss", _parts("inner_loss"))
+SMOOTH = Need(
+    "a smooth unconstrained inner problem", _none_of("prox", "projection", "equality", "inequality", "cone_program")
+)
+NO_CONSTRAINTS = Need(
+    "a set that is stated by its projection, if any", _none_of("equality", "inequality", "cone_program")
+)
+PROJECTION = Need("a set with a projection", _parts("projection"))
+RESIDUALS = Need("residuals", _parts("residuals"))
+MAP = Need("a fixed-point map or an inner loss", _any_of("fixed_point", "inner_loss"))
+QUADRATIC = Need(
+    "a loss that is quadratic in params",
+    lambda parts: (
+        f"has a {parts.linear_model.loss} loss in Problem.linear_model"
+        if parts.linear_model is not None and parts.linear_model.loss != "squared"
+        else None
+    ),
+)
+FIXED_POINT = Need("a fixed-point map", _parts("fixed_point"))
+PROX = Need("a prox", _parts("prox"))
+SET = Need("a prox or a projection", _any_of("prox", "projection"))
+OVER_A_SET = Need(
+    "a loss over a set that is not stated by a prox or by constraint functions",
+    lambda parts: (
+        _none_of("prox", "equality", "inequality")(parts) or ("is over the whole space" if parts.smooth else None)
+    ),
+)
+PROGRAM = Need("a quadratic program", _parts("quadratic_program"))
+CONE_PROGRAM = Need("a cone program", _parts("cone_program"))
+NO_SET = Need("constraints stated as functions, if any", _none_of("prox", "projection"))
+EQUALITIES_ALONE = Need("a program whose only constraints are equalities", _none_of("prox", "projection"))
+PROGRAM_OR_CONES = Need("a quadratic or a cone program", _any_of("quadratic_program", "cone_program"))
+SEPARABLE_OR_POLYHEDRAL = Need(
+    "a separable prox or the projection on a polyhedron",
+    lambda parts: (
+        None
+        if parts.smooth or parts.separable or parts.polyhedral
+        else "declares neither Problem.separable nor Problem.polyhedral"
+    ),
+)
+
+
+def linear_model(loss: str, *, l1: bool) -> Need:
+    """A linear model of this loss, with an ℓ1 penalty or without."""
+
+    def obstacle(problem: Parts) -> str | None:
+        model = problem.linear_model
+        if model is None:
+            return "has no Problem.linear_model"
+        if model.loss != loss:
+            return f"has a {model.loss} loss in Problem.linear_model"
+        if (model.l1 is not None) != l1:
+            return f"has {'no' if l1 else 'an'} ℓ1 penalty in Problem.linear_model"
+        return None
+
+    return Need(f"a linear model with a {loss} loss and {'an' if l1 else 'no'} ℓ1 penalty", obstacle)
+
+
+def unmet(needs: Iterable[Need], parts: Parts) -> list[str]:
+    """A clause for each need that is not met: `"residuals, and this one has no Problem.residuals"`."""
+    found = ((need.requirement, need.obstacle(parts)) for need in needs)
+    return [f"{requirement}, and this one {obstacle}" for requirement, obstacle in found if obstacle]
+
+
+def require(part: Any, base: type, room: str, parts: Parts, first: tuple[str, ...] = ()) -> None:
+    """Refuse a problem that does not meet the needs of a solver or a condition, and name those that it would suit.
+
+    Args:
+      part: an instance of a class with `needs`.
+      base: the contract that it and its alternatives implement.
+      room: the name of their module, for the message.
+      parts: of the problem.
+      first: names of alternatives to list first.
+
+    Raises:
+      ValueError: naming the part, the need, the obstacle and what fits.
+    """
+    missing = unmet(part.needs, parts)
+    if missing:
+        fits = [f"{room}.{cls.__name__}" for cls in _public(base, first) if not unmet(cls.needs, parts)]
+        advice = f"use {', '.join(fits)}" if fits else f"nothing in bilevel.{room} suits it"
+        raise ValueError(f"{room}.{type(part).__name__} needs {missing[0]}: {advice}")
+
+
+def _public(base: type, first: tuple[str, ...]) -> list[Any]:
+    """The public classes of this package that implement a contract, some of them first, then by name."""
+    found, waiting = set(), [base]
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        own = cls.__module__.startswith("bilevel.") and not cls.__name__.startswith("_")
+        found |= {cls} if own and not inspect.isabstract(cls) else set()
+    return sorted(found, key=lambda cls: (cls.__name__ not in first, cls.__name__))

@@ -1,0 +1,1 @@
+"""Inner solvers that use gradients and maps alone."""

@@ -1,0 +1,1 @@
+"""Inner solvers that solve linear systems with the curvature of the loss."""
