@@ -63,7 +63,7 @@ def optimistix(kind: str, **solvers: Callable) -> Family:
     """Solvers of optimistix: `"minimise"` the loss, or `"root_find"` a zero of its gradient."""
 
     def family(instance):
-        loss = instance.problem.inner_loss
+        loss = instance.problem.parts.inner_loss
         function = jax.grad(loss) if kind == "root_find" else loss
 
         def setting(solver):

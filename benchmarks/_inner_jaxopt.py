@@ -58,7 +58,7 @@ def _functions(instance: Instance) -> dict[str, Callable]:
 
 
 def _our_loss(instance: Instance) -> Callable:
-    return lambda params, hparams, data: instance.problem.inner_loss(params, hparams, data)
+    return lambda params, hparams, data: instance.problem.parts.inner_loss(params, hparams, data)
 
 
 def lbfgs(instance: Instance) -> Settings:
@@ -80,7 +80,7 @@ def anderson(instance: Instance) -> Settings:
 
     def build(memory, ridge, tol, scale):
         def moved(params, hparams, data):
-            gradient = jax.grad(instance.problem.inner_loss)(params, hparams, data)
+            gradient = jax.grad(instance.problem.parts.inner_loss)(params, hparams, data)
             return params - gradient / scale
 
         return jaxopt.AndersonAcceleration(

@@ -189,8 +189,12 @@ def nnls() -> Instance:
         projection=lambda w, hparams, data: projection_non_negative(w),
         polyhedral=True,
         lipschitz=lambda hparams, data: data[2],
-        quadratic_program=lambda hparams, data: bl.QP(
-            data[3], -data[4], M=jax.tree_util.Partial(jnp.negative), h=jnp.zeros_like(data[4])
+        also=(
+            bl.Program(
+                lambda hparams, data: bl.QP(
+                    data[3], -data[4], M=jax.tree_util.Partial(jnp.negative), h=jnp.zeros_like(data[4])
+                )
+            ),
         ),
     )
     arrays = (features, targets, eigenvalues[-1], gram, correlation)

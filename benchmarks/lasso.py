@@ -75,11 +75,13 @@ def closed_form(features, log_penalty, x, cotangent):
 def contender(separable, support):
     """(x, hparams, data, w) -> hypergradient, status, unknowns."""
     problem = bl.Problem(
-        datafit=squares,
-        design=lambda hparams, data: data[0],
-        prox=prox,
-        separable=separable,
-        lipschitz=lambda hparams, data: data[2],
+        inner=bl.Minimization(
+            datafit=squares,
+            design=lambda hparams, data: data[0],
+            prox=prox,
+            separable=separable,
+            lipschitz=lambda hparams, data: data[2],
+        ),
         optimality=optimality.ProximalGradient(support=support),
     )
     function = optimality.bind(problem)

@@ -47,7 +47,7 @@ def ours(arrays, dtype, inner_rtol, linear):
 
     @jax.jit
     def step(start, adjoint, hparams, data):
-        found = estimator.estimate(svm.problem, inner, start, adjoint, hparams, data)
+        found = estimator.run(svm.problem, inner, start, hparams, data)
         return found.outer_loss, found.grad, found.params, found.status
 
     return lambda lam: step(start, jnp.zeros_like(start), jnp.asarray(lam, dtype), data)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bilevel.statements import Parts
 
@@ -61,11 +60,8 @@ QUADRATIC = Need(
 FIXED_POINT = Need("a fixed-point map", _parts("fixed_point"))
 PROX = Need("a prox", _parts("prox"))
 SET = Need("a prox or a projection", _any_of("prox", "projection"))
-OVER_A_SET = Need(
-    "a loss over a set that is not stated by a prox or by constraint functions",
-    lambda parts: (
-        _none_of("prox", "equality", "inequality")(parts) or ("is over the whole space" if parts.smooth else None)
-    ),
+NO_PROX = Need(
+    "a set that is not stated by a prox or by constraint functions", _none_of("prox", "equality", "inequality")
 )
 PROGRAM = Need("a quadratic program", _parts("quadratic_program"))
 CONE_PROGRAM = Need("a cone program", _parts("cone_program"))
@@ -104,32 +100,12 @@ def unmet(needs: Iterable[Need], parts: Parts) -> list[str]:
     return [f"{requirement}, and this one {obstacle}" for requirement, obstacle in found if obstacle]
 
 
-def require(part: Any, base: type, room: str, parts: Parts, first: tuple[str, ...] = ()) -> None:
-    """Refuse a problem that does not meet the needs of a solver or a condition, and name those that it would suit.
-
-    Args:
-      part: an instance of a class with `needs`.
-      base: the contract that it and its alternatives implement.
-      room: the name of their module, for the message.
-      parts: of the problem.
-      first: names of alternatives to list first.
+def require(name: str, needs: Iterable[Need], parts: Parts, advice: Callable[[], str]) -> None:
+    """Refuse a problem that does not meet the needs of a solver or a condition.
 
     Raises:
-      ValueError: naming the part, the need, the obstacle and what fits.
+      ValueError: naming who needs what, the obstacle, and what to do.
     """
-    missing = unmet(part.needs, parts)
+    missing = unmet(needs, parts)
     if missing:
-        fits = [f"{room}.{cls.__name__}" for cls in _public(base, first) if not unmet(cls.needs, parts)]
-        advice = f"use {', '.join(fits)}" if fits else f"nothing in bilevel.{room} suits it"
-        raise ValueError(f"{room}.{type(part).__name__} needs {missing[0]}: {advice}")
-
-
-def _public(base: type, first: tuple[str, ...]) -> list[Any]:
-    """The public classes of this package that implement a contract, some of them first, then by name."""
-    found, waiting = set(), [base]
-    while waiting:
-        cls = waiting.pop()
-        waiting += cls.__subclasses__()
-        own = cls.__module__.startswith("bilevel.") and not cls.__name__.startswith("_")
-        found |= {cls} if own and not inspect.isabstract(cls) else set()
-    return sorted(found, key=lambda cls: (cls.__name__ not in first, cls.__name__))
+        raise ValueError(f"{name} needs {missing[0]}: {advice()}")

@@ -34,14 +34,14 @@ Here A is ∂₁F, the derivative of the condition F in `params`, as a matrix. f
 |---|---|---|---|---|
 | `Stationary` | ∇f | symmetric, positive definite | itself | A is invertible; with `singular`, along its range |
 | `LeastSquares` | Jᵀr, J = ∂₁r | symmetric, positive definite | itself, or JᵀJ | A is invertible |
-| `Newton` | (∂₁G)⁻¹G | the identity | nothing is left to solve | ∂₁G is invertible |
+| `NewtonStep` | (∂₁G)⁻¹G | the identity | nothing is left to solve | ∂₁G is invertible |
 | `Custom` | as given | general | itself | A is invertible |
 | `ProximalGradient` | (x − prox(x − η∇f))/η | nonsymmetric | symmetric on the support if separable, else itself | \
 no coordinate is at a kink of the prox |
 | `BlockProximalGradient` | the same with η per block | nonsymmetric | the same | the same |
 | `ProjectedGradient` | (x − proj(x − η∇f))/η | nonsymmetric | symmetric on the active face if polyhedral, else itself | \
 complementarity is strict |
-| `MirrorDescent` | (x − proj_φ(∇φ(x) − η∇f))/η | nonsymmetric | symmetric on the support for the entropy, else itself | \
+| `MirrorStep` | (x − proj_φ(∇φ(x) − η∇f))/η | nonsymmetric | symmetric on the support for the entropy, else itself | \
 complementarity is strict |
 | `ConvexHull` | that of `ProjectedGradient` for the weights p of x = Vp | nonsymmetric | symmetric on the active face | \
 complementarity is strict |

@@ -54,7 +54,7 @@ def program_case():
         bound = 0.1 + jnp.exp(hparams[1]) * jnp.ones(12) / 4
         return QP(matrix, inner_cases.C + pull @ hparams, jnp.asarray(rows), 0.1 * hparams[2:], columns, bound)
 
-    problem, theta = bl.Problem(quadratic_program=program), jnp.array([-1.0, -1.5, 0.5, 1.0])
+    problem, theta = bl.Problem(inner=bl.Program(program)), jnp.array([-1.0, -1.5, 0.5, 1.0])
     start = KKTSolution(jnp.zeros(8), jnp.zeros(2), jnp.zeros(12))
     at = solve(inner.CVXPY(), problem, start, theta).params
     active = np.nonzero(np.asarray(at.dual_ineq) > 1e-6)[0]
@@ -82,7 +82,7 @@ def setup(task):
 
 def estimate(problem, solver, start, hparams, data):
     def run(start, hparams, data):
-        return bl.hypergrad.Implicit().estimate(problem, solver, start, jnp.zeros_like(start), hparams, data)
+        return bl.hypergrad.Implicit().run(problem, solver, start, hparams, data)
 
     return jax.jit(run)(start, hparams, data)
 
@@ -90,7 +90,7 @@ def estimate(problem, solver, start, hparams, data):
 @functools.cache
 def native(task):
     made = setup(task)
-    smooth = made.problem.smooth
+    smooth = made.problem.parts.smooth
     solver = inner.LBFGS(rtol=1e-13, max_steps=9000) if smooth else inner.FISTA(rtol=1e-13, max_steps=90_000)
     with precision("float64"):
         return estimate(made.problem, solver, made.params, made.hparams, made.data)

@@ -65,9 +65,13 @@ def program(**constraints):
 
 def qp_case(build, start=None, **parts):
     data = {"Q": jnp.asarray(Q), "c": jnp.asarray(C)}
-    problem = bl.Problem(
-        quadratic_loss, lipschitz=lambda hparams, data: float(np.linalg.norm(Q, 2)) * jnp.ones_like(hparams), **parts
+    program = parts.pop("quadratic_program", None)
+    statement = bl.Minimization(
+        loss=quadratic_loss,
+        lipschitz=lambda hparams, data: float(np.linalg.norm(Q, 2)) * jnp.ones_like(hparams),
+        **parts,
     )
+    problem = bl.Problem(inner=statement, also=() if program is None else (bl.Program(program),))
     start = jnp.zeros(FEATURES) if start is None else start
 
     def reference():

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bilevel.optimality._lipschitz import choose_step
 from conftest import precision
 from test_config import compose
 
 import bilevel as bl
 from bilevel import config, inner, optimality, tasks
 from bilevel.hypergrad import misfits
-from bilevel.optimality._lipschitz import choose_step
 from bilevel.outer import Nested
 
 TASKS = {
@@ -96,13 +96,13 @@ def test_each_task_has_its_legal_conditions():
 def reference(task):
     """The hypergradient at the start, from a precise solve."""
     given = setup(task)
-    precise = inner.LBFGS(rtol=1e-12) if given.problem.smooth else inner.SemismoothNewton(rtol=1e-12)
+    precise = inner.LBFGS(rtol=1e-12) if given.problem.parts.smooth else inner.SemismoothNewton(rtol=1e-12)
     return hypergradient(given, given.problem, precise)
 
 
 def hypergradient(given, problem, solver):
     estimator = bl.hypergrad.Implicit(linear=bl.linear.Auto(rtol=1e-11))
-    run = jax.jit(lambda p, h, d: estimator.estimate(problem, solver, p, jnp.zeros_like(p), h, d))
+    run = jax.jit(lambda p, h, d: estimator.run(problem, solver, p, h, d))
     return run(given.params, given.hparams, given.data)
 
 
@@ -149,7 +149,7 @@ def test_any_solution_of_the_svm_is_differentiated_by_any_of_its_conditions():
     """The paper's decoupling: five solvers by two maps, ten hypergradients, and differences of a sixth solver's loss."""
     given, found = setup("svm"), {}
     outer_gradient = jax.jit(jax.grad(given.problem.outer_loss, argnums=(0, 1)))
-    maps = [optimality.MirrorDescent(), optimality.ProjectedGradient()]
+    maps = [optimality.MirrorStep(), optimality.ProjectedGradient()]
     bound = [optimality.bind(dataclasses.replace(given.problem, optimality=condition)) for condition in maps]
     pulls = [
         jax.jit(lambda x, h, w, f=f: bl.root_vjp(f, x, (h, given.data), w, solve=bl.linear.CG(rtol=1e-11))[0])

@@ -79,8 +79,9 @@ class TestOptimality:
     def test_a_vanishing_multiplier(self):
         """z ≤ 0 at the minimum of z²: λ = G = 0, where the system is singular."""
         problem = bl.Problem(
-            inner_loss=lambda z, hparams, data: jnp.sum((z - hparams) ** 2),
-            inequality=lambda z, hparams, data: z,
+            inner=bl.Minimization(
+                loss=lambda z, hparams, data: jnp.sum((z - hparams) ** 2), inequality=lambda z, hparams, data: z
+            )
         )
         point = bl.optimality.KKTSolution(jnp.zeros(2), None, jnp.zeros(2))
         report = bl.check_optimality(problem, point, jnp.zeros(2), None)

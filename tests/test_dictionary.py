@@ -40,7 +40,7 @@ def elsewhere(setup, seed=1):
 
 @jax.jit
 def estimate(params, hparams, data):
-    return bl.hypergrad.Implicit().estimate(dictionary.problem, PRECISE, params, jnp.zeros_like(params), hparams, data)
+    return bl.hypergrad.Implicit().run(dictionary.problem, PRECISE, params, hparams, data)
 
 
 def codes_of(setup, hparams):
@@ -70,7 +70,7 @@ def test_the_loss_is_the_square_of_what_the_codes_leave(setup):
     hparams, codes = elsewhere(setup), np.random.default_rng(2).normal(size=setup.params.shape)
     features = np.asarray(setup.data["features"])
     rest = features - codes @ np.asarray(dictionary.atoms(hparams))
-    value = setup.problem.inner_loss(jnp.asarray(codes), hparams, setup.data)
+    value = setup.problem.parts.inner_loss(jnp.asarray(codes), hparams, setup.data)
     np.testing.assert_allclose(value, (np.sum(rest**2) - np.sum(features**2)) / 2, rtol=1e-10)
 
 
@@ -87,11 +87,11 @@ def test_the_outer_loss_is_that_of_scikit_learn(setup):
 
 def test_the_lipschitz_constant_is_the_largest_curvature(setup):
     hparams = elsewhere(setup)
-    curvature = jax.hessian(lambda row: setup.problem.inner_loss(row[None], hparams, _one_row(setup.data)))(
+    curvature = jax.hessian(lambda row: setup.problem.parts.inner_loss(row[None], hparams, _one_row(setup.data)))(
         jnp.zeros(3)
     )
     expected = np.linalg.eigvalsh(curvature)[-1]
-    np.testing.assert_allclose(setup.problem.lipschitz(hparams, setup.data), expected, rtol=1e-10)
+    np.testing.assert_allclose(setup.problem.parts.lipschitz(hparams, setup.data), expected, rtol=1e-10)
 
 
 def _one_row(data):

@@ -116,7 +116,7 @@ def precise(name):
 
     def estimate(params, hparams, data):
         zero = jax.tree.map(jnp.zeros_like, params)
-        return bl.hypergrad.Implicit(linear=linear).estimate(problem, inner, params, zero, hparams, data)
+        return bl.hypergrad.Implicit(linear=linear).run(problem, inner, params, hparams, data)
 
     return jax.jit(estimate)
 

@@ -128,7 +128,7 @@ def infeasible(hparams, data):
         ),
         (
             inner.CVXPY(),
-            bl.Problem(quadratic_program=infeasible),
+            bl.Problem(inner=bl.Program(infeasible)),
             KKTSolution(jnp.zeros(2, "float32"), None, jnp.zeros(2, "float32")),
             jnp.array(0.0),
             "CLARABEL ended with the status infeasible",
@@ -168,7 +168,11 @@ def test_what_a_solver_does_not_take_is_logged(x64, caplog, solver, problem, sta
             "a logistic loss.*SklearnLogisticRegression",
         ),
         (inner.CVXPY(), target_problem(), "a quadratic or a cone program"),
-        (inner.CVXPY(solver="OSQP"), bl.Problem(cone_program=lambda h, d: None), "use solver CLARABEL or SCS"),
+        (
+            inner.CVXPY(solver="OSQP"),
+            bl.Problem(inner=bl.Program(lambda h, d: None, kind="cone")),
+            "use solver CLARABEL or SCS",
+        ),
         (inner.SciPyMinimize(), linear_problem(l1=jnp.exp), "smooth unconstrained.*SklearnLasso"),
         (inner.SciPyRoot(), linear_problem(l1=jnp.exp), r"a fixed-point map or an optimality.*SklearnLasso"),
     ],
@@ -198,7 +202,7 @@ def test_a_missing_package_is_named_before_anything_runs(monkeypatch, missing):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
     with pytest.raises(ImportError, match=rf'package {missing}.*pip install "bilevel\[external\]"'):
-        inner.CVXPY(solver="SCS").check(bl.Problem(quadratic_program=infeasible))
+        inner.CVXPY(solver="SCS").check(bl.Problem(inner=bl.Program(infeasible)))
 
 
 def test_the_foreign_code_has_no_derivative(x64):
@@ -212,8 +216,8 @@ def test_the_foreign_code_has_no_derivative(x64):
     value, tangent = jax.jvp(first, (theta,), (jnp.ones(2),))
     assert float(value) == 1.0
     assert np.isnan(tangent)
-    state = solver.init(problem, jnp.zeros(2), theta, None)
-    grad = jax.grad(lambda h: solver.step(problem, state, h, None).params[0])(theta)
+    state = solver.init(bl.At(problem, theta, None), jnp.zeros(2))
+    grad = jax.grad(lambda h: solver.step(bl.At(problem, h, None), state).params[0])(theta)
     assert np.all(np.isnan(grad))
 
 

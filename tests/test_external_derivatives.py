@@ -23,7 +23,7 @@ def logistic_case():
     data = jnp.asarray(X), jnp.asarray(NOISY)
 
     def newton(hparams):
-        gradient = jax.grad(lambda w: problem.inner_loss(w.reshape(8, 3), hparams, data))
+        gradient = jax.grad(lambda w: problem.parts.inner_loss(w.reshape(8, 3), hparams, data))
 
         def step(w, _):
             return w - jnp.linalg.solve(jax.jacfwd(gradient)(w), gradient(w)), None
@@ -63,7 +63,7 @@ def cone_case():
         z = -radius * c / norm
         return Conic.embed(z, jnp.r_[norm, c], jnp.r_[radius, z])
 
-    problem, theta = bl.Problem(cone_program=program), jnp.array([0.3, 1.0, -2.0, 0.5, 0.1])
+    problem, theta = bl.Problem(inner=bl.Program(program, kind="cone")), jnp.array([0.3, 1.0, -2.0, 0.5, 0.1])
     start = ConicPoint(jnp.zeros(4), jnp.zeros(5), jnp.ones(()))
     return inner.CVXPY(), problem, start, theta, None, closed_form
 

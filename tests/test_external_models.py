@@ -103,7 +103,7 @@ def test_our_own_solvers_take_sparse_rows(x64, problem, targets, shape):
     rng = np.random.default_rng(3)
     y = jnp.asarray(rng.normal(size=60) if targets == "real" else rng.integers(0, 3, 60))
     long = {"rtol": 1e-12, "max_steps": 50_000}
-    solver = inner.LBFGS(**long) if problem.smooth and targets == "classes" else inner.FISTA(**long)
+    solver = inner.LBFGS(**long) if problem.parts.smooth and targets == "classes" else inner.FISTA(**long)
     found, dense = (
         estimate(problem, solver, jnp.zeros(shape), jnp.array(0.1), (x, y))
         for x in (BCOO.from_scipy_sparse(SPARSE), jnp.asarray(SPARSE.toarray()))
@@ -118,7 +118,7 @@ def test_the_system_on_the_support_takes_sparse_rows(x64):
     theta, condition = jnp.array(1.0), bl.optimality.ProximalGradient(support=12)
 
     def adjoint(params, data):
-        system = condition.system(problem, params, theta, data)
+        system = condition.system(bl.At(problem, theta, data), params)
         return system.solve_transposed(bl.linear.Auto(rtol=1e-13), jnp.cos(jnp.arange(40.0)), jnp.zeros(40))
 
     sparse, dense = BCOO.from_scipy_sparse(SPARSE), jnp.asarray(SPARSE.toarray())

@@ -121,11 +121,11 @@ def test_statements_of_programs_for_cvxpy(x64):
     start = KKTSolution(jnp.zeros((5, 2)), jnp.zeros((1, 2)), jnp.zeros((5, 2)))
     found = []
     for program, solver in zip(statements, ("CLARABEL", "SCS", "OSQP"), strict=True):
-        problem = bl.Problem(quadratic_program=lambda h, d, program=program: program)
+        problem = bl.Problem(inner=bl.Program(lambda h, d, program=program: program))
         solution = solve(inner.CVXPY(solver=solver), problem, start, jnp.array(0.0))
         assert status(solution) is Status.CONVERGED
         assert float(solution.residual) <= 1e-9
-        residual = bl.optimality.KKT().residual(problem, solution.params, jnp.array(0.0), None)
+        residual = bl.optimality.KKT().residual(bl.At(problem, jnp.array(0.0), None), solution.params)
         assert max(float(jnp.max(jnp.abs(x))) for x in residual) <= 1e-9
         found.append(solution.params)
     assert float(jnp.max(found[0].dual_ineq)) > 0.01

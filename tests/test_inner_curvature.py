@@ -108,8 +108,8 @@ class TestMirrorDescent:
     def test_a_convex_loss_never_grows(self, strict):
         data = jax.tree.map(jnp.asarray, PROGRAM)
         solver = inner.MirrorDescent()
-        state = solver.init(self.quadratic, jnp.full(12, 1 / 12), None, data)
-        step = jax.jit(lambda s: solver.step(self.quadratic, s, None, data))
+        state = solver.init(bl.At(self.quadratic, None, data), jnp.full(12, 1 / 12))
+        step = jax.jit(lambda s: solver.step(bl.At(self.quadratic, None, data), s))
         loss = jax.jit(lambda x: self.quadratic.inner_loss(x, None, data))
         losses, sizes = [], []
         for _ in range(60):

@@ -19,7 +19,7 @@ from bilevel.tasks import SVM
 
 pytestmark = pytest.mark.slice(4)
 
-PROGRAM = bl.Problem(quadratic_program=lambda hparams, data: data)
+PROGRAM = bl.Problem(inner=bl.Program(lambda hparams, data: data))
 OSQP = inner.OSQP(rtol=1e-9)
 PLAIN = inner.OSQP(rtol=1e-7, polish=False, max_steps=250)
 
@@ -188,7 +188,9 @@ def test_osqp_on_the_dual_of_a_support_vector_machine(x64):
     cost = cp.sum_squares(train["features"].T @ (train["targets"] - x)) / 2 + cp.sum(cp.multiply(x, train["targets"]))
     dual = cp.Problem(cp.Minimize(cost), [cp.sum(x, axis=1) == 1, x >= 0])
     dual.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
-    np.testing.assert_allclose(setup.problem.inner_loss(found.params, setup.hparams, setup.data), dual.value, rtol=1e-8)
+    np.testing.assert_allclose(
+        setup.problem.parts.inner_loss(found.params, setup.hparams, setup.data), dual.value, rtol=1e-8
+    )
     np.testing.assert_allclose(found.params, x.value, atol=1e-5)
     np.testing.assert_allclose(jnp.sum(found.params, axis=1), 1, rtol=1e-12)
 
@@ -293,7 +295,7 @@ def outer_loss(params, theta, data):
     return jnp.sum(jnp.sin(params.primal)) + sum(jnp.sum(dual**2) for dual in jax.tree.leaves(params[1:]))
 
 
-HYPER = bl.Problem(outer_loss=outer_loss, quadratic_program=hyper)
+HYPER = bl.Problem(outer_loss=outer_loss, inner=bl.Program(hyper))
 THETA = [0.1, 0.2, 0.05]
 
 
@@ -301,9 +303,9 @@ THETA = [0.1, 0.2, 0.05]
 def test_hypergradients_match_differences(x64, name):
     solver = inner.OSQP(rtol=1e-12) if name == "random" else inner.EqualityQP(rtol=1e-12)
     data, theta = arrays(CASES[name]), jnp.asarray(THETA)
-    estimate = jax.jit(lambda h: bl.hypergrad.Implicit().estimate(HYPER, solver, start(data), start(data), h, data))
+    estimate = jax.jit(lambda h: bl.hypergrad.Implicit().run(HYPER, solver, start(data), h, data))
     found = estimate(theta)
-    assert int(found.adjoint_status) == Status.CONVERGED
+    assert int(found.solves["adjoint"].status) == Status.CONVERGED
 
     def slope(step, i):
         ends = [estimate(theta.at[i].add(sign * step)).outer_loss for sign in (1, -1)]
@@ -317,11 +319,11 @@ def test_hypergradient_of_a_projection_is_its_closed_form(x64):
     """min ½‖z − θ‖² subject to z ≤ 1: dz/dθ = 1 where θ < 1, else 0."""
     problem = bl.Problem(
         outer_loss=lambda params, theta, data: jnp.sum(data * params.primal),
-        quadratic_program=lambda theta, data: QP(jnp.eye(4), -theta, M=jnp.eye(4), h=jnp.ones(4)),
+        inner=bl.Program(lambda theta, data: QP(jnp.eye(4), -theta, M=jnp.eye(4), h=jnp.ones(4))),
     )
     theta, weight = jnp.array([0.5, 2.0, -1.0, 1.5]), jnp.array([1.0, 2.0, 3.0, 4.0])
     at = KKTSolution(jnp.zeros(4), None, jnp.zeros(4))
-    found = jax.jit(lambda h: bl.hypergrad.Implicit().estimate(problem, OSQP, at, at, h, weight))(theta)
+    found = jax.jit(lambda h: bl.hypergrad.Implicit().run(problem, OSQP, at, h, weight))(theta)
     np.testing.assert_allclose(found.params.primal, [0.5, 1.0, -1.0, 1.0], atol=1e-12)
     np.testing.assert_allclose(found.params.dual_ineq, [0.0, 1.0, 0.0, 0.5], atol=1e-12)
     np.testing.assert_allclose(found.grad, [1.0, 0.0, 3.0, 0.0], atol=1e-12)
@@ -365,7 +367,7 @@ def test_unrolled_and_implicit_hypergradients_agree(x64):
 
     def grad(estimator):
         at = start(data)
-        return jax.jit(lambda h: estimator.estimate(HYPER, solver, at, at, h, data).grad)(theta)
+        return jax.jit(lambda h: estimator.run(HYPER, solver, at, h, data).grad)(theta)
 
     exact = grad(bl.hypergrad.Implicit())
     np.testing.assert_allclose(grad(bl.hypergrad.Unrolled(steps=2)), exact, rtol=1e-9)

@@ -66,7 +66,7 @@ def outcome(found):
 def states(solver, problem, steps, *args):
     """The params after each step."""
     step = jax.jit(lambda state: solver.step(problem, state, *args[1:]))
-    state, seen = jax.jit(lambda p, h, d: solver.init(problem, p, h, d))(*args), []
+    state, seen = jax.jit(lambda p, h, d: solver.init(bl.At(problem, h, d), p))(*args), []
     for _ in range(steps):
         state = step(state)
         seen.append(np.asarray(state.params))
@@ -119,7 +119,7 @@ def test_the_damping_is_what_keeps_a_wild_step_from_being_taken(x64):
     assert outcome(found) is Status.CONVERGED
     np.testing.assert_allclose(found.params, 1.0, rtol=1e-7)
     seen = states(inner.LevenbergMarquardt(), problem, int(found.steps), *args)
-    losses = [float(problem.inner_loss(x, *args[1:])) for x in [args[0], *seen]]
+    losses = [float(problem.parts.inner_loss(x, *args[1:])) for x in [args[0], *seen]]
     assert all(after <= before for before, after in itertools.pairwise(losses))
 
 
@@ -128,7 +128,7 @@ def test_large_systems_are_solved_by_products(x64):
     problem = bl.Problem(residuals=lambda x, h, d: (x[1:] - h * x[:-1] - 0.1 * x[:-1] ** 2, x[0] - 1, x[-1] - 2))
     found = solve(inner.LevenbergMarquardt(), problem, jnp.zeros(600), jnp.array(0.5), None)
     assert outcome(found) is Status.CONVERGED
-    gradient = jax.grad(problem.inner_loss)(found.params, jnp.array(0.5), None)
+    gradient = jax.grad(problem.parts.inner_loss)(found.params, jnp.array(0.5), None)
     assert float(jnp.linalg.norm(gradient)) <= 1e-6
 
 
@@ -175,7 +175,7 @@ def test_the_trust_region_follows_rosenbrocks_valley(x64):
     problem = bl.Problem(residuals=rosenbrock)
     found = solve(TRUST_REGION, problem, jnp.full(30, -1.2), jnp.array(10.0), None)
     assert outcome(found) is Status.CONVERGED
-    value = float(problem.inner_loss(found.params, 10.0, None))
+    value = float(problem.parts.inner_loss(found.params, 10.0, None))
     assert value < 1e-20 or abs(value - 1.9930) < 1e-2  # the chained function has a second minimum near x₀ = −1
     assert int(found.progress.hvps) < 3000
 
@@ -271,11 +271,11 @@ def test_hypergradients_agree(x64, solver):
     at = jnp.zeros(3)
 
     def run(estimator):
-        return jax.jit(lambda h: estimator.estimate(NOWHERE_ZERO, solver, start, at, h, data))
+        return jax.jit(lambda h: estimator.run(NOWHERE_ZERO, solver, start, h, data))
 
     implicit = run(bl.hypergrad.Implicit())
     exact = implicit(theta)
-    assert int(exact.inner.status) == int(exact.adjoint_status) == Status.CONVERGED
+    assert int(exact.solves["inner"].status) == int(exact.solves["adjoint"].status) == Status.CONVERGED
     ends = [implicit(theta + sign * 1e-4).outer_loss for sign in (1, -1)]
     np.testing.assert_allclose(exact.grad, (ends[0] - ends[1]) / 2e-4, rtol=1e-6)
     np.testing.assert_allclose(run(bl.hypergrad.Unrolled(steps=40))(theta).grad, exact.grad, rtol=1e-6)
@@ -288,7 +288,7 @@ def test_a_step_from_a_stationary_point_has_newtons_derivative(x64):
     )
     theta, unrolled = jnp.array([0.1, -0.4, 0.7]), bl.hypergrad.Unrolled(steps=1)
     for solver in (inner.Newton(), GAUSS_NEWTON, TRUST_REGION):
-        found = jax.jit(lambda h, s=solver: unrolled.estimate(problem, s, theta, theta, h, None).grad)(theta)
+        found = jax.jit(lambda h, s=solver: unrolled.run(problem, s, theta, h, None).grad)(theta)
         np.testing.assert_allclose(found, [1.0, 2.0, 3.0], rtol=1e-9)
 
 

@@ -23,11 +23,7 @@ def elsewhere(setup, scale=0.1, seed=1):
 
 
 def estimate(estimator, setup, inner, hparams):
-    run = jax.jit(
-        lambda params, hparams, data: estimator.estimate(
-            setup.problem, inner, params, jax.tree.map(jnp.zeros_like, params), hparams, data
-        )
-    )
+    run = jax.jit(lambda params, hparams, data: estimator.run(setup.problem, inner, params, hparams, data))
     return run(setup.params, hparams, setup.data)
 
 

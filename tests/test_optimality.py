@@ -31,20 +31,21 @@ def squares(params, hparams, data):
     return jnp.sum((FEATURES @ params - TARGETS) ** 2) / 2
 
 
-def lasso_problem(**more):
-    return bl.Problem(
-        inner_loss=squares, prox=lambda x, hparams, data, step: prox_lasso(x, jnp.exp(hparams), step), **more
+def lasso_problem(optimality=None, **more):
+    statement = bl.Minimization(
+        loss=squares, prox=lambda x, hparams, data, step: prox_lasso(x, jnp.exp(hparams), step), **more
     )
+    return bl.Problem(inner=statement, optimality=optimality)
 
 
-def linear_model(**more):
-    return bl.Problem(
+def linear_model(optimality=None):
+    statement = bl.Minimization(
         datafit=lambda p, hparams, data: jnp.sum((p - TARGETS) ** 2) / 2,
         design=lambda hparams, data: jnp.asarray(FEATURES),
         prox=lambda x, hparams, data, step: prox_lasso(x, jnp.exp(hparams), step),
         separable=True,
-        **more,
     )
+    return bl.Problem(inner=statement, optimality=optimality)
 
 
 def solved(problem, hparams, start):
@@ -147,7 +148,7 @@ class TestReducedSystems:
         solution = solved(problem, shift, jnp.full((6, 4), 0.25))
         assert int((solution == 0).sum()) >= 3
         expected = jax.jit(jax.grad(weighted(problem, solution)))(shift)
-        mirror = dataclasses.replace(problem, optimality=optimality.MirrorDescent())
+        mirror = dataclasses.replace(problem, optimality=optimality.MirrorStep())
         slope = jax.jit(lambda at, shift: jax.grad(weighted(mirror, at))(shift))
         for zero in (0.0, 1e-30, 1e-300, 1e-12):
             nearly = jnp.where(solution == 0, zero, solution)
@@ -180,7 +181,7 @@ def test_the_symmetric_form_of_mirror_descent_is_exact_on_the_support():
     solution = solved(projected, shift, jnp.full((6, 4), 0.25))
     support = np.flatnonzero(np.asarray(solution) > 0)
     assert 8 <= support.size <= 21
-    problem = dataclasses.replace(projected, optimality=optimality.MirrorDescent(step=0.3))
+    problem = dataclasses.replace(projected, optimality=optimality.MirrorStep(step=0.3))
     system = optimality.bind(problem).system(solution, shift)
     dense = jax.vmap(lambda v: system.operator.matvec(v.reshape(6, 4)).ravel(), out_axes=1)(jnp.eye(24))
     inside = dense[np.ix_(support, support)]
@@ -242,9 +243,11 @@ class TestHigherDerivatives:
 def test_the_symmetric_form_of_kkt_is_exact_at_any_point():
     """Also where complementarity does not hold, as at an interior point's iterate."""
     problem = bl.Problem(
-        inner_loss=lambda z, hparams, data: jnp.sum(z**4) + jnp.vdot(hparams, z),
-        equality=lambda z, hparams, data: jnp.array([jnp.sum(z**2) - 1.0]),
-        inequality=lambda z, hparams, data: z[:4] ** 2 - jnp.array([0.5, 0.2, 0.9, 0.1]),
+        inner=bl.Minimization(
+            loss=lambda z, hparams, data: jnp.sum(z**4) + jnp.vdot(hparams, z),
+            equality=lambda z, hparams, data: jnp.array([jnp.sum(z**2) - 1.0]),
+            inequality=lambda z, hparams, data: z[:4] ** 2 - jnp.array([0.5, 0.2, 0.9, 0.1]),
+        )
     )
     point = KKTSolution(jnp.asarray(RNG.normal(size=6)), jnp.array([0.7]), jnp.array([0.3, 2.0, 0.01, 0.4]))
     system = optimality.bind(problem).system(point, jnp.ones(6))
@@ -262,7 +265,7 @@ def test_the_symmetric_form_of_kkt_is_exact_at_any_point():
 
 
 def qp(q, c, e, d, m, h):
-    return bl.Problem(quadratic_program=lambda hparams, data: QP(*hparams), outer_loss=lambda x, hparams, data: 0.0), (
+    return bl.Problem(inner=bl.Program(lambda hparams, data: QP(*hparams)), outer_loss=lambda x, hparams, data: 0.0), (
         q,
         c,
         e,
@@ -279,11 +282,11 @@ class TestProblemParts:
 
     def test_a_design_needs_its_datafit(self):
         with pytest.raises(ValueError, match="datafit and design"):
-            bl.Problem(design=lambda hparams, data: FEATURES)
+            bl.Minimization(design=lambda hparams, data: FEATURES)
 
     def test_constraints_are_stated_one_way(self):
         with pytest.raises(ValueError, match="one way"):
-            bl.Problem(inner_loss=squares, equality=squares, projection=squares)
+            bl.Minimization(loss=squares, equality=squares, projection=squares)
 
     @pytest.mark.parametrize(
         ("problem", "expected"),
@@ -292,9 +295,9 @@ class TestProblemParts:
             (bl.Problem(residuals=squares), optimality.Stationary),
             (linear_model(), ProximalGradient),
             (bl.Problem(inner_loss=squares, projection=squares), optimality.ProjectedGradient),
-            (bl.Problem(inner_loss=squares, inequality=squares), KKT),
-            (bl.Problem(quadratic_program=lambda hparams, data: None), KKT),
-            (bl.Problem(cone_program=lambda hparams, data: None), optimality.Conic),
+            (bl.Problem(inner=bl.Minimization(loss=squares, inequality=squares)), KKT),
+            (bl.Problem(inner=bl.Program(lambda hparams, data: None)), KKT),
+            (bl.Problem(inner=bl.Program(lambda hparams, data: None, kind="cone")), optimality.Conic),
             (bl.Problem(optimality=squares), optimality.Custom),
         ],
     )
@@ -306,12 +309,12 @@ class TestProblemParts:
         [
             (optimality.Stationary(), lasso_problem(), "smooth unconstrained.*has a prox"),
             (optimality.LeastSquares(), bl.Problem(inner_loss=squares), "needs Problem.residuals"),
-            (optimality.Newton(), lasso_problem(), "has a prox"),
+            (optimality.NewtonStep(), lasso_problem(), "has a prox"),
             (ProximalGradient(), bl.Problem(inner_loss=squares), "needs Problem.prox"),
             (ProximalGradient(support=3), lasso_problem(), "separable=True"),
             (optimality.ProjectedGradient(), lasso_problem(), "needs Problem.projection"),
             (optimality.BlockProximalGradient(), bl.Problem(inner_loss=squares), "needs Problem.prox"),
-            (optimality.MirrorDescent(), lasso_problem(), "ProximalGradient or optimality.KKT"),
+            (optimality.MirrorStep(), lasso_problem(), "ProximalGradient or optimality.KKT"),
             (KKT(), lasso_problem(), "Problem.equality and Problem.inequality"),
             (optimality.QuadraticProgram(), bl.Problem(inner_loss=squares), "needs Problem.quadratic_program"),
             (optimality.Conic(), bl.Problem(inner_loss=squares), "needs Problem.cone_program"),
@@ -322,14 +325,14 @@ class TestProblemParts:
         with pytest.raises(ValueError, match=words):
             optimality.of(dataclasses.replace(problem, optimality=condition))
 
-    @pytest.mark.parametrize("make", [ProximalGradient, optimality.ProjectedGradient, optimality.MirrorDescent])
+    @pytest.mark.parametrize("make", [ProximalGradient, optimality.ProjectedGradient, optimality.MirrorStep])
     def test_a_step_is_positive(self, make):
         with pytest.raises(ValueError, match="step must be positive, got -1"):
             make(step=-1)
 
     def test_half_a_mirror_map_is_refused(self):
         with pytest.raises(ValueError, match="mirror and projection belong together"):
-            optimality.MirrorDescent(mirror=jnp.log)
+            optimality.MirrorStep(mirror=jnp.log)
 
     def test_first_order_solvers_refuse_constraint_functions(self):
         problem, hparams = qp(np.eye(2), np.ones(2), None, None, None, None)
@@ -354,8 +357,11 @@ class TestShapes:
 
     def test_a_cone_program_has_the_rows_of_its_cones(self):
         problem = bl.Problem(
-            cone_program=lambda hparams, data: ConeProgram(
-                np.ones(2), np.ones((3, 2)), np.ones(3), Cones(zero=1, nonnegative=1)
+            inner=bl.Program(
+                lambda hparams, data: ConeProgram(
+                    np.ones(2), np.ones((3, 2)), np.ones(3), Cones(zero=1, nonnegative=1)
+                ),
+                kind="cone",
             )
         )
         with pytest.raises(ValueError, match=r"E must have the shape \(2, 2\)"):

@@ -202,7 +202,7 @@ class TestFailurePolicy:
         assert result.status == "non_finite"
         assert result.steps == 1
         assert float(result.state.hparams) == 0.5
-        with pytest.raises(SolveError, match="hypergradient is not finite though both solves converged"):
+        with pytest.raises(SolveError, match="hypergradient is not finite though no solve failed"):
             minimize(problem, 0.5, on_failure="raise")
 
     def test_a_solution_too_rough_for_the_outer_loss_is_told(self, x64, caplog):
@@ -214,39 +214,6 @@ class TestFailurePolicy:
             )
         assert result.failures == 0
         assert "off by an estimated" in caplog.text
-
-    def test_steps_that_failed_are_not_the_best(self, x64):
-        """The last solve is cut short, where the outer loss happens to be lowest: it is not what comes back."""
-        rows = iter([0.5, 0.4, 0.1])
-        algorithm = _Scripted(rows)
-        result = bl.outer.run_loop(algorithm, algorithm.state(), None, steps=3)
-        assert (result.best_step, result.outer_loss) == (1, pytest.approx(0.4))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Scripted:
-    """An algorithm that reports scripted losses; its third solve fails."""
-
-    losses: object
-
-    @staticmethod
-    def state():
-        return bl.outer.NestedState(jnp.array(0.0), jnp.array(0.0), jnp.array(0.0), (), jnp.array(0))
-
-    @staticmethod
-    def step(state, data):
-        metrics = {
-            "outer_loss": jnp.array([0.5, 0.4, 0.1])[state.step],
-            "outer_error": jnp.array(0.0),
-            "grad_norm": jnp.array(1.0),
-            "inner_residual": jnp.array(0.0),
-            "adjoint_residual": jnp.array(0.0),
-            "inner_status": jnp.where(state.step == 2, bl.Status.MAX_STEPS, bl.Status.CONVERGED),
-            "adjoint_status": jnp.array(0),
-            "grad_evals": jnp.array(1),
-            "hvps": jnp.array(1),
-        }
-        return dataclasses.replace(state, step=state.step + 1), metrics
 
 
 def test_stop_rules(x64):
@@ -264,15 +231,16 @@ def test_rows_have_the_documented_keys(x64):
     keys = [
         "step",
         "outer_loss",
+        "outer_error",
         "grad_norm",
+        "status",
         "inner_residual",
         "adjoint_residual",
-        "status",
         "grad_evals",
         "hvps",
         "seconds",
     ]
-    assert all(set(row) == set(keys) for row in rows)
+    assert all(list(row) == keys for row in rows)
     assert [row["step"] for row in rows] == [0, 1]
 
 
@@ -293,7 +261,9 @@ class TestEagerChecks:
         with pytest.raises(ValueError, match=r"inner\.LBFGS needs a smooth unconstrained inner problem"):
             minimize(problems.simplex, inner=bl.inner.LBFGS())
         condition = dataclasses.replace(SHRINK, optimality=bl.optimality.ProximalGradient())
-        with pytest.raises(ValueError, match=r"optimality\.ProximalGradient needs Problem\.prox"):
+        with pytest.raises(
+            ValueError, match=r"optimality\.ProximalGradient needs a prox, and this one has no Problem\.prox"
+        ):
             minimize(condition)
         condition = dataclasses.replace(problems.simplex, optimality=bl.optimality.Stationary())
         with pytest.raises(ValueError, match=r"optimality\.Stationary needs a smooth"):

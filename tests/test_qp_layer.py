@@ -68,7 +68,7 @@ def test_hypergradient_matches_differences(setup):
 
 def test_the_lipschitz_constant_bounds_the_curvature_and_is_reached(setup):
     curvature = np.linalg.eigvalsh(np.asarray(setup.data["covariance"]))[-1] * float(setup.data["aversion"])
-    np.testing.assert_allclose(setup.problem.lipschitz(setup.hparams, setup.data), curvature, rtol=1e-12)
+    np.testing.assert_allclose(setup.problem.parts.lipschitz(setup.hparams, setup.data), curvature, rtol=1e-12)
 
 
 def test_training_through_the_layer_beats_two_stages_where_the_model_is_wrong(x64):

@@ -135,7 +135,7 @@ def test_load_gives_back_the_solution(ridge, x64):
     assert float(again) == pytest.approx(run.result["outer_loss"], abs=1e-10)
     np.testing.assert_allclose(np.exp(run.hparams), run.result["hparams"]["penalty"], rtol=1e-12)
     assert setup.metrics(run.hparams, run.params) == pytest.approx(run.result["metrics"], rel=1e-10)
-    gradient = jax.grad(setup.problem.inner_loss)(run.params, run.hparams, setup.data)
+    gradient = jax.grad(setup.problem.parts.inner_loss)(run.params, run.hparams, setup.data)
     assert np.linalg.norm(gradient) < 1e-8
 
 

@@ -22,8 +22,8 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 def estimate(setup, hparams, linear=None):
     run = jax.jit(
-        lambda p, h, d: bl.hypergrad.Implicit(linear=linear or bl.linear.CG(rtol=1e-11)).estimate(
-            setup.problem, PRECISE, p, jnp.zeros_like(p), h, d
+        lambda p, h, d: bl.hypergrad.Implicit(linear=linear or bl.linear.CG(rtol=1e-11)).run(
+            setup.problem, PRECISE, p, h, d
         )
     )
     return run(setup.params, jnp.asarray(hparams), setup.data)
@@ -101,9 +101,9 @@ def test_svm_gram_and_features_state_the_same_problem(x64):
 def test_svm_lipschitz_constant_bounds_the_curvature(x64):
     setup = tasks.SVM(data="iris").setup(0, "float64")
     direction = jnp.asarray(np.random.default_rng(0).normal(size=setup.params.shape))
-    grad = jax.grad(setup.problem.inner_loss)
+    grad = jax.grad(setup.problem.parts.inner_loss)
     _, product = jax.jvp(lambda x: grad(x, setup.hparams, setup.data), (setup.params,), (direction,))
-    bound = setup.problem.lipschitz(setup.hparams, setup.data)
+    bound = setup.problem.parts.lipschitz(setup.hparams, setup.data)
     assert 0 < jnp.linalg.norm(product) <= bound * jnp.linalg.norm(direction)
 
 

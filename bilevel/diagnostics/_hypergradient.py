@@ -257,8 +257,7 @@ def _estimate(
     hparams: PyTree,
     data: PyTree,
 ) -> hypergrads.Hypergradient:
-    at = inner.prepared(At(problem, hparams, data))
-    return hypergrad.estimate(at, inner, params, hypergrad.init(at, params), jax.random.key(0))
+    return hypergrad.run(problem, inner, params, hparams, data)
 
 
 def _value(problem: Problem, inner: inners.InnerSolver, params: PyTree, hparams: PyTree, data: PyTree) -> jax.Array:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner import InnerSolver
+from bilevel.inner import InnerSolver, check_statements
 from bilevel.linear import LinearSolver
 from bilevel.problem import At, Problem
 
@@ -89,9 +91,49 @@ class Estimator(abc.ABC):
         """Raise ValueError, before anything is traced, if the parts do not fit together."""
         del problem, inner
 
+    def check_arrays(self, at: At, params: PyTree) -> None:
+        """Raise ValueError unless the losses are scalars at these concrete arrays and all statements of the problem agree."""
+        primal = params.primal if at.parts.kind == "kkt" else params
+        outer = None if at.problem.outer_loss is None else at.outer_loss
+        inner = None if at.parts.inner_loss is None else at.inner_loss
+        for name, function, inputs in (("inner_loss", inner, primal), ("outer_loss", outer, params)):
+            value: Any = None if function is None else jax.eval_shape(function, inputs)
+            if function is not None and getattr(value, "shape", None) != ():
+                raise ValueError(f"Problem.{name} must return a scalar, got {_tree.shapes(value)}: sum or average it")
+        check_statements(at.problem, params, at.hparams, at.data)
+
+    def prepare(self, at: At, inner: InnerSolver) -> PyTree:
+        """What the inner solver computes once for all estimates: `at.prepared` of each."""
+        return inner.prepare(at)
+
     def init(self, at: At, params: PyTree) -> PyTree:
         """The first carry, a pytree of arrays; None for an estimator that carries nothing."""
         del at, params
+
+    def run(
+        self,
+        problem: Problem,
+        inner: InnerSolver,
+        params: PyTree,
+        hparams: PyTree,
+        data: PyTree = None,
+        *,
+        carry: PyTree = None,
+        key: jax.Array | None = None,
+    ) -> Hypergradient:
+        """One estimate by itself: prepare the inner solver, start the carry unless it is given, estimate. Wrap it in `jax.jit`.
+
+        Example:
+          >>> import jax.numpy as jnp, bilevel as bl
+          >>> problem = bl.Problem(lambda x, h, d: jnp.sum((x - h) ** 2), lambda x, h, d: jnp.sum(x**2))
+          >>> found = bl.hypergrad.Implicit().run(problem, bl.inner.LBFGS(), jnp.zeros(2), jnp.array([1.0, 2.0]))
+          >>> print(found.grad.round(3), bl.Status(int(found.status)).word)
+          [2. 4.] converged
+        """
+        at = At(problem, hparams, data)
+        at = at.replace(prepared=self.prepare(at, inner))
+        carry = self.init(at, params) if carry is None else carry
+        return self.estimate(at, inner, params, carry, jax.random.key(0) if key is None else key)
 
     def adjoint_solver(self) -> LinearSolver | None:
         """The solver of the adjoint system; None for an estimator that solves none."""

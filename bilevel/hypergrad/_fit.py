@@ -8,19 +8,17 @@ from bilevel import optimality
 from bilevel.hypergrad._base import Estimator
 from bilevel.inner import InnerSolver
 from bilevel.problem import Problem
+from bilevel.statements import Kind
 
-_POINTS = {
-    "primal": "the primal point",
+_POINTS: dict[Kind, str] = {
+    "free": "the minimum over the whole space",
+    "set": "a point of a set, or a minimum with a prox",
     "kkt": "a point with its multipliers",
     "conic": "a point of the embedding of a cone program",
     "weights": "the weights of vertices",
 }
-_ADVICE = {
-    "primal": "use the condition that the problem implies (optimality=auto)",
-    "kkt": "state the constraints as functions or as a Program, or use the condition that the problem implies (optimality=auto)",
-    "conic": 'state the problem as a Program of kind "cone"',
-    "weights": "solve the problem of the weights, ConvexHull.in_weights(problem), which implies its own condition",
-}
+_ADVICE = "use the condition that the problem implies (optimality=auto)"
+_OF_WEIGHTS = "solve the problem of the weights, ConvexHull.in_weights(problem), which implies its own condition"
 
 
 def misfits(problem: Problem, inner: InnerSolver, hypergrad: Estimator | None = None) -> list[str]:
@@ -52,8 +50,8 @@ def misfits(problem: Problem, inner: InnerSolver, hypergrad: Estimator | None = 
 def _check_point(problem: Problem, inner: InnerSolver) -> None:
     """A condition that suits the problem, and takes the kind of point that the solver returns."""
     condition, returned = optimality.of(problem), inner.returns(problem)
-    if condition.takes not in (None, returned):
+    if returned not in condition.takes:
         raise ValueError(
-            f"optimality.{type(condition).__name__} takes {_POINTS[condition.takes]}, and inner.{type(inner).__name__} returns "
-            f"{_POINTS[returned]} of this problem: {_ADVICE[condition.takes]}"
+            f"optimality.{type(condition).__name__} takes {_POINTS[condition.takes[0]]}, and inner.{type(inner).__name__} returns "
+            f"{_POINTS[returned]}: {_OF_WEIGHTS if 'weights' in condition.takes else _ADVICE}"
         )

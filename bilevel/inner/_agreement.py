@@ -57,7 +57,7 @@ def check_statements(problem: Problem, params: PyTree, hparams: PyTree, data: Py
 def _pairs(problem: Problem) -> dict[str, Parts]:
     """The further statements that can be compared with the first, by their names."""
     found = {}
-    if problem.parts.kind != "primal":
+    if problem.parts.kind not in ("free", "set"):
         return found
     for statement in problem.further_statements():
         if statement.inner_loss is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import inspect
 from typing import Any, ClassVar
 
 import jax
@@ -22,6 +23,7 @@ from bilevel._tree import PyTree
 from bilevel.inner._agreement import check_statements
 from bilevel.inner._lanes import iterate
 from bilevel.problem import At, Problem
+from bilevel.statements import Kind, Parts
 
 
 @jax.tree_util.register_dataclass
@@ -120,10 +122,10 @@ class InnerSolver(abc.ABC):
 
     def check(self, problem: Problem) -> None:
         """Raise ValueError, before anything is traced, if the solver does not suit this problem."""
-        _needs.require(self, InnerSolver, "inner", problem.parts, first=("FISTA", "LBFGS"))
+        _needs.require(f"inner.{type(self).__name__}", self.needs, problem.parts, lambda: _that_fit(problem.parts))
 
-    def returns(self, problem: Problem) -> str:
-        """The kind of point that a solve of this problem returns, as `optimality.Condition.takes` names it."""
+    def returns(self, problem: Problem) -> Kind:
+        """The kind of point that a solve of this problem returns, as `optimality.Condition.takes` names kinds."""
         return problem.parts.kind
 
     def prepare(self, at: At) -> PyTree:
@@ -221,6 +223,19 @@ class InnerSolver(abc.ABC):
 
 def _solve(solver: InnerSolver, problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> InnerSolution:
     return solver.solve_at(solver.prepared(At(problem, hparams, data)), params)
+
+
+def _that_fit(parts: Parts) -> str:
+    fits = [f"inner.{cls.__name__}" for cls in _public(InnerSolver) if not _needs.unmet(cls.needs, parts)]
+    return f"use {', '.join(fits)}" if fits else "no solver of bilevel.inner suits it"
+
+
+def _public(base: type[InnerSolver]) -> list[type[InnerSolver]]:
+    """Every public solver of this package, those that suit most problems first, then by name."""
+    found = {each for child in base.__subclasses__() for each in (child, *_public(child))}
+    own = {cls for cls in found if cls.__module__.startswith("bilevel.") and not inspect.isabstract(cls)}
+    own = {cls for cls in own if not cls.__name__.startswith("_")}
+    return sorted(own, key=lambda cls: (cls.__name__ not in ("FISTA", "LBFGS"), cls.__name__))
 
 
 def _has_hash(solver: InnerSolver) -> bool:

@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
 def judge(at: At, params: PyTree) -> Verdict:
     """Judge a point. At most one gradient and one Hessian-vector product."""
     parts = at.parts
-    if parts.kind != "primal":
+    if parts.kind in ("kkt", "conic"):
         return _conic(at, params) if parts.kind == "conic" else _kkt(at, params)
     if parts.fixed_point is not None:
         moved = _tree.cast_like(at.fixed_point(params), params)

@@ -7,8 +7,8 @@ from bilevel.optimality._conic import Conic, ConicPoint, ConicSolution
 from bilevel.optimality._gradient_mapping import BlockProximalGradient, ProjectedGradient, ProximalGradient
 from bilevel.optimality._hull import ConvexHull
 from bilevel.optimality._kkt import KKT, KKTSolution, QuadraticProgram
-from bilevel.optimality._mirror import MirrorDescent
-from bilevel.optimality._stationary import LeastSquares, Newton, Stationary
+from bilevel.optimality._mirror import MirrorStep
+from bilevel.optimality._stationary import LeastSquares, NewtonStep, Stationary
 from bilevel.problem import Problem
 
 __all__ = [
@@ -24,8 +24,8 @@ __all__ = [
     "FixedPoint",
     "KKTSolution",
     "LeastSquares",
-    "MirrorDescent",
-    "Newton",
+    "MirrorStep",
+    "NewtonStep",
     "ProjectedGradient",
     "ProximalGradient",
     "QuadraticProgram",
@@ -72,8 +72,6 @@ def _implied(problem: Problem) -> Condition:
     parts = problem.parts
     if parts.fixed_point is not None:
         return FixedPoint()
-    if parts.kind != "primal":
-        return Conic() if parts.kind == "conic" else KKT()
-    if parts.projection is not None:
-        return ProjectedGradient()
-    return Stationary() if parts.smooth else ProximalGradient()
+    if parts.kind == "set":
+        return ProximalGradient() if parts.projection is None else ProjectedGradient()
+    return {"free": Stationary, "kkt": KKT, "conic": Conic}[parts.kind]()

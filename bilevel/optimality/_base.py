@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 
@@ -14,6 +14,7 @@ from bilevel._needs import Need
 from bilevel._tree import PyTree
 from bilevel.linear import Operator, RootFunction, System
 from bilevel.problem import At, Problem
+from bilevel.statements import Kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,13 +26,13 @@ class Condition(abc.ABC):
 
     Attributes:
       needs: requirements that a problem must meet.
-      takes: the kind of point that params is: `"primal"`, `"kkt"` (with multipliers), `"conic"` (of a cone program's embedding),
-        `"weights"` (of the vertices of a convex hull); None for any.
+      takes: the kinds of point that params may be: `"free"` in the whole space, of a `"set"` or under a prox, `"kkt"` (with
+        multipliers), `"conic"` (of a cone program's embedding), `"weights"` (of the vertices of a convex hull).
       system_is_hessian: whether ∂₁F is the Hessian of the inner loss.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ()
-    takes: ClassVar[Literal["primal", "kkt", "conic", "weights"] | None] = "primal"
+    takes: ClassVar[tuple[Kind, ...]] = ("free", "set")
     system_is_hessian: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -40,7 +41,12 @@ class Condition(abc.ABC):
 
     def check(self, problem: Problem) -> None:
         """Raise ValueError, before anything is traced, if the problem does not meet the needs."""
-        _needs.require(self, Condition, "optimality", problem.parts)
+        _needs.require(
+            f"optimality.{type(self).__name__}",
+            self.needs,
+            problem.parts,
+            lambda: "use the condition that the problem implies (optimality=auto), or state the problem otherwise",
+        )
 
     def system(self, at: At, params: PyTree) -> System:
         """The linear systems with ∂₁F at params."""
@@ -84,7 +90,7 @@ class Custom(Condition):
       function: F(params, hparams, data), with the structure of params.
     """
 
-    takes: ClassVar[None] = None
+    takes: ClassVar[tuple[Kind, ...]] = ("free", "set", "kkt", "conic")
 
     function: Callable[[Any, Any, Any], Any]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from bilevel._tree import PyTree
 from bilevel.linear import Operator, Reduction, System
 from bilevel.optimality._base import Condition
 from bilevel.problem import At
-from bilevel.statements import ConeProgram
+from bilevel.statements import ConeProgram, Kind
 
 
 class ConicPoint(NamedTuple):
@@ -55,7 +55,7 @@ class Conic(Condition):
     """
 
     needs: ClassVar[tuple[Need, ...]] = (_needs.CONE_PROGRAM,)
-    takes: ClassVar[Literal["conic"]] = "conic"
+    takes: ClassVar[tuple[Kind, ...]] = ("conic",)
 
     singular: bool = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 
@@ -16,6 +16,7 @@ from bilevel.operators.projection import projection_simplex
 from bilevel.optimality._base import Condition
 from bilevel.optimality._gradient_mapping import ProjectedGradient
 from bilevel.problem import At, Problem
+from bilevel.statements import Kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class ConvexHull(Condition):
     """
 
     needs: ClassVar[tuple[Need, ...]] = (_needs.LOSS, _needs.SMOOTH)
-    takes: ClassVar[Literal["weights"]] = "weights"
+    takes: ClassVar[tuple[Kind, ...]] = ("weights",)
 
     vertices: Callable[[Any, Any], Any]
     step: float | None = None

@@ -12,7 +12,7 @@ system in (z, ν, active λ).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from bilevel._tree import PyTree
 from bilevel.linear import Operator, Reduction, System
 from bilevel.optimality._base import Condition
 from bilevel.problem import At
+from bilevel.statements import Kind
 
 
 class KKTSolution(NamedTuple):
@@ -55,7 +56,7 @@ class KKT(Condition):
     """
 
     needs: ClassVar[tuple[Need, ...]] = (_needs.LOSS, _needs.NO_SET)
-    takes: ClassVar[Literal["kkt"]] = "kkt"
+    takes: ClassVar[tuple[Kind, ...]] = ("kkt",)
 
     singular: bool = False
 

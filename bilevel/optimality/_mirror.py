@@ -29,10 +29,11 @@ from bilevel._tree import PyTree
 from bilevel.linear import Operator, Reduction, System
 from bilevel.optimality._base import Condition
 from bilevel.problem import At
+from bilevel.statements import Kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MirrorDescent(Condition):
+class MirrorStep(Condition):
     """F = (x − T(x))/η with T(x) = proj^φ(∇φ(x) − η∇₁inner_loss), zero at a minimum of inner_loss over C.
 
     By default φ is the negative entropy and C the rows of simplices: each row, along the last axis of each leaf, is
@@ -47,18 +48,19 @@ class MirrorDescent(Condition):
       step: η. None: 1/L, L from `Problem.lipschitz` or else a power iteration on the Hessian.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (_needs.LOSS, _needs.OVER_A_SET)
+    needs: ClassVar[tuple[Need, ...]] = (_needs.LOSS, _needs.NO_PROX)
+    takes: ClassVar[tuple[Kind, ...]] = ("set",)
 
     mirror: Callable[[Any], Any] | None = None
     projection: Callable[[Any, Any, Any], Any] | None = None
     step: float | None = None
 
     def __post_init__(self) -> None:
-        _checks.require_positive("optimality.MirrorDescent", step=self.step)
-        _checks.require_callable("optimality.MirrorDescent", mirror=self.mirror, projection=self.projection)
+        _checks.require_positive("optimality.MirrorStep", step=self.step)
+        _checks.require_callable("optimality.MirrorStep", mirror=self.mirror, projection=self.projection)
         if (self.mirror is None) != (self.projection is None):
             raise ValueError(
-                "optimality.MirrorDescent: mirror and projection belong together: give both, or neither for the entropy "
+                "optimality.MirrorStep: mirror and projection belong together: give both, or neither for the entropy "
                 "on rows of simplices"
             )
 

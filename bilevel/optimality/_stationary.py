@@ -47,7 +47,7 @@ class Stationary(Condition):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Newton(Condition):
+class NewtonStep(Condition):
     """F = [∂₁G]⁻¹ G: a Newton step, for a root of G, or of G = ∇₁inner_loss.
 
     At a root ∂₁F is the identity, so that the linear system is solved where F is evaluated and differentiated, by
@@ -66,7 +66,7 @@ class Newton(Condition):
     linear: linear.LinearSolver = dataclasses.field(default_factory=linear.Auto)
 
     def __post_init__(self) -> None:
-        _checks.require_callable("optimality.Newton", function=self.function)
+        _checks.require_callable("optimality.NewtonStep", function=self.function)
 
     def check(self, problem: Problem) -> None:
         """Require a smooth inner loss, unless a function is given."""

@@ -14,7 +14,7 @@ import optax
 from bilevel import _compiled, _tree
 from bilevel._tree import PyTree
 from bilevel.hypergrad import Estimator, Hypergradient, misfits
-from bilevel.inner import InnerSolver, check_statements
+from bilevel.inner import InnerSolver
 from bilevel.outer._report import Point, Report
 from bilevel.problem import At, Problem
 
@@ -170,7 +170,8 @@ class Nested:
 
 @_in_full_precision
 def _init(algorithm: Nested, hparams: PyTree, params: PyTree, data: PyTree, key: jax.Array) -> NestedState:
-    at = algorithm.inner.prepared(At(algorithm.problem, hparams, data))
+    at = At(algorithm.problem, hparams, data)
+    at = at.replace(prepared=algorithm.hypergrad.prepare(at, algorithm.inner))
     moving, _ = _tree.split(hparams)
     return NestedState(
         hparams=hparams,
@@ -186,7 +187,7 @@ def _init(algorithm: Nested, hparams: PyTree, params: PyTree, data: PyTree, key:
 def check(
     problem: Problem, inner: InnerSolver, hypergrad: Estimator, hparams: PyTree, params: PyTree, data: PyTree
 ) -> None:
-    """Refuse parts that do not fit together, start values that cannot be optimized, and losses that are no scalars."""
+    """Refuse parts that do not fit together, start values that cannot be optimized, and what the estimator cannot take."""
     if problem.outer_loss is None:
         raise ValueError(
             "outer.Nested needs Problem.outer_loss, which this problem does not have: add it to the Problem"
@@ -205,12 +206,4 @@ def check(
             raise ValueError(f"{name} must start finite: it holds a NaN or an infinity")
     if not all(_tree.is_inexact(x) for x in jax.tree.leaves(params)):
         raise TypeError(f"params must be floating-point arrays, got {_tree.shapes(params)}: move the rest to data")
-    primal = params.primal if problem.parts.kind == "kkt" else params
-    for name, function, inputs in (
-        ("inner_loss", problem.parts.inner_loss, primal),
-        ("outer_loss", problem.outer_loss, params),
-    ):
-        value: Any = None if function is None else jax.eval_shape(function, inputs, hparams, data)
-        if function is not None and getattr(value, "shape", None) != ():
-            raise ValueError(f"Problem.{name} must return a scalar, got {_tree.shapes(value)}: sum or average it")
-    check_statements(problem, params, hparams, data)
+    hypergrad.check_arrays(At(problem, hparams, data), params)

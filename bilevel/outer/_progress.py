@@ -24,7 +24,9 @@ def read(report: Report, step: int, seconds: float) -> tuple[Row, str | None]:
     The status in the row is `converged` if all solves converged, `intended` if they stopped where their settings told them to (or
     there are none), else the name of the first that failed and how it ended: `inner stagnated`.
     """
-    numbers = {name: value.item() if hasattr(value, "item") else value for name, value in _fetched(report).items()}
+    numbers = report.numbers()
+    fetched = jax.device_get(list(numbers.values()))  # a list, since a dict comes back sorted
+    numbers = {name: value.item() if hasattr(value, "item") else value for name, value in zip(numbers, fetched, strict=True)}
     codes = {name: numbers.pop(f"{name}_status") for name in report.solves}
     failed = [name for name, code in codes.items() if _failed(code, report.solves[name].intended)]
     status = CONVERGED if codes and all(code == Status.CONVERGED for code in codes.values()) else INTENDED
@@ -46,10 +48,6 @@ def read(report: Report, step: int, seconds: float) -> tuple[Row, str | None]:
 def finite(row: Row) -> bool:
     """Whether the outer loss and the hypergradient of a row are finite."""
     return math.isfinite(row["outer_loss"]) and math.isfinite(row["grad_norm"])
-
-
-def _fetched(report: Report) -> dict[str, Any]:
-    return jax.device_get(report.numbers())
 
 
 def _failed(code: int, intended: bool) -> bool:

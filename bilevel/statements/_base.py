@@ -6,7 +6,7 @@ import abc
 import dataclasses
 from typing import Any, Literal
 
-Kind = Literal["primal", "kkt", "conic"]
+Kind = Literal["free", "set", "kkt", "conic", "weights"]
 
 _SPLIT = ("prox", "projection", "equality", "inequality", "cone_program")
 
@@ -65,10 +65,12 @@ class Parts:
 
     @property
     def kind(self) -> Kind:
-        """What params is: a primal point, a point with its multipliers, or a point of a cone program's embedding."""
+        """What params is: free in the whole space, of a set (or under a prox), with multipliers, or of a cone program's embedding."""
         if self.cone_program is not None:
             return "conic"
-        return "kkt" if self.constrained else "primal"
+        if self.constrained:
+            return "kkt"
+        return "free" if self.smooth else "set"
 
     def missing_from(self, other: Parts, *names: str) -> Parts:
         """These parts, with those of these names that they lack taken from another statement of the same problem."""

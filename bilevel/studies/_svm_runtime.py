@@ -20,7 +20,7 @@ SOLVERS = {
     "projected_gradient": inner.FISTA(rtol=1e-6),
     "block_coordinate_descent": inner.BlockCoordinateDescent(rtol=1e-6),
 }
-CONDITIONS = {"mirror_descent": optimality.MirrorDescent(), "projected_gradient": optimality.ProjectedGradient()}
+CONDITIONS = {"mirror_descent": optimality.MirrorStep(), "projected_gradient": optimality.ProjectedGradient()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

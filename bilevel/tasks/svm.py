@@ -13,8 +13,7 @@ from bilevel import datasets
 from bilevel.datasets import TablePath
 from bilevel.operators.projection import projection_simplex
 from bilevel.problem import Problem
-from bilevel.statements import QP, Factored, LinearModel, Minimization, Program
-from bilevel.statements import apply
+from bilevel.statements import QP, Factored, LinearModel, Minimization, Program, apply
 from bilevel.tasks._base import Setup, Task
 from bilevel.tasks._classification import accuracy, load
 

@@ -95,7 +95,9 @@ def case_of(cones):
     def measure(params, hparams):
         return Conic.recover(params, ConeProgram(**hparams, cones=cones))._asdict()
 
-    problem = bl.Problem(cone_program=lambda hparams, data: ConeProgram(**hparams, cones=cones), optimality=Conic())
+    problem = bl.Problem(
+        inner=bl.Program(lambda hparams, data: ConeProgram(**hparams, cones=cones), kind="cone"), optimality=Conic()
+    )
     return Case(problem, hparams, Conic.embed(*solution), measure=measure)
 
 

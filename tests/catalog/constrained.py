@@ -98,12 +98,12 @@ def linear_constraint(matrix, side):
 
 
 def quadratic_kkt(equalities, inequalities):
-    problem = bl.Problem(
-        inner_loss=lambda z, p, data: jnp.vdot(z, p["Q"] @ z) / 2 + jnp.vdot(p["c"], z),
+    statement = bl.Minimization(
+        loss=lambda z, p, data: jnp.vdot(z, p["Q"] @ z) / 2 + jnp.vdot(p["c"], z),
         equality=linear_constraint("E", "d") if equalities else None,
         inequality=linear_constraint("M", "h") if inequalities else None,
-        optimality=KKT(),
     )
+    problem = bl.Problem(inner=statement, optimality=KKT())
     hparams = quadratic_hparams(equalities, inequalities)
     return Case(problem, hparams, jax.jit(quadratic_solution)(hparams))
 
@@ -133,7 +133,7 @@ def quadratic_program(argument, program=program_of):
     p = quadratic_hparams()
     moving = p if argument is None else {argument: p[argument]}
     fixed = {key: value for key, value in p.items() if key not in moving}
-    problem = bl.Problem(quadratic_program=lambda hparams, data: program(hparams | data), optimality=QuadraticProgram())
+    problem = bl.Problem(inner=bl.Program(lambda hparams, data: program(hparams | data)), optimality=QuadraticProgram())
     return Case(problem, moving, jax.jit(quadratic_solution)(p), data=fixed)
 
 
@@ -245,12 +245,12 @@ def curved_solution(p, start):
 
 def curved(equalities, inequalities):
     hparams = curved_hparams(equalities, inequalities)
-    problem = bl.Problem(
-        inner_loss=curved_loss,
+    statement = bl.Minimization(
+        loss=curved_loss,
         equality=curved_equality if equalities else None,
         inequality=curved_inequality if inequalities else None,
-        optimality=KKT(),
     )
+    problem = bl.Problem(inner=statement, optimality=KKT())
     return Case(problem, hparams, curved_solution(hparams, np.zeros(N)))
 
 

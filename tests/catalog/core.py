@@ -231,7 +231,7 @@ def _hypergradient(case: Case):
 
         problem = dataclasses.replace(case.problem, outer_loss=outer_loss)
         solver = Given(solution=case.solution)
-        found = bl.hypergrad.Implicit().estimate(problem, solver, case.solution, None, hparams, case.data)
+        found = bl.hypergrad.Implicit().run(problem, solver, case.solution, hparams, case.data)
         return jax.tree.map(lambda g, x: g - jnp.cos(x), found.grad, hparams)
 
     return pull

@@ -1,4 +1,4 @@
-"""Quadratics over simple sets: ProjectedGradient, BlockProximalGradient on rows, MirrorDescent, ConvexHull."""
+"""Quadratics over simple sets: ProjectedGradient, BlockProximalGradient on rows, MirrorStep, ConvexHull."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 import bilevel as bl
 from bilevel.operators.projection import projection_l2_ball, projection_non_negative, projection_simplex
-from bilevel.optimality import BlockProximalGradient, ConvexHull, MirrorDescent, ProjectedGradient
+from bilevel.optimality import BlockProximalGradient, ConvexHull, MirrorStep, ProjectedGradient
 from catalog.core import DIFFERENCES, JIT, Case, Check, Differences, Entry, closed_form
 from catalog.solvers import cvxpy_minimize, equality_qp, half_square
 
@@ -57,7 +57,7 @@ def clip(x, hparams, data):
 
 
 def box(condition, polyhedral=True):
-    parts = {} if isinstance(condition, MirrorDescent) else {"projection": clip, "polyhedral": polyhedral}
+    parts = {} if isinstance(condition, MirrorStep) else {"projection": clip, "polyhedral": polyhedral}
     problem = bl.Problem(inner_loss=quadratic, **parts, optimality=condition)
     return Case(problem, box_hparams(), jax.jit(box_solution)(box_hparams()))
 
@@ -77,14 +77,14 @@ def by_cvxpy_box(case):
 
 def fermi_dirac():
     """∇φ of the Fermi–Dirac entropy of the box [−2, 2], and its Bregman projection on the smaller one."""
-    return MirrorDescent(
+    return MirrorStep(
         mirror=lambda x: jnp.log((2 + x) / (2 - x)),
         projection=lambda dual, h, data: clip(2 * jnp.tanh(dual / 2), h, data),
     )
 
 
 def euclidean():
-    return MirrorDescent(mirror=lambda x: x, projection=clip)
+    return MirrorStep(mirror=lambda x: x, projection=clip)
 
 
 # Non-negative least squares.
@@ -185,13 +185,10 @@ def svm_lipschitz(hparams, data):
 
 def svm(condition, polyhedral=True, floor=0.0):
     """With `floor` in place of the zeros."""
-    problem = bl.Problem(
-        inner_loss=svm_loss,
-        projection=rows_on_simplex,
-        polyhedral=polyhedral,
-        block_lipschitz=svm_lipschitz,
-        optimality=condition,
+    statement = bl.Minimization(
+        loss=svm_loss, projection=rows_on_simplex, polyhedral=polyhedral, block_lipschitz=svm_lipschitz
     )
+    problem = bl.Problem(inner=statement, optimality=condition)
     svm_support()  # outside of jit
     solution = jax.jit(svm_solution)(svm_hparams())
     return Case(problem, svm_hparams(), jnp.where(solution > 0, solution, floor))
@@ -329,9 +326,9 @@ ENTRIES = [
     _entry("quadratic on a Euclidean ball, general system", ball, checks=BY_BALL),
     _entry(SVM + ", a step per row", svm, BlockProximalGradient(), checks=BY_SVM),
     _entry(SVM + ", a step per row, general system", svm, BlockProximalGradient(), False, checks=BY_SVM),
-    _entry(SVM + ", with zeros", svm, MirrorDescent(), checks=BY_SVM, modes=(*JIT, "hypergradient, jit")),
-    _entry(SVM + ", tiny entries in place of zeros", svm, MirrorDescent(), True, 1e-30, checks=BY_SVM),
-    _entry(SVM + ", with zeros, a step of 0.1", svm, MirrorDescent(step=0.1), checks=BY_SVM),
+    _entry(SVM + ", with zeros", svm, MirrorStep(), checks=BY_SVM, modes=(*JIT, "hypergradient, jit")),
+    _entry(SVM + ", tiny entries in place of zeros", svm, MirrorStep(), True, 1e-30, checks=BY_SVM),
+    _entry(SVM + ", with zeros, a step of 0.1", svm, MirrorStep(step=0.1), checks=BY_SVM),
     _entry(BOX + ", Fermi–Dirac entropy", box, fermi_dirac(), checks=BY_BOX),
     _entry(BOX + ", Euclidean mirror map", box, euclidean(), checks=BY_BOX),
     _entry(

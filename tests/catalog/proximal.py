@@ -114,13 +114,10 @@ def support_of(name):
 
 
 def sparse(name, condition, separable):
-    problem = bl.Problem(
-        inner_loss=half_squares,
-        prox=prox_elastic_net,
-        separable=separable,
-        block_lipschitz=block_lipschitz,
-        optimality=condition,
+    statement = bl.Minimization(
+        loss=half_squares, prox=prox_elastic_net, separable=separable, block_lipschitz=block_lipschitz
     )
+    problem = bl.Problem(inner=statement, optimality=condition)
     return Case(problem, hparams_of(name), jax.jit(functools.partial(on_support, *support_of(name)))(hparams_of(name)))
 
 

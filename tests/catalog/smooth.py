@@ -1,4 +1,4 @@
-"""Smooth unconstrained problems and roots: Stationary, LeastSquares, Newton, Custom."""
+"""Smooth unconstrained problems and roots: Stationary, LeastSquares, NewtonStep, Custom."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
-from bilevel.optimality import Custom, LeastSquares, Newton, Stationary
+from bilevel.optimality import Custom, LeastSquares, NewtonStep, Stationary
 from catalog.core import ALL, DIFFERENCES, JIT, Case, Check, Differences, Entry, closed_form
 from catalog.solvers import Root
 
@@ -273,19 +273,19 @@ ENTRIES = [
         functools.partial(curve_fit, "gauss_newton", 0.0),
         _scipy(by_scipy_least_squares),
     ),
-    Entry(Newton, RIDGE, _ridge(Newton(), inner_loss=ridge_loss), BY_RIDGE),
-    Entry(Newton, LOGISTIC, functools.partial(logistic, Newton()), _scipy(by_scipy_logistic)),
+    Entry(NewtonStep, RIDGE, _ridge(NewtonStep(), inner_loss=ridge_loss), BY_RIDGE),
+    Entry(NewtonStep, LOGISTIC, functools.partial(logistic, NewtonStep()), _scipy(by_scipy_logistic)),
     Entry(
-        Newton,
+        NewtonStep,
         "root of a linear, nonsymmetric G",
-        _of_linear(Newton(function=linear_root)),
+        _of_linear(NewtonStep(function=linear_root)),
         BY_ROOT,
         (*JIT, "hypergradient, jit"),
     ),
     Entry(
-        Newton,
+        NewtonStep,
         "root of a nonlinear, nonsymmetric G",
-        _of_nonlinear(Newton(function=nonlinear_root)),
+        _of_nonlinear(NewtonStep(function=nonlinear_root)),
         _scipy(by_scipy_root),
     ),
     Entry(Custom, "root of a linear, nonsymmetric F", _of_linear(linear_root), BY_ROOT, ALL),
