@@ -106,7 +106,7 @@ def soba(size=20):
 @pytest.mark.usefixtures("x64")
 class TestASingleLoopAlgorithm:
     def test_reaches_what_the_nested_one_does(self, data):
-        start = jnp.array(0.0), jnp.zeros(5)
+        start = jnp.zeros(()), jnp.zeros(5)
         nested = bl.minimize(ridge_problem(), *start, data, steps=150)
         algorithm = soba()
         found = run_loop(algorithm, algorithm.init(*start, data), data, steps=3000)
@@ -119,7 +119,7 @@ class TestASingleLoopAlgorithm:
 
     def test_is_resumed_from_a_checkpoint_to_the_same_bits(self, data, tmp_path):
         algorithm = soba()
-        state = algorithm.init(jnp.array(0.0), jnp.zeros(5), data)
+        state = algorithm.init(jnp.zeros(()), jnp.zeros(5), data)
         whole = run_loop(algorithm, state, data, steps=20)
         store = Checkpoints(tmp_path, 1, None, {"configuration": "a", "set of data": "b"})
         fields = [field.name for field in dataclasses.fields(Progress) if field.name != "history"]
