@@ -31,7 +31,7 @@ CLASSES, TRAIN, VALIDATION = 5, 700, 200
 
 def make_problem(features):
     """Raw training and validation arrays, float64."""
-    split = svm.SVM(data="synthetic", features=features)._split(seed=0)
+    split = svm.SVM(data="synthetic", features=features).tables(seed=0)
     one_hot = np.eye(CLASSES)
     train, validation = split.train, split.validation
     return (train.features, one_hot[train.targets], validation.features, one_hot[validation.targets])

@@ -74,8 +74,7 @@ def test_baselines_train_on_all_rows_and_on_the_right_ones(setup):
     from sklearn.linear_model import LogisticRegression
 
     features, labels = (np.asarray(x) for x in setup.data["train"])
-    task = tasks.DataCleaning(data="iris", corruption=0.4, l2=0.02)
-    split = data_cleaning.load("iris", task.validation, task.test, 0)
+    split = tasks.Logistic(data="iris", validation=0.3, test=0.2).tables(0)
     metrics = setup.metrics(setup.hparams, setup.params)
     for name, chosen in {"all_rows": labels >= 0, "clean_rows": labels == split.train.targets}.items():
         model = LogisticRegression(C=0.5 / (0.02 * len(labels)), fit_intercept=False, tol=1e-10)
@@ -85,7 +84,7 @@ def test_baselines_train_on_all_rows_and_on_the_right_ones(setup):
 
 
 def test_the_optimization_sees_no_clean_training_label_and_no_test_row(setup):
-    labels, wrong = data_cleaning.corrupt(data_cleaning.load("iris", 0.3, 0.2, 0).train, 0.4, 0)
+    labels, wrong = data_cleaning.corrupt(tasks.Logistic(data="iris", validation=0.3, test=0.2).tables(0).train, 0.4, 0)
     np.testing.assert_array_equal(setup.data["train"][1], labels)
     assert wrong.sum() == round(0.4 * len(labels))
     assert {len(x) for x in jax.tree.leaves(setup.data) if x.ndim} == {75, 45}
@@ -104,5 +103,5 @@ def test_wrong_settings_are_refused(settings, words):
 
 
 def test_a_share_that_corrupts_no_row_is_refused():
-    with pytest.raises(datasets.DataError, match="leaves none to tell apart"):
+    with pytest.raises(datasets.DataError, match="some must be wrong and some right"):
         tasks.DataCleaning(data="iris", corruption=0.001).setup(0, "float32")

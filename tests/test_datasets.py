@@ -293,7 +293,14 @@ class TestMade:
 class TestSplit:
     @pytest.mark.parametrize(
         ("validation", "test", "sizes"),
-        [(5, 7, [18, 5, 7]), (0.2, 0.3, [15, 6, 9]), (0.1, 4, [23, 3, 4]), (1, 1, [28, 1, 1]), (14, 15, [1, 14, 15])],
+        [
+            (5, 7, [18, 5, 7]),
+            (0.2, 0.3, [15, 6, 9]),
+            (0.1, 4, [23, 3, 4]),
+            (14, 15, [1, 14, 15]),
+            (0, 5, [25, 0, 5]),
+            (5, 0, [25, 5, 0]),
+        ],
     )
     def test_sizes(self, validation, test, sizes):
         split = split_rows(table(), validation, test, seed=0)
@@ -324,7 +331,7 @@ class TestSplit:
         standardize(split_rows(whole, 5, 5, 0))
         assert np.array_equal(whole.features, before)
 
-    @pytest.mark.parametrize("sizes", [(0, 5), (5, 0), (0.01, 5), (15, 15), (0.5, 0.5), (40, 5), (-5, 5), (-0.2, 0.2)])
+    @pytest.mark.parametrize("sizes", [(0.01, 5), (5, 0.01), (15, 15), (0.5, 0.5), (40, 5), (-5, 5), (-0.2, 0.2)])
     def test_empty_part(self, sizes):
         with pytest.raises(DataError, match=r"made: 30 rows cannot be split .* every part needs at least one"):
             split_rows(table(), *sizes, seed=0)

@@ -11,7 +11,7 @@ import pytest
 import bilevel as bl
 from bilevel import datasets, studies, tasks
 from bilevel.tasks import dictionary
-from bilevel.tasks._classification import auc
+from bilevel.tasks.scores import auc
 
 PRECISE = bl.inner.FISTA(rtol=1e-13, atol=0.0, max_steps=100_000)
 

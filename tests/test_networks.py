@@ -10,7 +10,7 @@ import pytest
 
 import bilevel as bl
 from bilevel import tasks
-from bilevel.tasks import _episodes, deq
+from bilevel.tasks import deq, episodes
 
 LBFGS = bl.inner.LBFGS(rtol=1e-11, atol=0.0, max_steps=20_000)
 ANDERSON = bl.inner.Anderson(rtol=1e-13, atol=0.0)
@@ -199,7 +199,7 @@ def test_weights_stay_at_the_start_where_the_penalty_is_large(x64):
 
 
 def test_sinusoids_are_what_they_say():
-    made = _episodes.sinusoids(5, 7, 9, np.random.default_rng(0))
+    made = episodes.sinusoids(5, 7, 9, np.random.default_rng(0))
     for x, y in made:
         assert x.shape[:2] == y.shape
         for angles, values in zip(x[..., 0] * 2.5, y * 2.5, strict=True):
@@ -210,9 +210,9 @@ def test_sinusoids_are_what_they_say():
 
 
 def test_digits_of_test_episodes_are_in_no_training_episode():
-    train, test = _episodes.split_digits(0.4, 0)
+    train, test = episodes.split_digits(0.4, 0)
     assert len(train.targets) + len(test.targets) == 1797
-    made = _episodes.digits(test, 6, ways=4, shots=2, queries=7, rng=np.random.default_rng(0))
+    made = episodes.digits(test, 6, ways=4, shots=2, queries=7, rng=np.random.default_rng(0))
     assert made.support.features.shape == (6, 8, 64)
     assert made.query.features.shape == (6, 8, 64)
     known = {row.tobytes(): label for row, label in zip(test.features, test.targets, strict=True)}

@@ -112,7 +112,9 @@ def test_settings_and_data_are_refused(tmp_path, x64):
         tasks.GroupLasso(degree=0)
     with pytest.raises(ValueError, match=r"task\.l2_penalty must be positive, got 0"):
         tasks.ElasticNet(l2_penalty=0)
-    with pytest.raises(datasets.DataError, match=r"task\.folds must lie between 2 and its 354 training rows, got 1"):
+    with pytest.raises(
+        datasets.DataError, match=r"task\.folds must be between 2 and the number of training rows, 354, got 1"
+    ):
         tasks.Lasso(criterion="cross_validation", folds=1).setup(0, "float64")
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "wide.npz", X=rng.normal(size=(30, 40)), y=rng.normal(size=30))

@@ -47,7 +47,7 @@ def crammer_singer(setup_split, theta):
 
 @pytest.mark.parametrize("theta", [300.0, 3000.0])
 def test_svm_matches_liblinear(x64, digits, theta):
-    split = tasks.SVM()._split(0)
+    split = tasks.SVM().tables(0)
     found = estimate(digits, np.log(theta))
     assert int(found.status) == bl.Status.CONVERGED
     scores = split.validation.features @ crammer_singer(split, theta)
@@ -76,7 +76,7 @@ def test_svm_hypergradient_matches_differences_of_the_whole_solve(x64, features)
 
 
 def test_svm_gram_and_features_state_the_same_problem(x64):
-    split = tasks.SVM(data="synthetic", samples=50, validation_samples=30, features=40, classes=3)._split(1)
+    split = tasks.SVM(data="synthetic", samples=50, validation_samples=30, features=40, classes=3).tables(1)
     one_hot = np.eye(3)
     arrays = [
         split.train.features,
@@ -108,7 +108,7 @@ def test_svm_lipschitz_constant_bounds_the_curvature(x64):
 
 
 def test_svm_metrics_are_those_of_the_weights(x64, digits):
-    split = tasks.SVM()._split(0)
+    split = tasks.SVM().tables(0)
     found = estimate(digits, np.log(300.0))
     predicted = np.argmax(split.test.features @ crammer_singer(split, 300.0), axis=1)
     metrics = digits.metrics(jnp.log(300.0), found.params)

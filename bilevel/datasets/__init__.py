@@ -1,7 +1,16 @@
-"""Data: scikit-learn's bundled sets by name, `.npz` and `.csv` files by path, OpenML, made data; and one split discipline."""
+"""Tables from scikit-learn, files, OpenML or arrays, and how they are split and scaled."""
 
-from bilevel.datasets._sources import DataError, Table, TablePath, load_table, make_classification, make_images
-from bilevel.datasets._splits import Split, join, part_with, scale_pixels, split_rows, standardize
+from bilevel.datasets._sources import TablePath, load_table, make_classification, make_images
+from bilevel.datasets._splits import (
+    Split,
+    join,
+    part_with,
+    scale_pixels,
+    split_rows,
+    standardize,
+    standardize_targets,
+)
+from bilevel.datasets._table import DataError, Table
 
 __all__ = [
     "DataError",
@@ -16,4 +25,5 @@ __all__ = [
     "scale_pixels",
     "split_rows",
     "standardize",
+    "standardize_targets",
 ]

@@ -1,17 +1,17 @@
-"""Where tables come from. Whatever is wrong with one is said in a sentence, before anything is computed."""
+"""Loading and making tables. Every problem with a source is reported in one sentence, before anything is computed."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Kind = Literal["regression", "classification"]
-TablePath = str  # ends in .npz or .csv, or begins with openml: ; the name tells the configuration what to accept
+from bilevel.datasets._table import DataError, Kind, Table
+
+TablePath = str  # ends in .npz or .csv, or starts with openml: ; the configuration checks annotations of this name
 BUNDLED: dict[str, Kind] = {
     "breast_cancer": "classification",
     "diabetes": "regression",
@@ -21,38 +21,17 @@ BUNDLED: dict[str, Kind] = {
 }
 
 
-class DataError(ValueError):
-    """The data cannot be used; the message names the source, what is wrong, and the fix."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Samples and targets.
-
-    Attributes:
-      name: where they come from.
-      features: float64, shape (samples, features).
-      targets: float64 (regression) or class numbers 0 … k−1 (int64), shape (samples,).
-      classes: number of classes; 0 for regression.
-    """
-
-    name: str
-    features: np.ndarray
-    targets: np.ndarray
-    classes: int = 0
-
-
 def load_table(source: str, kind: Kind) -> Table:
     """Load a table.
 
     Args:
-      source: one of scikit-learn's bundled sets by name; the path of an `.npz` file with arrays `X` and `y`; that of a `.csv`
-        file with a header, whose column `y`, or else its last one, holds the targets; or `openml:NAME` or
-        `openml:NAME/VERSION` (version 1 unless given), downloaded once by scikit-learn's `fetch_openml`, then from its cache.
-      kind: what the targets are.
+      source: the name of a data set that comes with scikit-learn; the path of an `.npz` file with arrays `X` and `y`; the path
+        of a `.csv` file with a header, whose targets are in the column `y` or else in the last one; or `openml:NAME` or
+        `openml:NAME/VERSION` (version 1 by default), which scikit-learn's `fetch_openml` downloads once and then caches.
+      kind: `"regression"` or `"classification"`.
 
     Raises:
-      DataError: unknown name, missing or unreadable file, wrong arrays, wrong shapes, values that are not finite.
+      DataError: unknown name, missing or unreadable file, wrong arrays, wrong shapes, or values that are not finite.
     """
     if source.startswith("openml:"):
         features, targets = _fetch_openml(source)
@@ -68,15 +47,15 @@ def load_table(source: str, kind: Kind) -> Table:
                 "or openml:NAME"
             )
         features, targets = _read_bundled(source)
-    return _checked(source, features, targets, kind)
+    return Table.of(features, targets, kind, source)
 
 
 def make_classification(samples: int, features: int, classes: int, informative: float, seed: int) -> Table:
-    """Gaussian clusters at the corners of a hypercube in a part of the features, noise in the others (scikit-learn's).
+    """scikit-learn's `make_classification`: Gaussian clusters at the corners of a hypercube, and features of pure noise.
 
     Args:
       samples, features, classes: sizes.
-      informative: the share of the features that carry signal.
+      informative: share of the features that carry signal.
       seed: of the generator.
     """
     from sklearn.datasets import make_classification as make
@@ -85,7 +64,7 @@ def make_classification(samples: int, features: int, classes: int, informative: 
     if 2**signal < classes * 2:
         raise DataError(
             f"synthetic data: {signal} informative features cannot tell {classes} classes of 2 clusters apart: "
-            "raise features or informative"
+            "increase features or informative"
         )
     x, y = make(
         n_samples=samples,
@@ -99,7 +78,7 @@ def make_classification(samples: int, features: int, classes: int, informative: 
 
 
 def make_images(samples: int, side: int, classes: int, seed: int) -> Table:
-    """Made images, side × side pixels between 0 and 1: of each class a smooth pattern, with noise.
+    """Synthetic images of side × side pixels between 0 and 1: a smooth pattern per class, with noise.
 
     Args:
       samples, side, classes: sizes.
@@ -124,7 +103,7 @@ def _read_bundled(name: str) -> tuple[Any, Any]:
 def _file(source: str) -> Path:
     path = Path(source).expanduser()
     if not path.is_file():
-        raise DataError(f"{path}: no such file; the path is relative to the folder that the command is run in")
+        raise DataError(f"{path}: no such file; a relative path starts at the folder in which the command runs")
     return path
 
 
@@ -134,10 +113,10 @@ def _fetch_openml(source: str) -> tuple[Any, Any]:
     name, _, version = source.removeprefix("openml:").partition("/")
     try:
         found: Any = fetch_openml(name, version=int(version or 1), as_frame=False, parser="liac-arff")
-    except OSError as error:  # URLError and HTTPError are such
+    except OSError as error:  # includes URLError and HTTPError
         raise DataError(
-            f"{source}: cannot be downloaded ({error}) and is not in the cache, {get_data_home()}: go online once, or give "
-            "the path of an .npz file"
+            f"{source}: cannot be downloaded ({error}) and is not in the cache, {get_data_home()}: connect to the "
+            "internet once, or give the path of an .npz file"
         ) from error
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
@@ -146,7 +125,7 @@ def _fetch_openml(source: str) -> tuple[Any, Any]:
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:
-    """Texts as numbers, where all of them are."""
+    """The strings as numbers if all of them are numbers."""
     try:
         return values.astype(np.float64)
     except ValueError:
@@ -183,7 +162,7 @@ def _read_npz(path: Path) -> tuple[Any, Any]:
             arrays = np.load(file, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise DataError(
-                    f"{path}: not a readable .npz file of plain arrays, but a single array: save X and y by np.savez"
+                    f"{path}: not a readable .npz file of plain arrays but a single array: save X and y with np.savez"
                 )
             missing = [name for name in ("X", "y") if name not in arrays]
             if missing:
@@ -193,34 +172,3 @@ def _read_npz(path: Path) -> tuple[Any, Any]:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: not a readable .npz file of plain arrays ({error})") from error
-
-
-def _checked(name: str, features: Any, targets: Any, kind: Kind) -> Table:
-    features, targets = np.asarray(features), np.asarray(targets)
-    if features.ndim != 2 or targets.ndim != 1 or len(features) != len(targets):
-        raise DataError(
-            f"{name}: X must be samples × features and y one value per sample; got shapes {features.shape}, {targets.shape}"
-        )
-    if not np.issubdtype(features.dtype, np.number) or np.iscomplexobj(features):
-        raise DataError(f"{name}: X must hold numbers, got {features.dtype}")
-    features = features.astype(np.float64)
-    if not np.isfinite(features).all():
-        row, column = np.argwhere(~np.isfinite(features))[0]
-        raise DataError(
-            f"{name}: X holds a NaN or an infinity, first at row {row}, column {column}: clean or impute it"
-        )
-    if kind == "regression":
-        real = np.issubdtype(targets.dtype, np.number) and not np.iscomplexobj(targets)
-        if not real or not np.isfinite(targets).all():
-            raise DataError(f"{name}: y must hold finite numbers for regression, got {targets.dtype}")
-        return Table(name, features, targets.astype(np.float64))
-    if np.iscomplexobj(targets):
-        raise DataError(f"{name}: y must hold class labels for classification, got complex numbers")
-    if np.issubdtype(targets.dtype, np.floating) and not np.isfinite(targets).all():
-        raise DataError(f"{name}: y holds a NaN or an infinity: every sample needs a class label")
-    if np.issubdtype(targets.dtype, np.floating) and not np.equal(np.mod(targets, 1), 0).all():
-        raise DataError(f"{name}: y must hold class labels for classification, got fractional numbers")
-    labels, numbers = np.unique(targets, return_inverse=True)
-    if len(labels) < 2:
-        raise DataError(f"{name}: y holds one class only ({labels.tolist()}): two are needed")
-    return Table(name, features, numbers.astype(np.int64), len(labels))

@@ -1,57 +1,110 @@
-"""Train, validation, test: disjoint rows, drawn once from the seed. Nothing is fitted on more than the training rows."""
+"""Train, validation, test: disjoint rows, drawn from the seed. Scaling is always fitted on the training rows alone."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
-from bilevel.datasets._sources import DataError, Table
+from bilevel.datasets._table import DataError, Kind, Table
 
 
 class Split(NamedTuple):
-    """Three tables with disjoint rows."""
+    """Three tables with the same columns and classes and disjoint rows. A part without rows counts as absent.
+
+    Attributes:
+      train: rows of the inner problem.
+      validation: rows of the outer loss, for tasks that hold rows out.
+      test: rows that only the metrics see.
+    """
 
     train: Table
     validation: Table
     test: Table
+
+    @classmethod
+    def of(cls, train: Table, validation: Table | None = None, test: Table | None = None) -> Split:
+        """A split whose validation or test rows may be left out."""
+        none = train.at(slice(0, 0))
+        return cls(train, none if validation is None else validation, none if test is None else test)
+
+    @property
+    def parts(self) -> dict[str, Table]:
+        """The parts that have rows, by name."""
+        return {name: part for name, part in self._asdict().items() if len(part)}
+
+    def require(self, kind: Kind, *needed: str) -> None:
+        """Check that a task can be stated from this split.
+
+        Args:
+          kind: of the targets.
+          needed: parts that must have rows, besides the training rows.
+
+        Raises:
+          DataError: a needed part has no rows, or an array has the wrong shape or wrong class numbers.
+        """
+        columns = np.shape(self.train.features)[1:]
+        for part_name, part in self._asdict().items():
+            where = f"{part.name}, {part_name} rows"
+            x, y = np.shape(part.features), np.shape(part.targets)
+            if len(x) != 2 or y != x[:1]:
+                raise DataError(
+                    f"{where}: X must be samples × features and y one value per sample; got shapes {x}, {y}"
+                )
+            if x[1:] != columns:
+                raise DataError(f"{where}: X must have {columns[0]} columns, as the training rows do; its shape is {x}")
+            if part_name in ("train", *needed) and not len(part):
+                raise DataError(f"{where}: there are none, and this task needs at least one")
+            if kind == "classification":
+                _require_class_numbers(where, part, self.train.classes)
+
+
+def _require_class_numbers(where: str, part: Table, classes: int) -> None:
+    numbers = np.asarray(part.targets)
+    whole = np.issubdtype(numbers.dtype, np.integer)
+    if classes < 2 or part.classes != classes or not whole or np.any((numbers < 0) | (numbers >= classes)):
+        raise DataError(
+            f"{where}: y must hold class numbers from 0 to classes − 1, the same at least two classes in every part; got "
+            f"{numbers.dtype} and {part.classes} classes: `Table.of(X, y, 'classification')` makes class numbers from labels"
+        )
 
 
 def split_rows(table: Table, validation: float | int, test: float | int, seed: int) -> Split:
     """Shuffle the rows and cut them in three.
 
     Args:
-      table: what to split.
-      validation, test: shares of the rows if below 1, else numbers of rows.
+      table: the rows to split.
+      validation, test: shares of the rows if below 1, else numbers of rows; 0 for none.
       seed: of the shuffle.
 
     Raises:
       DataError: a part would be empty, or the training rows lack a class.
     """
-    total = len(table.features)
+    total = len(table)
     for part in (validation, test):
         if part >= 1 and part != int(part):
             raise DataError(
                 f"{table.name}: a part of the split is a share below 1 or a whole number of rows, got {part}"
             )
     sizes = [round(part * total) if part < 1 else int(part) for part in (validation, test)]
-    if min(sizes) < 1 or sum(sizes) >= total:
+    fewest = min(size for part, size in zip((validation, test, 1), (*sizes, total - sum(sizes)), strict=True) if part)
+    if fewest < 1:
         raise DataError(
             f"{table.name}: {total} rows cannot be split into training, {sizes[0]} validation and {sizes[1]} test rows: "
             "every part needs at least one"
         )
     order = np.random.default_rng(seed).permutation(total)
-    cuts = np.split(order, [total - sum(sizes), total - sizes[1]])
-    parts = [Table(table.name, table.features[rows], table.targets[rows], table.classes) for rows in cuts]
-    if table.classes and len(np.unique(parts[0].targets)) < table.classes:
+    split = Split(*(table.at(rows) for rows in np.split(order, [total - sum(sizes), total - sizes[1]])))
+    if table.classes and len(np.unique(split.train.targets)) < table.classes:
         raise DataError(
             f"{table.name}: the training rows lack one of the {table.classes} classes: use another seed or split"
         )
-    return Split(*parts)
+    return split
 
 
 def standardize(split: Split) -> Split:
-    """Features with the training rows' mean 0 and standard deviation 1; a constant column becomes 0.
+    """Scale the features to mean 0 and standard deviation 1 over the training rows; a constant column becomes 0.
 
     Raises:
       DataError: every column is constant.
@@ -67,15 +120,28 @@ def standardize(split: Split) -> Split:
     return Split(*(part_with(part, (part.features - mean) / deviation) for part in split))
 
 
+def standardize_targets(split: Split) -> Split:
+    """Scale the targets to mean 0 and standard deviation 1 over the training rows; `Table.unit` keeps the deviation.
+
+    Raises:
+      DataError: the targets are constant.
+    """
+    mean, deviation = float(split.train.targets.mean()), float(split.train.targets.std())
+    if not deviation > 0:
+        raise DataError(f"{split.train.name}: y is constant in the training rows: there is nothing to fit")
+    scaled = ((part.targets - mean) / deviation for part in split)
+    return Split(*(dataclasses.replace(part, targets=y, unit=deviation) for part, y in zip(split, scaled, strict=True)))
+
+
 def scale_pixels(split: Split) -> Split:
-    """Features over the largest magnitude of the training rows, one number for all columns."""
+    """Divide the features by the largest magnitude in the training rows, the same number for all columns."""
     largest = float(np.abs(split.train.features).max()) or 1.0
     return Split(*(part_with(part, part.features / largest) for part in split))
 
 
 def part_with(part: Table, features: np.ndarray) -> Table:
     """The same rows with other features."""
-    return Table(part.name, features, part.targets, part.classes)
+    return dataclasses.replace(part, features=features)
 
 
 def join(first: Table, second: Table) -> Table:
@@ -83,4 +149,4 @@ def join(first: Table, second: Table) -> Table:
     features, targets = (
         np.concatenate([getattr(part, name) for part in (first, second)]) for name in ("features", "targets")
     )
-    return Table(first.name, features, targets, first.classes)
+    return dataclasses.replace(first, features=features, targets=targets)

@@ -19,7 +19,7 @@ from bilevel._status import Status
 from bilevel.datasets import Table
 from bilevel.studies._base import Findings, Report, Row, Study
 from bilevel.tasks import dictionary
-from bilevel.tasks._classification import auc
+from bilevel.tasks.scores import auc
 
 METHODS = ("l1_logistic", "l2_logistic", "dictionary", "task_driven")
 

@@ -14,7 +14,7 @@ from bilevel import datasets, hypergrad, inner, outer
 from bilevel.studies import _timing
 from bilevel.studies._base import Findings, Report, Row, Study
 from bilevel.tasks import distillation
-from bilevel.tasks._classification import accuracy
+from bilevel.tasks.scores import accuracy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

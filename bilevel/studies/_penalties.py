@@ -14,8 +14,6 @@ import optax
 
 from bilevel import _checks, hypergrad, inner, linear, outer, tasks
 from bilevel.studies._base import Findings, Report, Row, Study
-from bilevel.tasks import _classification
-from bilevel.tasks._regression import Regression
 
 _RESAMPLED = 2000  # times, the test rows
 _CLOSE = 0.003  # steps of a log penalty that end Rprop
@@ -71,14 +69,13 @@ class Penalties(Study):
             }
         }
         ridge, logistic = tasks.Ridge(), tasks.Logistic()
-        table = Regression.load(ridge.data, ridge.validation, ridge.test, seed)
-        split = _classification.load(logistic.data, logistic.validation, logistic.test, seed)
+        numbers, labels = ridge.tables(seed).test, logistic.tables(seed).test
 
         def right(weights):
-            return np.argmax(split.test.features @ weights, axis=1) == split.test.targets
+            return np.argmax(labels.features @ weights, axis=1) == labels.targets
 
         def errors(weights):
-            return (table.split.test.features @ weights * table.deviation + table.mean - table.split.test.targets) ** 2
+            return (numbers.unit * (numbers.features @ weights - numbers.targets)) ** 2
 
         for name, task, solver, judge in (
             ("ridge", ridge, inner.Ridge(), errors),
@@ -124,7 +121,7 @@ class Penalties(Study):
 
 def _by_gradient(setup: tasks.Setup, steps: int) -> Row:
     """λ, its cross-validation error, seconds, those of compilation aside."""
-    from bilevel.tasks import _sparse_regression as sparse
+    from bilevel.tasks import sparse_regression as sparse
 
     begun = time.perf_counter()
     share = sparse.coarse_start(setup.data)

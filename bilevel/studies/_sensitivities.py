@@ -63,12 +63,14 @@ class Sensitivities(Study):
 
     def run(self, seed, dtype, report):
         """A row per start: the reference, and the step by which each way has settled (None where it has not)."""
-        data = molecular_dynamics.make_data(self.particles, self.diameter, self.packing, 1.0, dtype)
+        task = molecular_dynamics.MolecularDynamics(
+            particles=self.particles, diameter=self.diameter, packing=self.packing
+        )
         at = self.every * np.arange(1, self.steps // self.every + 1)
         curves, rows = [], []
         for start in range(seed, seed + self.starts):
-            positions = molecular_dynamics.start(start, self.particles, float(data["box"]), dtype)
-            readings, force, reference = jax.device_get(self._relax(positions, data))
+            setup = task.setup(start, dtype)
+            readings, force, reference = jax.device_get(self._relax(setup.params, setup.data))
             curves.append(readings)
             by = {way: _settled_by(at, readings[way], reference, self.settled) for way in WAYS}
             rows.append({"seed": start, "reference": float(reference), "force": float(force), **by})

@@ -5,25 +5,29 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from jax.typing import DTypeLike
 
 from bilevel._tree import PyTree
 from bilevel.problem import Problem
 
+Tables = TypeVar("Tables")
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A task made concrete by its data.
+    """A bilevel problem with its data and start values.
 
     Attributes:
       problem: the bilevel problem.
       hparams, params: start values.
       data: one pytree of arrays for both losses; it holds no test data.
-      title: what is solved, in a few words.
-      sizes: what there is how many of, for the header.
-      metrics: (hparams, params) -> named numbers, those on the test set included; called once, at the end.
-      physical: hparams -> named hyperparameters in physical units, as the user would give them to a solver.
-      pictures: (hparams, params) -> matplotlib figures by name, where one tells more than a number; called once, at the end.
+      title: the problem in a few words.
+      sizes: named counts for the header of a run.
+      metrics: (hparams, params) -> named numbers, including those of the test set; called once, at the end.
+      physical: hparams -> named hyperparameters in the units that a user would pass to a solver.
+      pictures: (hparams, params) -> named matplotlib figures; called once, at the end.
     """
 
     problem: Problem
@@ -37,9 +41,33 @@ class Setup:
     pictures: Callable[[PyTree, PyTree], dict[str, Any]] = lambda hparams, params: {}
 
 
-class Task(abc.ABC):
-    """A task's settings: a frozen dataclass of plain values, built from `configs/task/<name>.yaml`."""
+class Task(abc.ABC, Generic[Tables]):
+    """The settings of a task: a frozen dataclass of plain values, built from `configs/task/<name>.yaml`.
+
+    A task works in two steps: `tables` loads or makes the data, and `state` states the problem on them. Call `state` alone to
+    use your own arrays:
+
+        table = bilevel.datasets.Table.of(X, y, "regression")
+        setup = bilevel.tasks.Lasso(criterion="cross_validation").state(bilevel.datasets.Split.of(table), "float64")
+    """
 
     @abc.abstractmethod
-    def setup(self, seed: int, dtype: Any) -> Setup:
-        """Load or make the data and state the problem, with arrays of `dtype`. Raises `datasets.DataError`."""
+    def tables(self, seed: int) -> Tables:
+        """Load or make the data, split and scaled, as NumPy arrays. Raises `datasets.DataError`."""
+
+    @abc.abstractmethod
+    def state(self, tables: Tables, dtype: DTypeLike, seed: int = 0) -> Setup:
+        """State the problem on these arrays as they are, neither split nor scaled any further.
+
+        Args:
+          tables: the data. Parts that only the metrics use may be absent; the metrics then leave them out.
+          dtype: of the arrays of the problem.
+          seed: of the start values that are drawn at random, if any.
+
+        Raises:
+          datasets.DataError: an array has the wrong shape, or a part that the problem needs is absent.
+        """
+
+    def setup(self, seed: int, dtype: DTypeLike) -> Setup:
+        """State the problem on the task's own data."""
+        return self.state(self.tables(seed), dtype, seed)

@@ -12,7 +12,7 @@ import numpy as np
 
 @functools.cache
 def perceptron(widths: Sequence[int]) -> Any:
-    """A flax module: dense layers of these widths, tanh between them."""
+    """A flax module: dense layers of these widths with tanh between them."""
     from flax import linen
 
     layers: list[Any] = []
@@ -22,13 +22,13 @@ def perceptron(widths: Sequence[int]) -> Any:
 
 
 def draw(module: Any, key: jax.Array, *inputs: jax.Array) -> Any:
-    """Weights of a flax module, drawn: the same numbers in every precision, which is that of the inputs."""
+    """Random weights of a flax module in the precision of the inputs, the same numbers in every precision."""
     weights = module.init(key, *inputs)["params"]
     return jax.tree.map(lambda leaf: leaf.astype(inputs[0].dtype), weights)
 
 
 def apply(module: Any, weights: Any, *inputs: jax.Array) -> jax.Array:
-    """The module's output."""
+    """The output of the module."""
     return module.apply({"params": weights}, *inputs)
 
 

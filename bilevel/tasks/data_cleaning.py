@@ -1,43 +1,50 @@
-"""Data cleaning: a weight for each training row, learned so that rows with wrong labels count for little."""
+"""Data cleaning: a weight for each training row, learned so that rows with wrong labels get small weights."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 
 from bilevel import datasets
-from bilevel.datasets import Table, TablePath
+from bilevel.datasets import Split, Table, TablePath
 from bilevel.inner import LBFGS
 from bilevel.problem import Problem
 from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._classification import accuracy, auc, cross_entropy, load, rows
-from bilevel.tasks._pictures import panels
+from bilevel.tasks._tables import load_classes, rows, sizes, validation_cross_entropy
+from bilevel.tasks.pictures import histograms
+from bilevel.tasks.scores import accuracy, auc
 
 
-def inner_loss(params, hparams, data):
+def inner_loss(params: jax.Array, hparams: Any, data: Any) -> jax.Array:
     """Mean over training rows of σ(θᵢ) times the cross-entropy, and ½ℓ2‖W‖²."""
     features, labels = data["train"]
     losses = optax.softmax_cross_entropy_with_integer_labels(features @ params, labels)
     return jnp.mean(jax.nn.sigmoid(hparams) * losses) + data["l2"] * jnp.vdot(params, params) / 2
 
 
-def outer_loss(params, hparams, data):
-    """Mean cross-entropy of the validation rows."""
-    del hparams
-    features, targets = data["validation"]
-    return cross_entropy(features @ params, targets)
+problem = Problem(inner_loss, validation_cross_entropy)
 
 
-problem = Problem(inner_loss, outer_loss)
+class Labeled(NamedTuple):
+    """A split whose training labels may be wrong.
+
+    Attributes:
+      split: the rows; the validation labels are right.
+      wrong: which training labels are wrong, shape (training rows,), for the metrics; None if that is not known.
+    """
+
+    split: Split
+    wrong: np.ndarray | None = None
 
 
 def corrupt(part: Table, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(labels, wrong): this share of the rows, rounded, get another class, all others as likely."""
+    """(labels, wrong): this share of the rows, rounded, gets another class, each with the same probability."""
     rng = np.random.default_rng([seed, 1])
     count = len(part.targets)
     wrong = np.zeros(count, bool)
@@ -47,17 +54,17 @@ def corrupt(part: Table, share: float, seed: int) -> tuple[np.ndarray, np.ndarra
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataCleaning(Task):
-    """A weight for each training row, some of which are labeled wrong, chosen on clean validation rows.
+class DataCleaning(Task[Labeled]):
+    """A weight for each training row, some of which have wrong labels, chosen on clean validation rows.
 
     min over W of the mean over training rows of σ(θᵢ) · cross-entropy + ½ℓ2‖W‖². Inner variable: weights W, shape (features,
-    classes), without an intercept. hparams: θ, shape (training rows,), started at 0, where all rows count the same.
+    classes), without an intercept. hparams: θ, shape (training rows,), started at 0, where all rows have the same weight.
 
     Args:
-      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or a table by path.
+      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or the path of a table.
       validation: share of the rows (or their number) for validation; their labels are right.
       test: share of the rows (or their number) for the test.
-      corruption: share of the training rows whose label is replaced by another one.
+      corruption: share of the training rows whose label is replaced by another class.
       l2: ℓ2 penalty of W.
 
     Reference: Franceschi et al. 2017, section 5.1; Pedregosa 2016.
@@ -69,23 +76,35 @@ class DataCleaning(Task):
     corruption: float = 0.5
     l2: float = 0.001
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.corruption < 1:
             raise ValueError(f"task.corruption must be a share above 0 and below 1, got {self.corruption}")
         if not self.l2 > 0:
             raise ValueError(f"task.l2 must be positive, got {self.l2}")
 
-    def setup(self, seed, dtype):
-        """Split, scale, corrupt the training labels, and state the problem."""
-        split = load(self.data, self.validation, self.test, seed)
+    def tables(self, seed: int) -> Labeled:
+        """Load, split and scale the table, and corrupt the training labels."""
+        split = load_classes(self.data, self.validation, self.test, seed)
         labels, wrong = corrupt(split.train, self.corruption, seed)
         if not 0 < wrong.sum() < len(wrong):
             raise datasets.DataError(
-                f"{self.data}: task.corruption={self.corruption} of {len(wrong)} training rows leaves none to tell apart"
+                f"{self.data}: with task.corruption={self.corruption}, {wrong.sum()} of {len(wrong)} training labels are "
+                "wrong: some must be wrong and some right"
             )
-        numbers, _ = rows(split.train, dtype)
+        return Labeled(split._replace(train=dataclasses.replace(split.train, targets=labels)), wrong)
+
+    def state(self, tables: Labeled, dtype: DTypeLike, seed: int = 0) -> Setup:
+        """State the problem; validation rows are needed."""
+        split, wrong = tables
+        split.require("classification", "validation")
+        samples, test = len(split.train), split.parts.get("test")
+        if wrong is not None and (np.shape(wrong) != (samples,) or np.asarray(wrong).dtype != bool):
+            raise datasets.DataError(
+                f"{split.train.name}: wrong must hold a boolean per training row, shape ({samples},); got shape "
+                f"{np.shape(wrong)} and {np.asarray(wrong).dtype}"
+            )
         data = {
-            "train": (numbers, jnp.asarray(labels, jnp.int32)),
+            "train": rows(split.train, dtype),
             "validation": rows(split.validation, dtype),
             "l2": jnp.asarray(self.l2, dtype),
         }
@@ -95,34 +114,32 @@ class DataCleaning(Task):
         def fitted(logits):
             return LBFGS().solve(problem, start, logits, data).params
 
-        def metrics(hparams, params):
-            logits = np.asarray(hparams, np.float64)
-            all_rows, clean_rows = (
-                fitted(jnp.asarray(x, dtype)) for x in (np.zeros(len(wrong)), np.where(wrong, -50, 0))
-            )
-            return {
-                "auc": auc(~wrong, logits),
-                "weight_clean": float(np.mean(_sigmoid(logits[~wrong]))),
-                "weight_corrupt": float(np.mean(_sigmoid(logits[wrong]))),
-                "validation_accuracy": accuracy(split.validation, params),
-                "test_accuracy": accuracy(split.test, params),
-                "test_accuracy_all_rows": accuracy(split.test, all_rows),
-                "test_accuracy_clean_rows": accuracy(split.test, clean_rows),
-            }
+        def test_accuracy(part: Table, logits: np.ndarray) -> float:
+            return accuracy(part, fitted(jnp.asarray(logits, dtype)))
 
+        def metrics(hparams: Any, params: Any) -> dict[str, float]:
+            logits, found = np.asarray(hparams, np.float64), {}
+            if wrong is not None:
+                found["auc"] = auc(~wrong, logits)
+                found["weight_clean"] = float(np.mean(_sigmoid(logits[~wrong])))
+                found["weight_corrupt"] = float(np.mean(_sigmoid(logits[wrong])))
+            found["validation_accuracy"] = accuracy(split.validation, params)
+            if test is not None:
+                found["test_accuracy"] = accuracy(test, params)
+                found["test_accuracy_all_rows"] = test_accuracy(test, np.zeros(samples))
+            if test is not None and wrong is not None:
+                found["test_accuracy_clean_rows"] = test_accuracy(test, np.where(wrong, -50, 0))
+            return found
+
+        counts = {"classes": split.train.classes} | ({} if wrong is None else {"wrong labels": int(wrong.sum())})
+        share = "" if wrong is None else f", {wrong.mean():.0%} of the labels wrong"
         return Setup(
             problem=problem,
-            hparams=jnp.zeros(len(wrong), dtype),
+            hparams=jnp.zeros(samples, dtype),
             params=start,
             data=data,
-            title=f"cleaning of {self.data}, {self.corruption:.0%} of the labels wrong",
-            sizes={
-                "training rows": len(wrong),
-                "wrong labels": int(wrong.sum()),
-                "validation rows": len(split.validation.features),
-                "test rows": len(split.test.features),
-                "classes": split.train.classes,
-            },
+            title=f"cleaning of {split.train.name}{share}",
+            sizes=sizes(split, **counts),
             metrics=metrics,
             physical=lambda hparams: {"row_weight": _sigmoid(np.asarray(hparams, np.float64))},
             pictures=lambda hparams, params: {"weights": picture(_sigmoid(np.asarray(hparams, np.float64)), wrong)},
@@ -133,13 +150,9 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-logits))
 
 
-def picture(weights: np.ndarray, wrong: np.ndarray) -> Any:
-    """Histograms of the weights of clean and of corrupt rows."""
-    figure, axes = panels(1, 1, 4.6, 3.2)
-    axis, bins = axes[0, 0], np.linspace(0, 1, 41)
-    axis.hist(weights[~wrong], bins, alpha=0.6, color="tab:blue", label="label right")
-    axis.hist(weights[wrong], bins, alpha=0.6, color="tab:red", label="label wrong")
-    axis.set_xlabel("weight σ(θ) of a training row")
-    axis.set_ylabel("rows")
-    axis.legend(frameon=False)
-    return figure
+def picture(weights: np.ndarray, wrong: np.ndarray | None) -> Any:
+    """Histograms of the weights of clean and of corrupt rows, or of all rows if it is not known which are which."""
+    groups = (
+        {"all labels": weights} if wrong is None else {"label right": weights[~wrong], "label wrong": weights[wrong]}
+    )
+    return histograms(groups, "weight σ(θ) of a training row", "rows", ("tab:blue", "tab:red"), bins=40)

@@ -1,4 +1,4 @@
-"""A deep equilibrium network: its hidden layer is where a cell comes to rest, and it is trained through that point."""
+"""A deep equilibrium network: its hidden layer is the fixed point of a cell, and training differentiates that point."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from bilevel import _tree
-from bilevel.datasets import TablePath
+from bilevel.datasets import Split, TablePath
 from bilevel.inner import Anderson, FixedPointIteration, InnerSolver
 from bilevel.problem import At, Problem
 from bilevel.tasks import _networks
 from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._classification import cross_entropy, load, rows, share_right
-from bilevel.tasks._pictures import panels
+from bilevel.tasks._tables import cross_entropy, load_classes, rows, sizes
+from bilevel.tasks.pictures import panels
+from bilevel.tasks.scores import share_right
 
 _DRAWN = 40  # iterations
 
@@ -29,15 +31,15 @@ def network(width: int, classes: int, contraction: float) -> tuple[Any, Any]:
 
     class Cell(linen.Module):
         @linen.compact
-        def __call__(self, hidden, features):
+        def __call__(self, hidden: jax.Array, features: jax.Array) -> jax.Array:
             raw = self.param("recurrent", linen.initializers.orthogonal(contraction), (width, width))
             return jnp.tanh(hidden @ bounded(raw, contraction) + linen.Dense(width, name="input")(features))
 
     return Cell(), linen.Dense(classes)
 
 
-def bounded(matrix, norm):
-    """The matrix, scaled down to this spectral norm where it exceeds it."""
+def bounded(matrix: jax.Array, norm: float) -> jax.Array:
+    """The matrix, scaled down to this spectral norm if it exceeds it."""
     return matrix * jnp.minimum(1, norm / jnp.linalg.norm(matrix, 2))
 
 
@@ -51,11 +53,11 @@ class Equilibrium:
 
     @property
     def problem(self) -> Problem:
-        """The fixed point inside, the training loss outside."""
+        """The fixed point inside and the training loss outside."""
         return Problem(outer_loss=self._outer_loss, fixed_point=self._fixed_point)
 
     def init(self, key: jax.Array, features: jax.Array) -> dict[str, Any]:
-        """Weights, drawn."""
+        """Random weights."""
         cell, head = self._modules
         first, second = jax.random.split(key)
         hidden = self.rest(features)
@@ -65,56 +67,55 @@ class Equilibrium:
         }
 
     def rest(self, features: jax.Array) -> jax.Array:
-        """The start of every iteration, z = 0."""
+        """The start of the iterations, z = 0."""
         return jnp.zeros((len(features), self.width), features.dtype)
 
     def scores(self, hidden: jax.Array, hparams: Any) -> jax.Array:
-        """Of each class, shape (rows, classes)."""
+        """Scores of the classes, shape (rows, classes)."""
         return _networks.apply(self._modules[1], hparams["head"], hidden)
 
     @functools.partial(jax.jit, static_argnames="self")
     def classify(self, hparams: Any, features: jax.Array) -> jax.Array:
-        """Scores of rows, from rest."""
+        """Scores of rows, from the fixed point that is found from z = 0."""
         solution = Anderson().solve(self.problem, self.rest(features), hparams, {"train": (features, None)})
         return self.scores(solution.params, hparams)
 
     @functools.partial(jax.jit, static_argnames=("self", "solver"))
     def residuals(self, solver: InnerSolver, hparams: Any, features: jax.Array) -> jax.Array:
-        """‖T(z) − z‖/‖z‖ over all rows in the first iterations from rest."""
+        """‖T(z) − z‖/‖z‖ over all rows in the first iterations from z = 0."""
         at = At(self.problem, hparams, {"train": (features, None)})
 
-        def step(state, _):
+        def step(state: Any, _: None) -> tuple[Any, jax.Array]:
             state = solver.step(at, state)
             return state, state.progress.residual
 
         return jax.lax.scan(step, solver.init(at, self.rest(features)), length=_DRAWN)[1]
 
     @property
-    def _modules(self):
+    def _modules(self) -> tuple[Any, Any]:
         return network(self.width, self.classes, self.contraction)
 
-    def _fixed_point(self, params, hparams, data):
+    def _fixed_point(self, params: jax.Array, hparams: Any, data: Any) -> jax.Array:
         return _networks.apply(self._modules[0], hparams["cell"], params, data["train"][0])
 
-    def _outer_loss(self, params, hparams, data):
+    def _outer_loss(self, params: jax.Array, hparams: Any, data: Any) -> jax.Array:
         decay = data["decay"] * _tree.vdot(hparams, hparams) / 2
         return cross_entropy(self.scores(params, hparams), data["train"][1]) + decay
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DEQ(Task):
+class DEQ(Task[Split]):
     """A deep equilibrium network: a layer of infinite depth, trained by the gradient of its fixed point.
 
     For each row, z = tanh(Wz + Ux + b), with ‖W‖₂ ≤ contraction < 1, so that there is one z. Inner variable: all z, shape
     (training rows, width). The outer loss is the mean cross-entropy, on the training rows, of scores that are linear in z, +
-    ½decay‖hparams‖². hparams: the weights of `cell` and `head`, as flax keeps them. Validation and test rows are in the metrics
-    only.
+    ½decay‖hparams‖². hparams: the flax parameters of `cell` and `head`. Only the metrics use validation and test rows.
 
     Args:
-      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or a table by path.
-      validation, test: shares (or numbers) of the rows for validation and test; neither is seen by the optimization.
-      width: of the layer.
-      contraction: the bound of ‖W‖₂; W is scaled to it where it would exceed it.
+      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or the path of a table.
+      validation, test: shares (or numbers) of the rows for validation and test, which only the metrics use.
+      width: number of units in the layer.
+      contraction: bound of ‖W‖₂; a W that exceeds it is scaled down.
       decay: ℓ2 penalty of all weights.
 
     Reference: Bai, Kolter & Koltun 2019.
@@ -127,7 +128,7 @@ class DEQ(Task):
     contraction: float = 0.9
     decay: float = 0.0001
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.width < 1:
             raise ValueError(f"task.width must be at least 1, got {self.width}")
         if not 0 < self.contraction < 1:
@@ -135,23 +136,27 @@ class DEQ(Task):
         if not self.decay >= 0:
             raise ValueError(f"task.decay must not be negative, got {self.decay}")
 
-    def setup(self, seed, dtype):
-        """Split, scale, draw the weights, and state the problem."""
-        split = load(self.data, self.validation, self.test, seed)
-        layer = Equilibrium(self.width, split.train.classes, self.contraction)
-        train = rows(split.train, dtype)
+    def tables(self, seed: int) -> Split:
+        """Load, split and scale the table."""
+        return load_classes(self.data, self.validation, self.test, seed)
+
+    def state(self, tables: Split, dtype: DTypeLike, seed: int = 0) -> Setup:
+        """State the problem; `seed` draws the weights."""
+        tables.require("classification")
+        layer = Equilibrium(self.width, tables.train.classes, self.contraction)
+        train = rows(tables.train, dtype)
         hparams = layer.init(jax.random.key(seed), train[0])
 
-        def metrics(hparams, params):
+        def metrics(hparams: Any, params: Any) -> dict[str, float]:
             del params
-            scores = {name: layer.classify(hparams, rows(part, dtype)[0]) for name, part in split._asdict().items()}
             return {
-                f"{name}_accuracy": share_right(found, getattr(split, name).targets) for name, found in scores.items()
+                f"{name}_accuracy": share_right(layer.classify(hparams, rows(part, dtype)[0]), part.targets)
+                for name, part in tables.parts.items()
             }
 
-        def pictures(hparams, params):
+        def pictures(hparams: Any, params: Any) -> dict[str, Any]:
             del params
-            features = rows(split.test, dtype)[0]
+            features = rows(tables.parts.get("test", tables.train), dtype)[0]
             solvers = {"plain iteration": FixedPointIteration(), "Anderson": Anderson()}
             return {"iterations": picture({n: layer.residuals(s, hparams, features) for n, s in solvers.items()})}
 
@@ -160,14 +165,8 @@ class DEQ(Task):
             hparams=hparams,
             params=layer.rest(train[0]),
             data={"train": train, "decay": jnp.asarray(self.decay, dtype)},
-            title=f"deep equilibrium network on {self.data}",
-            sizes={
-                "training rows": len(train[0]),
-                "validation rows": len(split.validation.features),
-                "test rows": len(split.test.features),
-                "width": self.width,
-                "weights": _networks.count(hparams),
-            },
+            title=f"deep equilibrium network on {tables.train.name}",
+            sizes=sizes(tables, width=self.width, weights=_networks.count(hparams)),
             metrics=metrics,
             physical=lambda hparams: {
                 "recurrent_norm": float(jnp.linalg.norm(bounded(hparams["cell"]["recurrent"], self.contraction), 2))
@@ -177,12 +176,12 @@ class DEQ(Task):
 
 
 def picture(residuals: dict[str, Any]) -> Any:
-    """How fast iterations come to rest."""
+    """How fast iterations converge."""
     figure, axes = panels(1, 1, 4.6, 3.2)
     axis = axes[0, 0]
     for name, values in residuals.items():
         axis.semilogy(np.arange(1, len(values) + 1), values, label=name)
-    axis.set_xlabel("applications of the cell, test rows")
+    axis.set_xlabel("applications of the cell")
     axis.set_ylabel("‖T(z) − z‖ / ‖z‖")
     axis.legend(frameon=False)
     return figure

@@ -1,4 +1,4 @@
-"""Task-driven dictionary learning: atoms chosen so that a classifier of the sparse codes is good."""
+"""Task-driven dictionary learning: atoms chosen for a classifier of the sparse codes."""
 
 from __future__ import annotations
 
@@ -9,45 +9,47 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from bilevel import datasets
-from bilevel.datasets import Table, TablePath
+from bilevel.datasets import Split, Table, TablePath
 from bilevel.operators.prox import prox_lasso, prox_ridge
 from bilevel.problem import Problem
 from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._classification import auc
-from bilevel.tasks._pictures import images, panels
+from bilevel.tasks._tables import sizes
+from bilevel.tasks.pictures import images, panels
+from bilevel.tasks.scores import auc
 
 _LARGEST_SWEEPS = 10_000
 
 
-def atoms(hparams):
-    """The dictionary: the rows of θ, each of length one."""
+def atoms(hparams: dict[str, jax.Array]) -> jax.Array:
+    """The dictionary: the rows of θ, scaled to length one."""
     dictionary = hparams["dictionary"]
     return dictionary / jnp.linalg.norm(dictionary, axis=1, keepdims=True)
 
 
-def inner_loss(params, hparams, data):
-    """½‖X − xD‖² up to ½‖X‖², by the products of the atoms with each other and with the rows."""
+def inner_loss(params: jax.Array, hparams: Any, data: Any) -> jax.Array:
+    """½‖X − xD‖² − ½‖X‖², from the products of the atoms with each other and with the rows."""
     dictionary = atoms(hparams)
     fit = data["features"] @ dictionary.T
     return jnp.vdot(params, params @ (dictionary @ dictionary.T)) / 2 - jnp.vdot(params, fit)
 
 
-def prox(params, hparams, data, step):
-    """Of both penalties of the codes."""
+def prox(params: jax.Array, hparams: Any, data: Any, step: Any) -> jax.Array:
+    """The prox of both penalties of the codes."""
     del hparams
     return prox_ridge(prox_lasso(params, data["l1"], step), data["l2"], step)
 
 
-def lipschitz(hparams, data):
+def lipschitz(hparams: Any, data: Any) -> jax.Array:
     """The largest eigenvalue of DDᵀ."""
     del data
     dictionary = atoms(hparams)
     return jnp.linalg.eigvalsh(dictionary @ dictionary.T)[-1]
 
 
-def outer_loss(params, hparams, data):
+def outer_loss(params: jax.Array, hparams: Any, data: Any) -> jax.Array:
     """Mean logistic loss of codes·w + b on the training rows, and the penalty of w."""
     weights = hparams["weights"]
     scores = params @ weights + hparams["bias"]
@@ -59,7 +61,7 @@ problem = Problem(inner_loss, outer_loss, prox=prox, separable=True, lipschitz=l
 
 
 def start(features: np.ndarray, count: int) -> np.ndarray:
-    """The right singular vectors of the largest singular values, each with its largest entry positive."""
+    """The right singular vectors of the largest singular values; the largest entry of each is positive."""
     _, _, rows = np.linalg.svd(features, full_matrices=False)
     rows = rows[:count]
     largest = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], axis=1)
@@ -67,12 +69,12 @@ def start(features: np.ndarray, count: int) -> np.ndarray:
 
 
 def penalty_at(features: np.ndarray, dictionary: np.ndarray, sparsity: float) -> float:
-    """The ℓ1 penalty at which this share of the codes is zero, for atoms that are orthogonal."""
+    """The ℓ1 penalty for which this share of the codes is zero if the atoms are orthogonal."""
     return float(np.quantile(np.abs(features @ dictionary.T), sparsity))
 
 
-def start_hparams(dictionary: np.ndarray, dtype: Any) -> dict[str, jax.Array]:
-    """A classifier that knows nothing, on these atoms."""
+def start_hparams(dictionary: np.ndarray, dtype: DTypeLike) -> dict[str, jax.Array]:
+    """These atoms, and a classifier whose weights are zero."""
     count = len(dictionary)
     return {
         "dictionary": jnp.asarray(dictionary, dtype),
@@ -81,21 +83,21 @@ def start_hparams(dictionary: np.ndarray, dtype: Any) -> dict[str, jax.Array]:
     }
 
 
-def make_data(part: Table, l1: float, l2: float, weight_penalty: float, dtype: Any) -> dict[str, jax.Array]:
-    """The data pytree: the training rows and the penalties."""
+def make_data(part: Table, l1: float, l2: float, weight_penalty: float, dtype: DTypeLike) -> dict[str, jax.Array]:
+    """The data: the training rows and the penalties."""
     numbers = {"features": part.features, "l1": l1, "l2": l2, "weight_penalty": weight_penalty}
     found = {name: jnp.asarray(value, dtype) for name, value in numbers.items()}
     return found | {"targets": jnp.asarray(part.targets, jnp.int32)}
 
 
 def encode(features: np.ndarray, dictionary: np.ndarray, l1: float, l2: float, tol: float = 1e-9) -> np.ndarray:
-    """Sparse codes of rows by coordinate descent, all rows at once, for atoms of length one.
+    """Compute the sparse codes of rows by coordinate descent on all rows at once, for atoms of length one.
 
     Args:
-      features: rows.
-      dictionary: atoms.
+      features: shape (rows, features).
+      dictionary: shape (atoms, features).
       l1, l2: penalties of the codes.
-      tol: stop when a sweep moves no code by more than this share of the largest one.
+      tol: stop when no code changes in a sweep by more than this share of the largest code.
     """
     gram, fit = dictionary @ dictionary.T, features @ dictionary.T
     codes = np.zeros_like(fit)
@@ -110,15 +112,15 @@ def encode(features: np.ndarray, dictionary: np.ndarray, l1: float, l2: float, t
 
 
 def require_two_classes(table: Table) -> None:
-    """Raise DataError for more."""
+    """Raise `datasets.DataError` for more than two classes."""
     if table.classes > 2:
         raise datasets.DataError(
-            f"{table.name}: y holds {table.classes} classes, and the classifier of the codes tells two apart: keep two"
+            f"{table.name}: y holds {table.classes} classes, and the classifier of the codes is binary: keep two classes"
         )
 
 
 def pictures_of(dictionary: np.ndarray, weights: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
-    """The atoms, those with the largest weights first, as images where they are squares; and how many each row uses."""
+    """The atoms in the order of their weights, as images if they are square, and a histogram of the atoms that rows use."""
     order = np.argsort(-weights)
     titles = [f"weight {weights[number]:.2g}" for number in order]
     side = math.isqrt(dictionary.shape[1])
@@ -159,20 +161,20 @@ def _sparsity(codes: np.ndarray) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dictionary(Task):
+class Dictionary(Task[Split]):
     """Task-driven dictionary learning: atoms and a logistic classifier of the sparse codes, chosen together.
 
     min over codes x of ½‖X − xD‖² + l1‖x‖₁ + ½l2‖x‖². Inner variable: x, shape (training rows, atoms). The outer loss is the
     mean logistic loss of x·w + b on the training rows + ½weight_penalty‖w‖². hparams: `dictionary`, shape (atoms, features),
-    whose rows divided by their lengths are D, started at the first right singular vectors of X; `weights` w; `bias` b.
-    Features are standardized by the training rows. Validation and test rows are in the metrics only.
+    whose rows divided by their lengths are D, started at the first right singular vectors of X; `weights` w; `bias` b. The
+    task's own tables are standardized by the training rows. Only the metrics use validation and test rows.
 
     Args:
-      data: `breast_cancer` (569 × 30, from scikit-learn), or a table by path, with two classes.
-      validation, test: shares (or numbers) of the rows for validation and test; neither is seen by the optimization.
-      atoms: at most as many as there are features, or training rows.
-      sparsity: the share of the codes that are zero at the start.
-      l1: ℓ1 penalty of the codes. None: the one that `sparsity` asks for.
+      data: `breast_cancer` (569 × 30, from scikit-learn), or the path of a table with two classes.
+      validation, test: shares (or numbers) of the rows for validation and test, which only the metrics use.
+      atoms: number of atoms, at most the number of features and of training rows.
+      sparsity: share of the codes that are zero at the start.
+      l1: ℓ1 penalty of the codes. None: the value that gives `sparsity`.
       l2: ℓ2 penalty of the codes.
       weight_penalty: ℓ2 penalty of w.
 
@@ -188,7 +190,7 @@ class Dictionary(Task):
     l2: float = 0.1
     weight_penalty: float = 0.001
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.atoms < 1:
             raise ValueError(f"task.atoms must be at least 1, got {self.atoms}")
         if not 0 <= self.sparsity < 1:
@@ -198,32 +200,38 @@ class Dictionary(Task):
             if value is not None and not value >= 0:
                 raise ValueError(f"task.{name} must not be negative, got {value}")
 
-    def setup(self, seed, dtype):
-        """Split, standardize, and state the problem."""
+    def tables(self, seed: int) -> Split:
+        """Load, split and standardize the table."""
         table = datasets.load_table(self.data, "classification")
         require_two_classes(table)
-        split = datasets.standardize(datasets.split_rows(table, self.validation, self.test, seed))
-        train = split.train
+        return datasets.standardize(datasets.split_rows(table, self.validation, self.test, seed))
+
+    def state(self, tables: Split, dtype: DTypeLike, seed: int = 0) -> Setup:
+        """State the problem."""
+        tables.require("classification")
+        train = tables.train
+        require_two_classes(train)
         rows, features = train.features.shape
         if self.atoms > min(rows, features):
             raise ValueError(
                 f"task.atoms must be at most the number of features and of training rows, {features} and {rows} in "
-                f"{self.data}, got {self.atoms}"
+                f"{train.name}, got {self.atoms}"
             )
         dictionary = start(train.features, self.atoms)
         l1 = penalty_at(train.features, dictionary, self.sparsity) if self.l1 is None else self.l1
 
-        def physical(hparams):
+        def physical(hparams: Any) -> dict[str, Any]:
             return {"dictionary": np.asarray(atoms(hparams)), "weights": np.asarray(hparams["weights"]), "l1": l1}
 
-        def metrics(hparams, params):
+        def metrics(hparams: Any, params: Any) -> dict[str, float]:
             dictionary, weights = (np.asarray(a, np.float64) for a in (atoms(hparams), hparams["weights"]))
-            found = {}
-            for name, part in split._asdict().items():
-                found[f"{name}_auc"] = auc(part.targets, encode(part.features, dictionary, l1, self.l2) @ weights)
+            found = {
+                f"{name}_auc": auc(part.targets, encode(part.features, dictionary, l1, self.l2) @ weights)
+                for name, part in tables.parts.items()
+            }
             return found | {"zero_codes": float(np.mean(np.asarray(params) == 0))}
 
-        def pictures(hparams, params):
+        def pictures(hparams: Any, params: Any) -> dict[str, Any]:
             return pictures_of(*(np.asarray(a) for a in (atoms(hparams), hparams["weights"], params)))
 
         return Setup(
@@ -231,14 +239,8 @@ class Dictionary(Task):
             hparams=start_hparams(dictionary, dtype),
             params=jnp.zeros((rows, self.atoms), dtype),
             data=make_data(train, l1, self.l2, self.weight_penalty, dtype),
-            title=f"task-driven dictionary learning on {self.data}",
-            sizes={
-                "training rows": rows,
-                "validation rows": len(split.validation.features),
-                "test rows": len(split.test.features),
-                "features": features,
-                "atoms": self.atoms,
-            },
+            title=f"task-driven dictionary learning on {train.name}",
+            sizes=sizes(tables, features=features, atoms=self.atoms),
             metrics=metrics,
             physical=physical,
             pictures=pictures,

@@ -1,29 +1,31 @@
-"""Dataset distillation: a few made images, trained on which a linear classifier is good on all the others."""
+"""Dataset distillation: a few synthetic images on which a linear classifier learns what it would from all rows."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from bilevel import datasets
-from bilevel.datasets import Table, TablePath
+from bilevel.datasets import Split, Table, TablePath
 from bilevel.problem import Problem
 from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._classification import accuracy, cross_entropy, rows
-from bilevel.tasks._pictures import images
+from bilevel.tasks._tables import cross_entropy, rows, sizes
+from bilevel.tasks.pictures import images
+from bilevel.tasks.scores import accuracies
 
 
-def inner_loss(params, hparams, data):
-    """The loss on the made images, and ½ε‖W‖²."""
+def inner_loss(params: jax.Array, hparams: Any, data: Any) -> jax.Array:
+    """The loss on the synthetic images, and ½ε‖W‖²."""
     return cross_entropy(hparams @ params, data["labels"]) + data["penalty"] * jnp.vdot(params, params) / 2
 
 
-def outer_loss(params, hparams, data):
+def outer_loss(params: jax.Array, hparams: Any, data: Any) -> jax.Array:
     """The loss on the training rows."""
     features, targets = data["train"]
     return cross_entropy(features @ params, targets)
@@ -32,8 +34,8 @@ def outer_loss(params, hparams, data):
 problem = Problem(inner_loss, outer_loss)
 
 
-def make_data(train: Table, per_class: int, penalty: float, dtype):
-    """The data pytree: training rows, the labels of the made images (0 … k−1, then again), ε."""
+def make_data(train: Table, per_class: int, penalty: float, dtype: DTypeLike) -> dict[str, Any]:
+    """The data: training rows, the labels of the synthetic images (0 … k−1, repeated), and ε."""
     return {
         "train": rows(train, dtype),
         "labels": jnp.tile(jnp.arange(train.classes, dtype=jnp.int32), per_class),
@@ -41,33 +43,33 @@ def make_data(train: Table, per_class: int, penalty: float, dtype):
     }
 
 
-def start(seed: int, count: int, pixels: int, dtype):
-    """Images of standard normal noise over the number of pixels, the same numbers in every precision."""
+def start(seed: int, count: int, pixels: int, dtype: DTypeLike) -> jax.Array:
+    """Images of standard normal noise divided by the number of pixels, the same numbers in every precision."""
     return jnp.asarray(np.random.default_rng(seed).normal(size=(count, pixels)) / pixels, dtype)
 
 
-def picture(hparams, classes: int):
-    """The images in a grid, a row of classes after another; None where the rows are no squares of pixels."""
-    side = math.isqrt(hparams.shape[1])
-    if side**2 != hparams.shape[1]:
-        return None
-    return images(
-        np.asarray(hparams).reshape(-1, side, side), [str(i % classes) for i in range(len(hparams))], min(classes, 10)
-    )
+def pictures(hparams: jax.Array, classes: int) -> dict[str, Any]:
+    """The images in a grid with a column per class; none if a row is not a square of pixels."""
+    count, pixels = hparams.shape
+    side = math.isqrt(pixels)
+    if side**2 != pixels:
+        return {}
+    titles = [str(number % classes) for number in range(count)]
+    return {"images": images(np.asarray(hparams).reshape(-1, side, side), titles, min(classes, 10))}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Distillation(Task):
-    """Dataset distillation: images θ, of each class one or several, chosen on the loss over the training rows.
+class Distillation(Task[Split]):
+    """Dataset distillation: images θ, one or several per class, chosen on the loss over the training rows.
 
     min over W of the mean multinomial logistic loss of θW against the images' labels + ½ε‖W‖². Inner variable: W, shape
-    (pixels, classes). hparams: θ, shape (images, pixels), started at normal noise over the number of pixels. Pixels are divided
-    by the largest one of the training rows.
+    (pixels, classes). hparams: θ, shape (images, pixels), started at normal noise divided by the number of pixels. The pixels
+    of the task's own tables are divided by the largest pixel of the training rows.
 
     Args:
-      data: `digits` (1797 × 64, from scikit-learn), or a table by path, for example `openml:mnist_784`.
-      validation, test: shares (or numbers) of the rows for validation and test; neither is seen by the optimization.
-      images_per_class: made images for each class.
+      data: `digits` (1797 × 64, from scikit-learn), or the path of a table, for example `openml:mnist_784`.
+      validation, test: shares (or numbers) of the rows for validation and test, which only the metrics use.
+      images_per_class: number of synthetic images for each class.
       penalty: ε.
 
     Reference: Wang et al. 2018; Blondel et al. 2022, section 4.2.
@@ -79,35 +81,30 @@ class Distillation(Task):
     images_per_class: int = 1
     penalty: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.penalty > 0:
             raise ValueError(f"task.penalty must be positive, got {self.penalty}")
         if self.images_per_class < 1:
             raise ValueError(f"task.images_per_class must be at least 1, got {self.images_per_class}")
 
-    def setup(self, seed, dtype):
-        """Split, scale, and state the problem."""
+    def tables(self, seed: int) -> Split:
+        """Load, split and scale the table."""
         table = datasets.load_table(self.data, "classification")
-        split = datasets.scale_pixels(datasets.split_rows(table, self.validation, self.test, seed))
-        pixels, classes = split.train.features.shape[1], split.train.classes
+        return datasets.scale_pixels(datasets.split_rows(table, self.validation, self.test, seed))
+
+    def state(self, tables: Split, dtype: DTypeLike, seed: int = 0) -> Setup:
+        """State the problem; `seed` draws the first images."""
+        tables.require("classification")
+        pixels, classes = tables.train.features.shape[1], tables.train.classes
         count = classes * self.images_per_class
-
-        def metrics(hparams, params):
-            names = ("train", "validation", "test")
-            return {f"{name}_accuracy": accuracy(getattr(split, name), params) for name in names}
-
-        def pictures(hparams, params):
-            figure = picture(hparams, classes)
-            return {} if figure is None else {"images": figure}
-
         return Setup(
             problem=problem,
             hparams=start(seed, count, pixels, dtype),
             params=jnp.zeros((pixels, classes), dtype),
-            data=jax.tree.map(jnp.asarray, make_data(split.train, self.images_per_class, self.penalty, dtype)),
-            title=f"distillation of {self.data} into {count} images",
-            sizes={"training rows": len(split.train.features), "pixels": pixels, "images": count, "classes": classes},
-            metrics=metrics,
+            data=make_data(tables.train, self.images_per_class, self.penalty, dtype),
+            title=f"distillation of {tables.train.name} into {count} images",
+            sizes=sizes(tables, pixels=pixels, images=count, classes=classes),
+            metrics=lambda hparams, params: accuracies(tables, params),
             physical=lambda hparams: {"pixels": np.asarray(hparams, np.float64)},
-            pictures=pictures,
+            pictures=lambda hparams, params: pictures(hparams, classes),
         )

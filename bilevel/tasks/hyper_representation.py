@@ -9,29 +9,31 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from bilevel import _tree
-from bilevel.datasets import TablePath
+from bilevel.datasets import Split, Table, TablePath
 from bilevel.problem import Problem
 from bilevel.tasks import _networks
 from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._classification import cross_entropy, load, rows, share_right
-from bilevel.tasks._pictures import panels
+from bilevel.tasks._tables import cross_entropy, load_classes, rows, sizes
+from bilevel.tasks.pictures import panels
+from bilevel.tasks.scores import share_right
 
 
 @dataclasses.dataclass(frozen=True)
 class Representation:
-    """h(x) = tanh of a network's output; its layers have these widths."""
+    """h(x) = tanh of the output of a network whose layers have these widths."""
 
     widths: tuple[int, ...]
 
     @property
     def problem(self) -> Problem:
-        """A linear classifier of h inside, what it makes of other rows outside."""
+        """A linear classifier of h inside and its loss on other rows outside."""
         return Problem(self._inner_loss, self._outer_loss)
 
     def init(self, key: jax.Array, features: jax.Array) -> Any:
-        """Weights, drawn."""
+        """Random weights."""
         return _networks.draw(_networks.perceptron(self.widths), key, features)
 
     @functools.partial(jax.jit, static_argnames="self")
@@ -39,29 +41,29 @@ class Representation:
         """h of rows, shape (rows, widths[-1])."""
         return jnp.tanh(_networks.apply(_networks.perceptron(self.widths), hparams, features))
 
-    def _inner_loss(self, params, hparams, data):
+    def _inner_loss(self, params: jax.Array, hparams: Any, data: Any) -> jax.Array:
         features, targets = data["train"]
         return cross_entropy(self(hparams, features) @ params, targets) + data["l2"] * jnp.vdot(params, params) / 2
 
-    def _outer_loss(self, params, hparams, data):
+    def _outer_loss(self, params: jax.Array, hparams: Any, data: Any) -> jax.Array:
         features, targets = data["validation"]
         decay = data["decay"] * _tree.vdot(hparams, hparams) / 2
         return cross_entropy(self(hparams, features) @ params, targets) + decay
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HyperRepresentation(Task):
-    """The features of a network, chosen so that a linear classifier trained on some rows is good on others.
+class HyperRepresentation(Task[Split]):
+    """The features of a network, chosen so that a linear classifier that is trained on some rows works well on others.
 
     min over W of the mean cross-entropy of h(X)W on the training rows + ½l2‖W‖², h = tanh of the network's output. Inner
     variable: W, shape (widths[-1], classes). The outer loss is the mean cross-entropy on the validation rows +
-    ½decay‖hparams‖². hparams: the network's weights, as flax keeps them, drawn at random.
+    ½decay‖hparams‖². hparams: the flax parameters of the network, drawn at random.
 
     Args:
-      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or a table by path.
+      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or the path of a table.
       validation: share of the rows (or their number) for the outer loss.
       test: share of the rows (or their number) for the test.
-      widths: of the network's layers.
+      widths: widths of the network's layers.
       l2: ℓ2 penalty of W.
       decay: ℓ2 penalty of the network's weights.
 
@@ -75,7 +77,7 @@ class HyperRepresentation(Task):
     l2: float = 0.001
     decay: float = 0.0001
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"task.widths must be numbers of at least 1, one for each layer, got {list(self.widths)}")
         if not self.l2 > 0:
@@ -83,45 +85,45 @@ class HyperRepresentation(Task):
         if not self.decay >= 0:
             raise ValueError(f"task.decay must not be negative, got {self.decay}")
 
-    def setup(self, seed, dtype):
-        """Split, scale, draw the network, and state the problem."""
-        split = load(self.data, self.validation, self.test, seed)
-        represent = Representation(tuple(self.widths))
-        train = rows(split.train, dtype)
-        hparams = represent.init(jax.random.key(seed), train[0])
+    def tables(self, seed: int) -> Split:
+        """Load, split and scale the table."""
+        return load_classes(self.data, self.validation, self.test, seed)
 
-        def represented(part, hparams):
+    def state(self, tables: Split, dtype: DTypeLike, seed: int = 0) -> Setup:
+        """State the problem; validation rows are needed, and `seed` draws the network."""
+        tables.require("classification", "validation")
+        represent = Representation(tuple(self.widths))
+        train = rows(tables.train, dtype)
+        start = represent.init(jax.random.key(seed), train[0])
+
+        def represented(part: Table, hparams: Any) -> np.ndarray:
             return np.asarray(represent(hparams, rows(part, dtype)[0]), np.float64)
 
-        def metrics(hparams, params):
+        def metrics(hparams: Any, params: Any) -> dict[str, float]:
             return {
                 f"{name}_accuracy": share_right(represented(part, hparams) @ np.asarray(params), part.targets)
-                for name, part in split._asdict().items()
+                for name, part in tables.parts.items()
             }
 
-        def pictures(hparams, params):
+        def pictures(hparams: Any, params: Any) -> dict[str, Any]:
             del params
-            stages = {"at the start": represent.init(jax.random.key(seed), train[0]), "learned": hparams}
-            planes = {name: _plane(represented(split.test, weights)) for name, weights in stages.items()}
-            return {"features": picture(planes, split.test.targets)}
+            part = tables.parts.get("test", tables.validation)
+            stages = {"at the start": start, "learned": hparams}
+            planes = {name: _plane(represented(part, weights)) for name, weights in stages.items()}
+            return {"features": picture(planes, part.targets)}
 
         return Setup(
             problem=represent.problem,
-            hparams=hparams,
-            params=jnp.zeros((self.widths[-1], split.train.classes), dtype),
+            hparams=start,
+            params=jnp.zeros((self.widths[-1], tables.train.classes), dtype),
             data={
                 "train": train,
-                "validation": rows(split.validation, dtype),
+                "validation": rows(tables.validation, dtype),
                 "l2": jnp.asarray(self.l2, dtype),
                 "decay": jnp.asarray(self.decay, dtype),
             },
-            title=f"features of {self.data} for a linear classifier",
-            sizes={
-                "training rows": len(train[0]),
-                "validation rows": len(split.validation.features),
-                "test rows": len(split.test.features),
-                "weights": _networks.count(hparams),
-            },
+            title=f"features of {tables.train.name} for a linear classifier",
+            sizes=sizes(tables, weights=_networks.count(start)),
             metrics=metrics,
             physical=lambda hparams: {"network": _networks.flat(hparams)},
             pictures=pictures,
@@ -136,7 +138,7 @@ def _plane(features: np.ndarray) -> np.ndarray:
 
 
 def picture(planes: dict[str, np.ndarray], targets: np.ndarray) -> Any:
-    """Test rows in the plane of most variance of their features, by class."""
+    """The first two principal components of the features, colored by class."""
     figure, axes = panels(1, len(planes), 4.2, 3.8)
     for axis, (name, plane) in zip(axes[0], planes.items(), strict=True):
         for label in np.unique(targets):

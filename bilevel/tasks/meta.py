@@ -1,4 +1,4 @@
-"""Few-shot learning by implicit MAML: a start from which a network learns a new episode from a few rows."""
+"""Few-shot learning by implicit MAML: start weights from which a network learns a new episode from a few rows."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from bilevel import _tree
+from bilevel import _tree, datasets
 from bilevel.inner import LBFGS
 from bilevel.problem import Problem
 from bilevel.tasks import _networks
 from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._classification import cross_entropy
-from bilevel.tasks._episodes import Episodes, Rows, digits, sinusoids, split_digits
-from bilevel.tasks._pictures import panels
+from bilevel.tasks._tables import cross_entropy
+from bilevel.tasks.episodes import Episodes, EpisodeSplit, Rows, digits, sinusoids, split_digits
+from bilevel.tasks.pictures import histograms, panels
 
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """A network with these widths, of which every episode has its own weights, held to a shared start."""
+    """A network with these widths; every episode has its own weights, which a penalty keeps near a shared start."""
 
     widths: tuple[int, ...]
 
     @property
     def problem(self) -> Problem:
-        """Learning from the support rows inside, what comes of it on the query rows outside."""
+        """Learning from the support rows inside and the loss on the query rows outside."""
         return Problem(self._inner_loss, self._outer_loss)
 
     @property
     def classifies(self) -> bool:
-        """Whether it tells classes apart; with one output, it predicts a number."""
+        """Whether the outputs are scores of classes; a single output is a predicted number."""
         return self.widths[-1] > 1
 
     def init(self, key: jax.Array, features: jax.Array) -> Any:
-        """Weights, drawn."""
+        """Random weights."""
         return _networks.draw(_networks.perceptron(self.widths), key, features)
 
     def copies(self, weights: Any, count: int) -> Any:
@@ -45,13 +46,13 @@ class Learner:
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), weights)
 
     def predict(self, params: Any, features: jax.Array) -> jax.Array:
-        """Scores, or numbers, of the rows of each episode by its own weights."""
+        """Scores or numbers for the rows of each episode by its own weights."""
         network = _networks.perceptron(self.widths)
         outputs = jax.vmap(functools.partial(_networks.apply, network))(params, features)
         return outputs if self.classifies else outputs[..., 0]
 
     def losses(self, params: Any, rows: Rows) -> jax.Array:
-        """Mean cross-entropy, or half of the mean square, of each episode."""
+        """Mean cross-entropy, or half of the mean squared error, of each episode."""
         outputs = self.predict(params, rows.features)
         if self.classifies:
             return jax.vmap(cross_entropy)(outputs, rows.targets)
@@ -64,38 +65,38 @@ class Learner:
         return LBFGS().solve(self.problem, start, hparams, {"episodes": episodes, "penalty": penalty}).params
 
     def scores(self, params: Any, rows: Rows) -> np.ndarray:
-        """Of each episode: the share of its rows that is right, or the mean square of the error."""
+        """The accuracy, or the mean squared error, of each episode."""
         outputs, targets = np.asarray(self.predict(params, rows.features)), np.asarray(rows.targets)
         right = outputs.argmax(-1) == targets if self.classifies else (outputs - targets) ** 2
         return right.mean(axis=1)
 
-    def _inner_loss(self, params, hparams, data):
+    def _inner_loss(self, params: Any, hparams: Any, data: Any) -> jax.Array:
         away = jax.tree.map(lambda own, shared: own - shared, params, hparams)
         return self.losses(params, data["episodes"].support).sum() + data["penalty"] * _tree.vdot(away, away) / 2
 
-    def _outer_loss(self, params, hparams, data):
+    def _outer_loss(self, params: Any, hparams: Any, data: Any) -> jax.Array:
         del hparams
         return self.losses(params, data["episodes"].query).mean()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Meta(Task):
-    """Few-shot learning: the start of a network's weights, from which each of many episodes learns from a few rows.
+class Meta(Task[EpisodeSplit]):
+    """Few-shot learning: start weights of a network, from which each of many episodes learns from a few rows.
 
-    min over φ of Σ over episodes of loss(φₑ; support rows) + ½penalty‖φₑ − θ‖². Inner variable: φ, the weights of each episode,
-    as flax keeps them, with a leading axis. The outer loss is the mean over episodes of the loss of φₑ on the query rows.
-    hparams: θ, drawn at random. Test episodes, which the optimization does not see, learn from θ in the same way; in the
-    metrics, `_start` marks what they reach from the weights drawn at first.
+    min over φ of Σ over episodes of loss(φₑ; support rows) + ½penalty‖φₑ − θ‖². Inner variable: φ, the flax parameters of each
+    episode, with a leading axis. The outer loss is the mean over episodes of the loss of φₑ on the query rows. hparams: θ,
+    drawn at random. Test episodes, which only the metrics use, learn from θ in the same way; metrics that end in `_start` are
+    for the random θ.
 
     Args:
-      data: `sinusoids`, y = a sin(x − b) with amplitude and phase of each episode its own; or `digits`, a choice of classes in
-        random order, where test episodes are made of rows that no training episode has.
-      episodes, test_episodes: how many.
-      shots: support rows, for digits of each class.
-      queries: query rows of an episode, for digits rounded up to the same number for each class.
-      ways: classes of an episode; not used by sinusoids.
-      widths: of the network's hidden layers.
-      penalty: how strongly φ is held to θ; with too little of it an episode has no unique solution.
+      data: `sinusoids`, y = a sin(x − b) with a random amplitude and phase per episode; or `digits`, random classes in random
+        order, where training and test episodes have no row in common.
+      episodes, test_episodes: numbers of episodes.
+      shots: support rows of an episode; for digits, of each class.
+      queries: query rows of an episode; for digits, rounded up to the same number for each class.
+      ways: classes of an episode; not used for sinusoids.
+      widths: widths of the network's hidden layers.
+      penalty: keeps φ near θ; if it is too small, an episode has no unique solution.
 
     Reference: Rajeswaran et al. 2019; Finn, Abbeel & Levine 2017 (the sinusoids).
     """
@@ -109,7 +110,7 @@ class Meta(Task):
     widths: list[int] = dataclasses.field(default_factory=lambda: [40, 40])
     penalty: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("episodes", "test_episodes", "shots", "queries"):
             if getattr(self, name) < 1:
                 raise ValueError(f"task.{name} must be at least 1, got {getattr(self, name)}")
@@ -120,76 +121,88 @@ class Meta(Task):
         if not self.penalty > 0:
             raise ValueError(f"task.penalty must be positive, got {self.penalty}")
 
-    def setup(self, seed, dtype):
-        """Make the episodes, draw the start, and state the problem."""
-        train, test = (episodes.arrays(dtype) for episodes in self._make(seed))
-        learner = Learner((*self.widths, self.ways if self.data == "digits" else 1))
-        hparams = learner.init(jax.random.key(seed), train.support.features[0])
-        penalty = jnp.asarray(self.penalty, dtype)
+    def tables(self, seed: int) -> EpisodeSplit:
+        """Make the episodes."""
+        rng, counts = np.random.default_rng(seed), (self.episodes, self.test_episodes)
+        if self.data == "sinusoids":
+            train, test = (sinusoids(count, self.shots, self.queries, rng) for count in counts)
+            return EpisodeSplit(train, test, self.data)
+        tables = split_digits(0.4, seed)
+        rows = self.shots + -(-self.queries // self.ways)
+        fewest = min(int(np.bincount(table.targets).min()) for table in tables)
+        if rows > fewest:
+            raise ValueError(
+                f"task.shots + task.queries / task.ways must be at most {fewest}, the number of rows of the rarest digit, got "
+                f"{rows}"
+            )
+        train, test = (
+            digits(table, count, self.ways, self.shots, self.queries, rng)
+            for table, count in zip(tables, counts, strict=True)
+        )
+        return EpisodeSplit(train, test, self.data)
+
+    def state(self, tables: EpisodeSplit, dtype: DTypeLike, seed: int = 0) -> Setup:
+        """State the problem; `seed` draws the start weights."""
+        tables.require()
+        if tables.classes == 1:
+            raise datasets.DataError(f"{tables.name}: targets hold one class only: two are needed, or floats")
+        train = tables.train.arrays(dtype)
+        test = None if tables.test is None else tables.test.arrays(dtype)
+        learner = Learner((*self.widths, tables.classes or 1))
+        start = learner.init(jax.random.key(seed), train.support.features[0])
+        penalty, episodes = jnp.asarray(self.penalty, dtype), len(train.support.features)
         measure = "accuracy" if learner.classifies else "mse"
 
-        def reached(start):
-            params = learner.adapt(start, test, penalty)
+        def reached(hparams: Any, test: Episodes) -> tuple[float, np.ndarray]:
+            params = learner.adapt(hparams, test, penalty)
             return float(learner.losses(params, test.query).mean()), learner.scores(params, test.query)
 
-        def metrics(hparams_, params):
-            (loss, scores), (start_loss, start_scores) = reached(hparams_), reached(hparams)
-            return {
-                f"train_{measure}": float(learner.scores(params, train.query).mean()),
+        def metrics(hparams: Any, params: Any) -> dict[str, float]:
+            found = {f"train_{measure}": float(learner.scores(params, train.query).mean())}
+            if test is None:
+                return found
+            (loss, scores), (start_loss, start_scores) = reached(hparams, test), reached(start, test)
+            return found | {
                 "test_loss": loss,
                 "test_loss_start": start_loss,
                 f"test_{measure}": float(scores.mean()),
                 f"test_{measure}_start": float(start_scores.mean()),
             }
 
-        def pictures(hparams_, params):
+        def pictures(hparams: Any, params: Any) -> dict[str, Any]:
             del params
-            if learner.classifies:
-                return {"episodes": scores_picture(reached(hparams)[1], reached(hparams_)[1], measure)}
-            return {
-                "episodes": curves_picture(learner, {"from the start": hparams, "learned": hparams_}, test, penalty)
-            }
+            if test is None:
+                return {}
+            if not learner.classifies:
+                starts = {"from the start": start, "learned": hparams}
+                return {"episodes": curves_picture(learner, starts, test, penalty)} if one_feature else {}
+            scores = {"from the start": reached(start, test)[1], "learned": reached(hparams, test)[1]}
+            label = f"{measure} of a test episode"
+            return {"episodes": histograms(scores, label, "episodes", ("tab:gray", "tab:blue"), bins=25)}
 
+        one_feature = train.support.features.shape[2] == 1
         return Setup(
             problem=learner.problem,
-            hparams=hparams,
-            params=learner.copies(hparams, self.episodes),
+            hparams=start,
+            params=learner.copies(start, episodes),
             data={"episodes": train, "penalty": penalty},
-            title=f"a start for few-shot learning of {self.data}",
+            title=f"start weights for few-shot learning of {tables.name}",
             sizes={
-                "training episodes": self.episodes,
-                "test episodes": self.test_episodes,
+                "training episodes": episodes,
+                **({} if test is None else {"test episodes": len(test.support.features)}),
                 "support rows": train.support.targets.shape[1],
                 "query rows": train.query.targets.shape[1],
-                "weights": _networks.count(hparams),
+                "weights": _networks.count(start),
             },
             metrics=metrics,
             physical=lambda hparams: {"start": _networks.flat(hparams)},
             pictures=pictures,
         )
 
-    def _make(self, seed: int) -> tuple[Episodes, Episodes]:
-        """Training and test episodes."""
-        rng, counts = np.random.default_rng(seed), (self.episodes, self.test_episodes)
-        if self.data == "sinusoids":
-            train, test = (sinusoids(count, self.shots, self.queries, rng) for count in counts)
-            return train, test
-        tables = split_digits(0.4, seed)
-        rows = self.shots + -(-self.queries // self.ways)
-        fewest = min(int(np.bincount(table.targets).min()) for table in tables)
-        if rows > fewest:
-            raise ValueError(
-                f"task.shots + task.queries / task.ways must be at most {fewest}, the rows of the rarest digit, got {rows}"
-            )
-        train, test = (
-            digits(table, count, self.ways, self.shots, self.queries, rng)
-            for table, count in zip(tables, counts, strict=True)
-        )
-        return train, test
-
 
 def curves_picture(learner: Learner, starts: dict[str, Any], test: Episodes, penalty: jax.Array, drawn: int = 4) -> Any:
-    """What a few test episodes learn from each start."""
+    """The curves that the first test episodes learn from each start."""
+    drawn = min(drawn, len(test.query.features))
     figure, axes = panels(1, drawn, 3, 2.6)
     learned = {
         name: learner.predict(learner.adapt(start, test, penalty), test.query.features)
@@ -203,16 +216,4 @@ def curves_picture(learner: Learner, starts: dict[str, Any], test: Episodes, pen
         axis.plot(*(np.asarray(part[number]).ravel() for part in test.support), "o", color="tab:red", markersize=4)
         axis.set_ylim(-2.6, 2.6)
     axes[0, 0].legend(frameon=False, fontsize=8)
-    return figure
-
-
-def scores_picture(start: np.ndarray, learned: np.ndarray, measure: str) -> Any:
-    """Histograms of the scores of test episodes."""
-    figure, axes = panels(1, 1, 4.6, 3.2)
-    axis, bins = axes[0, 0], np.linspace(0, 1, 26)
-    axis.hist(start, bins, alpha=0.6, color="tab:gray", label="from the start")
-    axis.hist(learned, bins, alpha=0.6, color="tab:blue", label="learned")
-    axis.set_xlabel(f"{measure} of a test episode")
-    axis.set_ylabel("episodes")
-    axis.legend(frameon=False)
     return figure

@@ -1,26 +1,28 @@
-"""Molecular dynamics: a packing of soft particles of two sizes, and how its particles move with the size of the small ones."""
+"""Molecular dynamics: a packing of soft particles of two sizes, and how particles move as the small ones grow."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from bilevel import implicit, optimality
+from bilevel.datasets import DataError
 from bilevel.problem import Problem
 from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._pictures import panels
+from bilevel.tasks.pictures import panels
 
-_ARROW = 0.5  # length of the longest one, in units of the large diameter
+_ARROW = 0.5  # length of the longest arrow, in units of the large diameter
 
 
-def pairs(params, hparams, data):
-    """(r, σ): distances of all pairs by their nearest images, and the sums of their radii, both (particles, particles).
+def pairs(params: jax.Array, hparams: jax.Array, data: Any) -> tuple[jax.Array, jax.Array]:
+    """(r, σ): distances of all pairs by their nearest images, and sums of their radii, both (particles, particles).
 
-    A particle counts as too far from itself to touch.
+    The distance of a particle from itself is the side of the box, too large to touch.
     """
     size, count = data["box"], len(params)
     apart = params[:, None] - params[None, :]
@@ -32,82 +34,81 @@ def pairs(params, hparams, data):
     return distances, radii[:, None] + radii[None, :]
 
 
-def inner_loss(params, hparams, data):
-    """The energy Σ over pairs of ½(1 − r/σ)² where r < σ."""
+def inner_loss(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
+    """The energy, Σ over pairs with r < σ of ½(1 − r/σ)²."""
     distances, reach = pairs(params, hparams, data)
     return jnp.sum(jnp.maximum(1 - distances / reach, 0) ** 2) / 4
 
 
-def pressure(params, hparams, data):
-    """By the virial: Σ over pairs of r(1 − r/σ)/σ where r < σ, over twice the area, in units of energy over area."""
+def pressure(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
+    """The pressure by the virial, Σ over pairs with r < σ of r(1 − r/σ)/σ divided by twice the area, in energy per area."""
     distances, reach = pairs(params, hparams, data)
     ratio = distances / reach
     return jnp.sum(jnp.where(ratio < 1, ratio * (1 - ratio), 0)) / (4 * data["box"] ** 2)
 
 
-def outer_loss(params, hparams, data):
+def outer_loss(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
     """(pressure − target)²."""
     return (pressure(params, hparams, data) - data["target"]) ** 2
 
 
-# Translations of all particles, and each particle that touches no other, leave the energy as it is.
+# Singular: moving all particles together, or a particle that touches no other, does not change the energy.
 problem = Problem(inner_loss, outer_loss, optimality=optimality.Stationary(singular=True))
 
 
+class Packing(NamedTuple):
+    """Particles in a periodic square.
+
+    Attributes:
+      positions: as shares of the side of the box, shape (particles, 2).
+      small: which particles are small, booleans of shape (particles,); the diameter of the others is 1.
+      side: of the box.
+    """
+
+    positions: np.ndarray
+    small: np.ndarray
+    side: float
+
+
 def box_side(particles: int, diameter: float, packing: float) -> float:
-    """ℓ at which half of the particles with diameter 1 and half with the other one fill this share of the area."""
+    """The side at which particles, half of diameter 1 and half of the other, fill this share of the area."""
     return float(np.sqrt(particles / 2 * np.pi * (diameter**2 + 1) / 4 / packing))
 
 
-def make_data(particles: int, diameter: float, packing: float, target: float, dtype: Any) -> dict[str, jax.Array]:
-    """The data pytree: which particles are small, the side of the box, the target pressure."""
-    return {
-        "small": jnp.arange(particles) >= particles - particles // 2,
-        "box": jnp.asarray(box_side(particles, diameter, packing), dtype),
-        "target": jnp.asarray(target, dtype),
-    }
-
-
-def start(seed: int, particles: int, side: float, dtype: Any) -> jax.Array:
-    """Positions, uniform in the box, the same in every precision."""
-    return jnp.asarray(np.random.default_rng(seed).uniform(0, side, size=(particles, 2)), dtype)
-
-
 @jax.jit
-def sensitivities(params, hparams, data):
-    """∂x*/∂θ with θ the diameter of the small particles, shape (particles, 2); NaN where its linear system is not solved.
+def sensitivities(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
+    """∂x*/∂θ with θ the diameter of the small particles, shape (particles, 2); NaN if its linear system is not solved.
 
-    Of all the answers the least one: no drift of the whole, and none of particles that touch nothing.
+    The solution of least norm: the packing as a whole does not drift, nor does a particle that touches no other.
     """
     tangents = jnp.ones_like(hparams), jax.tree.map(_no_tangent, data)
     along_log = implicit.root_jvp(optimality.bind(problem), params, (hparams, data), tangents)
     return along_log / jnp.exp(hparams)
 
 
-def _no_tangent(leaf):
+def _no_tangent(leaf: jax.Array) -> Any:
     return np.zeros(leaf.shape, jax.dtypes.float0) if leaf.dtype == bool else jnp.zeros_like(leaf)
 
 
-def touching(params, hparams, data) -> np.ndarray:
-    """How many others each particle overlaps with."""
+def touching(params: jax.Array, hparams: jax.Array, data: Any) -> np.ndarray:
+    """The number of particles that each particle overlaps with."""
     distances, reach = pairs(params, hparams, data)
     return np.sum(np.asarray(distances < reach), axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MolecularDynamics(Task):
-    """A packing of soft particles in a periodic square, relaxed to the least energy, driven to a target pressure.
+class MolecularDynamics(Task[Packing]):
+    """A packing of soft particles in a periodic square, relaxed to the least energy and driven to a target pressure.
 
-    min over positions x of Σ over pairs of ½(1 − r/σ)² where r < σ, the mean of the two diameters. Half of the particles
-    have diameter 1, half θ; the box is that in which they fill `packing` of the area at the start. Inner variable: x, shape
-    (particles, 2). The outer loss is (p − target)², p the pressure at x*, by the virial, in units of energy over area.
-    hparams: log θ, a scalar. Reported beside it: the sensitivities ∂x*/∂θ.
+    min over positions x of Σ over pairs with r < σ of ½(1 − r/σ)², σ the mean of the two diameters. Half of the particles have
+    diameter 1 and half have diameter θ. Inner variable: x, shape (particles, 2). The outer loss is (p − target)², with p the
+    pressure at x* by the virial, in energy per area. hparams: log θ, a scalar. The metrics include the sensitivities ∂x*/∂θ.
 
     Args:
-      particles: how many, half of each size (the large ones are one more where that is odd).
+      particles: number of particles, half of each size (if it is odd, there is one more large particle).
       diameter: θ at the start.
-      packing: total area of the particles over that of the box, at the start.
-      target: the pressure.
+      packing: total area of the particles divided by the area of the box, at the start.
+      target: the target pressure.
 
     Reference: Schoenholz & Cubuk 2020; Blondel et al. 2022, section 4.4 (the packing and its sensitivities).
     """
@@ -117,23 +118,36 @@ class MolecularDynamics(Task):
     packing: float = 0.98
     target: float = 0.08
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.particles < 2:
             raise ValueError(f"task.particles must be at least 2, got {self.particles}")
         for name in ("diameter", "packing", "target"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"task.{name} must be positive, got {getattr(self, name)}")
-        if box_side(self.particles, self.diameter, self.packing) < 2 * max(1.0, self.diameter):
-            raise ValueError(
-                "task: the box must be at least two diameters wide, so that no particle meets another one twice: take more "
-                "particles or a smaller packing"
+        _require_room(self.diameter, box_side(self.particles, self.diameter, self.packing))
+
+    def tables(self, seed: int) -> Packing:
+        """Place the particles at random, uniformly in the box."""
+        positions = np.random.default_rng(seed).uniform(size=(self.particles, 2))
+        small = np.arange(self.particles) >= self.particles - self.particles // 2
+        return Packing(positions, small, box_side(self.particles, self.diameter, self.packing))
+
+    def state(self, tables: Packing, dtype: DTypeLike, seed: int = 0) -> Setup:
+        """State the problem, with these positions as the start."""
+        positions, small = (np.asarray(array) for array in tables[:2])
+        if small.ndim != 1 or positions.shape != (*small.shape, 2) or small.dtype != bool:
+            raise DataError(
+                "packing: positions must have the shape (particles, 2), and small must hold a boolean per particle; got shapes "
+                f"{positions.shape}, {small.shape} and {small.dtype}"
             )
+        _require_room(self.diameter, tables.side)
+        data = {
+            "small": jnp.asarray(small),
+            "box": jnp.asarray(tables.side, dtype),
+            "target": jnp.asarray(self.target, dtype),
+        }
 
-    def setup(self, seed, dtype):
-        """Throw the particles in at random, and state the problem."""
-        data = make_data(self.particles, self.diameter, self.packing, self.target, dtype)
-
-        def metrics(hparams, params):
+        def metrics(hparams: Any, params: Any) -> dict[str, float]:
             moved = np.asarray(sensitivities(params, hparams, data))
             met = touching(params, hparams, data)
             return {
@@ -144,7 +158,7 @@ class MolecularDynamics(Task):
                 "loose_particles": int(np.sum(met == 0)),
             }
 
-        def pictures(hparams, params):
+        def pictures(hparams: Any, params: Any) -> dict[str, Any]:
             moved = np.asarray(sensitivities(params, hparams, data))
             radii = np.where(data["small"], np.exp(float(hparams)), 1) / 2
             return {"sensitivities": picture(np.asarray(params), radii, moved, float(data["box"]))}
@@ -152,18 +166,27 @@ class MolecularDynamics(Task):
         return Setup(
             problem=problem,
             hparams=jnp.asarray(np.log(self.diameter), dtype),
-            params=start(seed, self.particles, float(data["box"]), dtype),
+            params=jnp.asarray(positions * float(data["box"]), dtype),
             data=data,
-            title=f"a packing of soft particles, to a pressure of {self.target}",
-            sizes={"particles": self.particles},
+            title=f"a packing of soft particles at a pressure of {self.target}",
+            sizes={"particles": len(positions)},
             metrics=metrics,
             physical=lambda hparams: {"diameter": float(np.exp(hparams))},
             pictures=pictures,
         )
 
 
+def _require_room(diameter: float, side: float) -> None:
+    """Refuse a box in which a particle could meet another one twice, through two sides."""
+    if side < 2 * max(1.0, diameter):
+        raise ValueError(
+            "task: the box must be at least two diameters wide, so that no particle meets another one twice: use more "
+            f"particles or a smaller packing; its side is {side:.3g}"
+        )
+
+
 def picture(positions: np.ndarray, radii: np.ndarray, moved: np.ndarray, side: float) -> Any:
-    """The particles, the small ones darker, with an arrow each along ∂x*/∂θ, its length in one scale for all."""
+    """The particles, the small ones darker, with arrows along ∂x*/∂θ on a common scale."""
     from matplotlib.collections import EllipseCollection
 
     figure, axes = panels(1, 1, 5, 5)
@@ -186,6 +209,6 @@ def picture(positions: np.ndarray, radii: np.ndarray, moved: np.ndarray, side: f
     scale = _ARROW * 2 * radii.max() / longest if longest > 0 else 1.0
     axis.quiver(*inside.T, *(scale * moved).T, angles="xy", scale_units="xy", scale=1, color="#c0392b", width=0.004)
     axis.set(xlim=(0, side), ylim=(0, side), aspect="equal", xticks=[], yticks=[])
-    axis.set_title(f"∂x*/∂θ, the longest {longest:.3g}", fontsize=10)
+    axis.set_title(f"∂x*/∂θ, longest arrow {longest:.3g}", fontsize=10)
     axis.spines[:].set_visible(True)
     return figure

@@ -1,4 +1,4 @@
-"""A quadratic program as a layer: forecasts of returns chosen for the portfolios that they lead to."""
+"""A quadratic program as a layer: forecasts of returns, trained for the portfolios that are chosen by them."""
 
 from __future__ import annotations
 
@@ -8,45 +8,47 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
+from bilevel.datasets import DataError
 from bilevel.inner import FISTA
 from bilevel.operators.projection import projection_simplex
 from bilevel.problem import Problem
 from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._pictures import panels
+from bilevel.tasks.pictures import panels
 
-_FACTORS = 3  # that move all assets together
+_FACTORS = 3  # common to all assets
 
 
-def forecasts(hparams, data):
+def forecasts(hparams: jax.Array, data: Any) -> jax.Array:
     """r̂ = features Θ."""
     return data["features"] @ hparams
 
 
-def decision_loss(params, returns, data):
+def decision_loss(params: jax.Array, returns: jax.Array, data: Any) -> jax.Array:
     """Σ over rows of ½γ wᵀΣw − rᵀw."""
     return data["aversion"] * jnp.vdot(params, params @ data["covariance"]) / 2 - jnp.vdot(returns, params)
 
 
-def inner_loss(params, hparams, data):
+def inner_loss(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
     """The decision loss under the forecasts."""
     return decision_loss(params, forecasts(hparams, data), data)
 
 
-def projection(params, hparams, data):
+def projection(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
     """Each row on the simplex."""
     del hparams, data
     return jax.vmap(projection_simplex)(params)
 
 
-def lipschitz(hparams, data):
+def lipschitz(hparams: jax.Array, data: Any) -> jax.Array:
     """γ times the largest eigenvalue of Σ."""
     del hparams
     return data["lipschitz"]
 
 
-def outer_loss(params, hparams, data):
-    """Mean regret: the decision loss under the realized returns, less the least one."""
+def outer_loss(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
+    """Mean regret: the decision loss under the realized returns minus the least possible one."""
     del hparams
     return decision_loss(params, data["returns"], data) / len(params) - data["least"]
 
@@ -55,33 +57,72 @@ problem = Problem(inner_loss, outer_loss, projection=projection, polyhedral=True
 
 
 class Market(NamedTuple):
-    """Made rows.
+    """Rows of a market.
 
     Attributes:
-      features: with a column of ones, shape (rows, features + 1).
-      means: expected returns given the features, shape (rows, assets).
-      returns: realized ones.
+      features: shape (rows, features); include a column of ones for an intercept.
+      returns: realized returns, shape (rows, assets).
+      means: expected returns given the features, same shape, for the metrics; None if they are not known.
     """
 
     features: np.ndarray
-    means: np.ndarray
     returns: np.ndarray
+    means: np.ndarray | None = None
 
     def part(self, rows: slice) -> Market:
         """Some of the rows."""
-        return Market(*(array[rows] for array in self))
+        return Market(*(None if array is None else array[rows] for array in self))
 
     def least_squares(self) -> np.ndarray:
-        """The Θ of the two-stage approach: that of the smallest error of the forecasts."""
+        """The Θ of the two-stage approach, which minimizes the squared error of the forecasts."""
         return np.linalg.lstsq(self.features, self.returns, rcond=None)[0]
 
 
-def make_market(rows: int, features: int, assets: int, curvature: float, noise: float, seed: int):
-    """A market with a known generator, and the covariance Σ of its returns given the features.
+class Markets(NamedTuple):
+    """Parts of a market, with disjoint rows.
+
+    Attributes:
+      covariance: Σ of the returns given the features, shape (assets, assets).
+      train: rows of the problem.
+      validation, test: rows that only the metrics use; None if there are none.
+    """
+
+    covariance: np.ndarray
+    train: Market
+    validation: Market | None = None
+    test: Market | None = None
+
+    @property
+    def parts(self) -> dict[str, Market]:
+        """The parts that there are, by name."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: part for name, part in named.items() if part is not None}
+
+    def require(self) -> None:
+        """Raise `datasets.DataError` if an array has the wrong shape."""
+        features, assets = np.shape(self.train.features)[-1], np.shape(self.train.returns)[-1]
+        for name, part in self.parts.items():
+            rows = len(part.features)
+            shapes = {"features": (rows, features), "returns": (rows, assets), "means": (rows, assets)}
+            for array, shape in shapes.items():
+                value = getattr(part, array)
+                if value is not None and np.shape(value) != shape:
+                    raise DataError(f"{name}.{array} must have the shape {shape}; got {np.shape(value)}")
+        if np.shape(self.covariance) != (assets, assets):
+            raise DataError(
+                f"covariance must have the shape ({assets}, {assets}), by the columns of train.returns; got "
+                f"{np.shape(self.covariance)}"
+            )
+
+
+def make_market(
+    rows: int, features: int, assets: int, curvature: float, noise: float, seed: int
+) -> tuple[Market, np.ndarray]:
+    """Make a market, and the covariance Σ of its returns given the features.
 
     Each asset depends on about half of the features f ~ N(0, I): z = Bf/√features with B of zeros and ones, and its expected
-    return is (exp(cz) − 1)/c, c the curvature, or z where c = 0. Realized returns add noise of covariance Σ: a few common
-    factors, and as much again for each asset alone.
+    return is (exp(cz) − 1)/c with c the curvature, or z for c = 0. Realized returns add noise of covariance Σ, half of whose
+    variance is due to a few common factors and half to each asset alone.
     """
     rng = np.random.default_rng(seed)
     loadings = rng.normal(scale=noise / np.sqrt(2 * _FACTORS), size=(assets, _FACTORS))
@@ -91,24 +132,24 @@ def make_market(rows: int, features: int, assets: int, curvature: float, noise: 
     score = known @ exposure
     means = np.expm1(curvature * score) / curvature if curvature else score
     returns = means + rng.normal(size=(rows, assets)) @ np.linalg.cholesky(covariance).T
-    return Market(np.hstack([known, np.ones((rows, 1))]), means, returns), covariance
+    return Market(np.hstack([known, np.ones((rows, 1))]), returns, means), covariance
 
 
 @jax.jit
-def _solve(hparams, data):
+def _solve(hparams: jax.Array, data: Any) -> jax.Array:
     start = jnp.full(data["features"].shape[:1] + hparams.shape[1:], 1 / hparams.shape[1])
     return FISTA().solve(problem, start, hparams, data).params
 
 
 @dataclasses.dataclass(frozen=True)
 class _Judge:
-    """Decisions and their regrets, with Σ and γ."""
+    """Decisions under Σ and γ, and their regrets."""
 
     covariance: np.ndarray
     aversion: float
 
     def decisions(self, returns: np.ndarray) -> np.ndarray:
-        """Under these returns, one row on the simplex for each."""
+        """The best decisions under these returns, a row on the simplex for each."""
         assets = returns.shape[1]
         numbers = {
             "features": returns,
@@ -124,31 +165,32 @@ class _Judge:
         return self.aversion * risk / 2 - np.sum(returns * decisions, axis=1)
 
     def least(self, part: Market) -> np.ndarray:
-        """The losses of the best decisions, which know the realized returns."""
+        """The losses of the best decisions under the realized returns."""
         return self.losses(self.decisions(part.returns), part.returns)
 
     def regrets(self, part: Market, predicted: np.ndarray) -> np.ndarray:
-        """Of the decisions under predicted returns, by row."""
+        """The regret of each row, with decisions under predicted returns."""
         return self.losses(self.decisions(predicted), part.returns) - self.least(part)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QPLayer(Task):
-    """Forecasts for decisions: a linear model of returns, trained through the portfolios that follow from its forecasts.
+class QPLayer(Task[Markets]):
+    """Forecasts for decisions: a linear model of returns, trained through the portfolios that are chosen by its forecasts.
 
     For each row, w = argmin ½γ wᵀΣw − r̂ᵀw over the simplex, with the forecasts r̂ = features Θ. Inner variable: all w, shape
-    (training rows, assets). The outer loss is the mean regret of w: its ½γ wᵀΣw − rᵀw under the realized returns r, less that
-    of the best decision. hparams: Θ, shape (features + 1, assets), the last row an intercept, started at the least-squares fit
-    of r, whose decisions are the two-stage baseline. Expected returns are not linear in the features (see `curvature`).
+    (training rows, assets). The outer loss is the mean regret of w: ½γ wᵀΣw − rᵀw under the realized returns r, minus the same
+    for the best decision. hparams: Θ, shape (features, assets), started at the least-squares fit of r, whose decisions are the
+    two-stage baseline. In the task's own market the last feature is an intercept, and expected returns are not linear in the
+    features (see `curvature`).
 
     Args:
-      rows: training rows.
-      validation_rows, test_rows: rows for the metrics.
-      features: what is known before a decision.
-      assets: to choose from.
-      curvature: c, of the expected returns (exp(cz) − 1)/c; 0 makes the linear model right.
+      rows: number of training rows.
+      validation_rows, test_rows: numbers of rows for the metrics.
+      features: number of features.
+      assets: number of assets.
+      curvature: c in the expected returns (exp(cz) − 1)/c; with 0 the linear model is correct.
       noise: standard deviation of the noise in the returns.
-      aversion: γ.
+      aversion: γ, the aversion to risk.
 
     References: Amos & Kolter 2017 (the layer); Elmachtoub & Grigas 2022 (regret, and data of this kind).
     """
@@ -162,7 +204,7 @@ class QPLayer(Task):
     noise: float = 0.5
     aversion: float = 2.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("rows", "validation_rows", "test_rows", "features"):
             if getattr(self, name) < 1:
                 raise ValueError(f"task.{name} must be at least 1, got {getattr(self, name)}")
@@ -174,31 +216,36 @@ class QPLayer(Task):
         if not np.isfinite(self.curvature):
             raise ValueError(f"task.curvature must be a number, got {self.curvature}")
 
-    def setup(self, seed, dtype):
-        """Make the market, fit the two-stage baseline, and state the problem."""
-        sizes = {"train": self.rows, "validation": self.validation_rows, "test": self.test_rows}
-        market, covariance = make_market(
-            sum(sizes.values()), self.features, self.assets, self.curvature, self.noise, seed
-        )
-        ends = np.cumsum([0, *sizes.values()])
-        parts = {name: market.part(slice(*ends[i : i + 2])) for i, name in enumerate(sizes)}
-        train, judge = parts["train"], _Judge(covariance, self.aversion)
-        two_stage = train.least_squares()
+    def tables(self, seed: int) -> Markets:
+        """Make the market and cut it in three."""
+        sizes = (self.rows, self.validation_rows, self.test_rows)
+        market, covariance = make_market(sum(sizes), self.features, self.assets, self.curvature, self.noise, seed)
+        ends = np.cumsum([0, *sizes])
+        return Markets(covariance, *(market.part(slice(*ends[i : i + 2])) for i in range(3)))
 
-        def metrics(hparams, params):
+    def state(self, tables: Markets, dtype: DTypeLike, seed: int = 0) -> Setup:
+        """Fit the two-stage baseline and state the problem."""
+        tables.require()
+        train, covariance = tables.train, np.asarray(tables.covariance)
+        (rows, assets), judge, two_stage = train.returns.shape, _Judge(covariance, self.aversion), train.least_squares()
+
+        def metrics(hparams: Any, params: Any) -> dict[str, float]:
             del params
             theta, found = np.asarray(hparams, np.float64), {}
-            for name, part in parts.items():
+            for name, part in tables.parts.items():
                 found[f"{name}_regret"] = float(judge.regrets(part, part.features @ theta).mean())
                 found[f"{name}_regret_two_stage"] = float(judge.regrets(part, part.features @ two_stage).mean())
-            test = parts["test"]
-            found["test_regret_true_means"] = float(judge.regrets(test, test.means).mean())
-            found["test_utility_oracle"] = float(-judge.least(test).mean())
+            test = tables.test
+            if test is not None:
+                if test.means is not None:
+                    found["test_regret_true_means"] = float(judge.regrets(test, test.means).mean())
+                found["test_utility_oracle"] = float(-judge.least(test).mean())
             return found
 
-        def pictures(hparams, params):
+        def pictures(hparams: Any, params: Any) -> dict[str, Any]:
             del params
-            return {"test": picture(parts["test"], judge, two_stage, np.asarray(hparams, np.float64))}
+            theta = np.asarray(hparams, np.float64)
+            return {} if tables.test is None else {"test": picture(tables.test, judge, two_stage, theta)}
 
         numbers = {
             "features": train.features,
@@ -208,19 +255,15 @@ class QPLayer(Task):
             "lipschitz": self.aversion * np.linalg.eigvalsh(covariance)[-1],
             "least": judge.least(train).mean(),
         }
+        words = {"train": "training rows", "validation": "validation rows", "test": "test rows"}
+        counts = {words[name]: len(part.features) for name, part in tables.parts.items()}
         return Setup(
             problem=problem,
             hparams=jnp.asarray(two_stage, dtype),
-            params=jnp.full((self.rows, self.assets), 1 / self.assets, dtype),
+            params=jnp.full((rows, assets), 1 / assets, dtype),
             data={name: jnp.asarray(value, dtype) for name, value in numbers.items()},
             title="forecasts of returns, trained through the portfolios",
-            sizes={
-                "training rows": self.rows,
-                "validation rows": self.validation_rows,
-                "test rows": self.test_rows,
-                "features": self.features,
-                "assets": self.assets,
-            },
+            sizes={**counts, "features": train.features.shape[1], "assets": assets},
             metrics=metrics,
             physical=lambda hparams: {"coefficients": np.asarray(hparams, np.float64)},
             pictures=pictures,
@@ -228,22 +271,23 @@ class QPLayer(Task):
 
 
 def picture(test: Market, judge: _Judge, two_stage: np.ndarray, theta: np.ndarray) -> Any:
-    """Test rows: regrets, sorted, and forecasts against expected returns."""
+    """Sorted regrets of the test rows, and forecasts against the expected returns, or the realized ones if those are unknown."""
     figure, axes = panels(1, 2, 4.6, 3.4)
     left, right = axes[0]
+    known = test.means is not None
+    actual = test.means if known else test.returns
     shares = np.linspace(0, 1, len(test.features))
-    for label, color, predicted in (
+    curves = [
         ("two-stage", "tab:gray", test.features @ two_stage),
         ("trained on regret", "tab:blue", test.features @ theta),
-        ("true means", "tab:green", test.means),
-    ):
+        *([("true means", "tab:green", actual)] if known else []),
+    ]
+    for label, color, predicted in curves:
         regrets = judge.regrets(test, predicted)
         left.plot(np.sort(regrets), shares, color=color, label=f"{label}, mean {regrets.mean():.3g}")
-        if predicted is not test.means:
-            right.plot(test.means[:300].ravel(), predicted[:300].ravel(), ".", color=color, alpha=0.25, markersize=3)
-    left.set_xlabel("regret of a test row")
-    left.set_ylabel("share of rows below")
+        if predicted is not actual:
+            right.plot(actual[:300].ravel(), predicted[:300].ravel(), ".", color=color, alpha=0.25, markersize=3)
+    left.set(xlabel="regret of a test row", ylabel="share of rows below")
     left.legend(frameon=False, fontsize=8, loc="lower right")
-    right.set_xlabel("expected return")
-    right.set_ylabel("forecast")
+    right.set(xlabel="expected return" if known else "realized return", ylabel="forecast")
     return figure

@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from bilevel.datasets import TablePath
+from bilevel.datasets import Split, TablePath
 from bilevel.problem import Problem
 from bilevel.statements import LinearModel
 from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._regression import Regression
-
-
-def outer_loss(params, hparams, data):
-    """Mean squared error on the validation rows, in units of the training targets' variance."""
-    features, targets = data["validation"]
-    return jnp.mean((features @ params - targets) ** 2)
-
+from bilevel.tasks._tables import load_numbers, rows, sizes, validation_error
+from bilevel.tasks.scores import errors
 
 problem = Problem(
-    outer_loss=outer_loss,
+    outer_loss=validation_error,
     linear_model=LinearModel(loss="squared", rows=lambda data: data["train"], l2=jnp.exp),
 )
 
 
-def normal_equations(params, hparams, data):
+def normal_equations(params: np.ndarray, hparams: np.ndarray, data: Any) -> np.ndarray:
     """The inner solution in closed form, by NumPy: (XᵀX + diag exp θ)⁻¹Xᵀy."""
     features, targets = data["train"]
     return np.linalg.solve(features.T @ features + np.diag(np.exp(hparams)), features.T @ targets)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ridge(Task):
+class Ridge(Task[Split]):
     """Ridge regression: one penalty per feature, chosen on validation error.
 
-    min over w of ½‖Xw − y‖² + ½Σ exp(θᵢ)wᵢ². Features and targets are standardized by the training rows. hparams: θ, log
-    penalties, shape (features,).
+    min over w of ½‖Xw − y‖² + ½Σ exp(θᵢ)wᵢ². hparams: θ, log penalties, shape (features,). Without an intercept; the task's
+    own tables are standardized by the training rows.
 
     Args:
-      data: `diabetes` (442 × 10, from scikit-learn), or a table by path (see `datasets.load_table`).
+      data: `diabetes` (442 × 10, from scikit-learn), or the path of a table (see `datasets.load_table`).
       validation: share of the rows (or their number) for validation.
       test: share of the rows (or their number) for the test.
       penalty: start of every penalty.
@@ -52,23 +47,25 @@ class Ridge(Task):
     test: float = 0.2
     penalty: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.penalty > 0:
             raise ValueError(f"task.penalty must be positive, got {self.penalty}")
 
-    def setup(self, seed, dtype):
-        """Split, standardize, and state the problem."""
-        table = Regression.load(self.data, self.validation, self.test, seed)
+    def tables(self, seed: int) -> Split:
+        """Load, split and standardize the table."""
+        return load_numbers(self.data, self.validation, self.test, seed)
+
+    def state(self, tables: Split, dtype: DTypeLike, seed: int = 0) -> Setup:
+        """State the problem; validation rows are needed."""
+        tables.require("regression", "validation")
+        features = tables.train.features.shape[1]
         return Setup(
             problem=problem,
-            hparams=jnp.full(table.count, np.log(self.penalty), dtype),
-            params=jnp.zeros(table.count, dtype),
-            data={
-                "train": table.rows(table.split.train, dtype),
-                "validation": table.rows(table.split.validation, dtype),
-            },
-            title=f"ridge regression on {self.data}, one penalty per feature",
-            sizes=table.sizes,
-            metrics=lambda hparams, params: table.metrics(params),
+            hparams=jnp.full(features, np.log(self.penalty), dtype),
+            params=jnp.zeros(features, dtype),
+            data={"train": rows(tables.train, dtype), "validation": rows(tables.validation, dtype)},
+            title=f"ridge regression on {tables.train.name}, one penalty per feature",
+            sizes=sizes(tables, features=features),
+            metrics=lambda hparams, params: errors(tables, params),
             physical=lambda hparams: {"penalty": np.exp(np.asarray(hparams, np.float64))},
         )

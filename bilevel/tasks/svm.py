@@ -1,47 +1,50 @@
-"""The multiclass support vector machine of Crammer and Singer, by its dual."""
+"""The dual of Crammer and Singer's multiclass support vector machine."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
 
 from bilevel import datasets
-from bilevel.datasets import TablePath
+from bilevel.datasets import Split, Table, TablePath
 from bilevel.operators.projection import projection_simplex
 from bilevel.problem import Problem
 from bilevel.statements import QP, Factored, LinearModel, Minimization, Program, apply
 from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._classification import accuracy, load
+from bilevel.tasks._tables import load_classes, sizes
+from bilevel.tasks.scores import accuracies
 
 
-def inner_loss(params, hparams, data):
+def inner_loss(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
     """(θ/2)‖W‖² + ⟨x, Y⟩ with W = Xᵀ(Y − x)/θ and θ = exp(hparams): the dual, x on rows of simplices."""
     targets = data["train"]["targets"]
     return _half_squared_norm(data["train"], targets - params) / jnp.exp(hparams) + jnp.vdot(params, targets)
 
 
-def outer_loss(params, hparams, data):
+def outer_loss(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
     """½‖X_val W − Y_val‖²."""
     fit = _scores(data, data["train"]["targets"] - params) / jnp.exp(hparams) - data["validation"]["targets"]
     return jnp.vdot(fit, fit) / 2
 
 
-def projection(params, hparams, data):
+def projection(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
     """Each row on the simplex."""
     return jax.vmap(projection_simplex)(params)
 
 
-def lipschitz(hparams, data):
+def lipschitz(hparams: jax.Array, data: Any) -> jax.Array:
     """λ_max(XXᵀ)/θ."""
     return data["train"]["top_eigenvalue"] / jnp.exp(hparams)
 
 
-def quadratic_program(hparams, data):
-    """The same dual as ½⟨x, Kx⟩/θ + ⟨x, Y − KY/θ⟩ + const subject to row sums 1 and x ≥ 0, K = XXᵀ."""
+def quadratic_program(hparams: jax.Array, data: Any) -> QP:
+    """The dual as ½⟨x, Kx⟩/θ + ⟨x, Y − KY/θ⟩ + const subject to row sums 1 and x ≥ 0, K = XXᵀ."""
     train, theta = data["train"], jnp.exp(hparams)
     targets = train["targets"]
     gram = train["gram"] / theta if "gram" in train else Factored(train["features"], 1 / theta)
@@ -55,11 +58,11 @@ def quadratic_program(hparams, data):
     )
 
 
-def _row_sums(x):
+def _row_sums(x: jax.Array) -> jax.Array:
     return jnp.sum(x, axis=1)
 
 
-def _rows(data):
+def _rows(data: Any) -> tuple[jax.Array, jax.Array]:
     """Features and class numbers."""
     return data["train"]["features"], jnp.argmax(data["train"]["targets"], axis=1)
 
@@ -77,10 +80,12 @@ problem = Problem(
 )
 
 
-def make_data(train, train_targets, validation, validation_targets, dtype):
-    """The data pytree from arrays: features (m, p) and one-hot targets (m, k).
+def make_data(
+    train: ArrayLike, train_targets: ArrayLike, validation: ArrayLike, validation_targets: ArrayLike, dtype: DTypeLike
+) -> dict[str, dict[str, jax.Array]]:
+    """Make the data from features (m, p) and one-hot targets (m, k).
 
-    Products with XXᵀ go through the m × m Gram matrix where that is cheaper than going through X (p > m/2).
+    Products with XXᵀ use the m × m Gram matrix if that is cheaper than using X (p > m/2).
     """
     train, validation = np.asarray(train, np.float64), np.asarray(validation, np.float64)
     samples, features = train.shape
@@ -97,18 +102,18 @@ def make_data(train, train_targets, validation, validation_targets, dtype):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SVM(Task):
+class SVM(Task[Split]):
     """Multiclass SVM: the regularization θ chosen on validation error.
 
-    Inner variable: the dual x, shape (samples, classes), rows on simplices. hparams: λ = log θ, a scalar; scikit-learn's
-    C is 1/θ.
+    Inner variable: the dual x, shape (samples, classes), with rows on the simplex. hparams: λ = log θ, a scalar;
+    scikit-learn's C is 1/θ.
 
     Args:
-      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), `synthetic`, or a table by path.
-      validation: share of the rows (or their number) for validation; not used by synthetic data.
-      test: share of the rows (or their number) for the test; not used by synthetic data.
-      theta: start of θ. None: the largest eigenvalue of XXᵀ, a strong regularization, where solves are easy and the
-        gradient does not vanish (with little regularization and separable data it does).
+      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), `synthetic`, or the path of a table.
+      validation: share of the rows (or their number) for validation; not used for synthetic data.
+      test: share of the rows (or their number) for the test; not used for synthetic data.
+      theta: start of θ. None: the largest eigenvalue of XXᵀ, a strong regularization at which solves are easy and the
+        gradient does not vanish (it vanishes for little regularization and separable data).
       samples: synthetic data: training rows.
       validation_samples: synthetic data: validation rows.
       test_samples: synthetic data: test rows.
@@ -130,30 +135,32 @@ class SVM(Task):
     classes: int = 5
     informative: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.theta is not None and not self.theta > 0:
             raise ValueError(f"task.theta must be positive, got {self.theta}")
 
-    def setup(self, seed, dtype):
-        """Load or make the data, scale it, and state the problem."""
-        split = self._split(seed)
-        classes = split.train.classes
+    def tables(self, seed: int) -> Split:
+        """Load or make the table, split it and scale it."""
+        if self.data != "synthetic":
+            return load_classes(self.data, self.validation, self.test, seed)
+        total = self.samples + self.validation_samples + self.test_samples
+        table = datasets.make_classification(total, self.features, self.classes, self.informative, seed)
+        return datasets.split_rows(table, self.validation_samples, self.test_samples, seed)
 
-        def one_hot(part):
+    def state(self, tables: Split, dtype: DTypeLike, seed: int = 0) -> Setup:
+        """State the problem; validation rows are needed."""
+        tables.require("classification", "validation")
+        train, validation = tables.train, tables.validation
+        (samples, features), classes = train.features.shape, train.classes
+
+        def one_hot(part: Table) -> np.ndarray:
             return np.eye(classes)[part.targets]
 
-        def metrics(hparams, params):
-            residual = one_hot(split.train) - np.asarray(params, np.float64)
-            weights = split.train.features.T @ residual / np.exp(float(hparams))
-            return {
-                "train_accuracy": accuracy(split.train, weights),
-                "validation_accuracy": accuracy(split.validation, weights),
-                "test_accuracy": accuracy(split.test, weights),
-                "support_vectors": int(np.sum(np.any(residual != 0, axis=1))),
-            }
+        def metrics(hparams: Any, params: Any) -> dict[str, float]:
+            residual = one_hot(train) - np.asarray(params, np.float64)
+            weights = train.features.T @ residual / np.exp(float(hparams))
+            return {**accuracies(tables, weights), "support_vectors": int(np.sum(np.any(residual != 0, axis=1)))}
 
-        samples, features = split.train.features.shape
-        train, validation = split.train, split.validation
         data = make_data(train.features, one_hot(train), validation.features, one_hot(validation), dtype)
         theta = self.theta or float(data["train"]["top_eigenvalue"])
         return Setup(
@@ -161,40 +168,27 @@ class SVM(Task):
             hparams=jnp.asarray(np.log(theta), dtype),
             params=jnp.full((samples, classes), 1 / classes, dtype),
             data=data,
-            title=f"multiclass SVM on {self.data}, its regularization",
-            sizes={
-                "training rows": samples,
-                "validation rows": len(split.validation.features),
-                "test rows": len(split.test.features),
-                "features": features,
-                "classes": classes,
-            },
+            title=f"multiclass SVM on {train.name}, its regularization",
+            sizes=sizes(tables, features=features, classes=classes),
             metrics=metrics,
             physical=lambda hparams: {"theta": float(np.exp(hparams)), "C": float(np.exp(-hparams))},
         )
 
-    def _split(self, seed: int) -> datasets.Split:
-        if self.data == "synthetic":
-            total = self.samples + self.validation_samples + self.test_samples
-            table = datasets.make_classification(total, self.features, self.classes, self.informative, seed)
-            return datasets.split_rows(table, self.validation_samples, self.test_samples, seed)
-        return load(self.data, self.validation, self.test, seed)
-
 
 @jax.custom_jvp
-def _half_quadratic(matrix, x):
-    """½⟨x, Mx⟩ for a symmetric M that is not differentiated: one product with M serves the value and the gradient."""
+def _half_quadratic(matrix: jax.Array, x: jax.Array) -> jax.Array:
+    """½⟨x, Mx⟩ for a symmetric, constant M; one product with M gives the value and the gradient."""
     return jnp.vdot(x, matrix @ x) / 2
 
 
 @_half_quadratic.defjvp
-def _half_quadratic_jvp(primals, tangents):
+def _half_quadratic_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     matrix, x = primals
     product = matrix @ x
     return jnp.vdot(x, product) / 2, jnp.vdot(product, tangents[1])
 
 
-def _half_squared_norm(train, residual):
+def _half_squared_norm(train: Any, residual: jax.Array) -> jax.Array:
     """½‖Xᵀr‖²."""
     if "gram" in train:
         return _half_quadratic(train["gram"], residual)
@@ -202,7 +196,7 @@ def _half_squared_norm(train, residual):
     return jnp.vdot(weights, weights) / 2
 
 
-def _scores(data, residual):
+def _scores(data: Any, residual: jax.Array) -> jax.Array:
     """X_val Xᵀ r."""
     if "cross_gram" in data["validation"]:
         return data["validation"]["cross_gram"] @ residual

@@ -1,0 +1,61 @@
+"""What the tasks on tables share: loading, arrays, losses and counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+
+from bilevel import datasets
+from bilevel.datasets import Split, Table
+
+_GRAY_LEVELS = 16  # of the digits
+
+
+def load_classes(source: str, validation: float, test: float, seed: int) -> Split:
+    """Load and split a table; digits are scaled to gray levels in [0, 1], other features are standardized."""
+    split = datasets.split_rows(datasets.load_table(source, "classification"), validation, test, seed)
+    if source == "digits":
+        return Split(*(datasets.part_with(part, part.features / _GRAY_LEVELS) for part in split))
+    return datasets.standardize(split)
+
+
+def load_numbers(source: str, validation: float, test: float, seed: int, joined: bool = False) -> Split:
+    """Load, split and standardize a table; `joined` adds the validation rows to the training rows."""
+    split = datasets.split_rows(datasets.load_table(source, "regression"), validation, test, seed)
+    if joined:
+        split = Split.of(datasets.join(split.train, split.validation), test=split.test)
+    return datasets.standardize_targets(datasets.standardize(split))
+
+
+def rows(part: Table, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+    """(X, y), with y as class numbers for classification."""
+    return jnp.asarray(part.features, dtype), jnp.asarray(part.targets, jnp.int32 if part.classes else dtype)
+
+
+def cross_entropy(scores: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean multinomial logistic loss of scores, shape (rows, classes)."""
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, targets))
+
+
+def validation_cross_entropy(params: jax.Array, hparams: Any, data: Any) -> jax.Array:
+    """Mean cross-entropy of a linear classifier on the validation rows."""
+    del hparams
+    features, targets = data["validation"]
+    return cross_entropy(features @ params, targets)
+
+
+def validation_error(params: jax.Array, hparams: Any, data: Any) -> jax.Array:
+    """Mean squared error of a linear model on the validation rows."""
+    del hparams
+    features, targets = data["validation"]
+    return jnp.mean((features @ params - targets) ** 2)
+
+
+def sizes(split: Split, **others: int) -> dict[str, int]:
+    """Numbers of rows, and other counts."""
+    names = {"train": "training rows", "validation": "validation rows", "test": "test rows"}
+    return {names[name]: len(part) for name, part in split.parts.items()} | others
