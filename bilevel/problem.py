@@ -124,6 +124,8 @@ class Problem:
         parts = Parts(fixed_point=self.fixed_point) if first is None else first.parts()
         if self.residuals is not None and self.inner_loss is None and self.linear_model is None:
             parts = dataclasses.replace(parts, residuals=self.residuals)
+        if self.lipschitz is not None:
+            parts = dataclasses.replace(parts, lipschitz=self.lipschitz)
         for statement in self.further_statements():
             parts = parts.missing_from(statement, *_BESIDE)
         parts = dataclasses.replace(parts, optimality=self.optimality)

@@ -165,7 +165,7 @@ def test_the_levels_have_no_cycle():
         ("linear/_cg.py", "from bilevel import minimize"),
         ("inner/_fista.py", "from bilevel import implicit"),
         ("optimality/_base.py", "from bilevel import inner"),
-        ("operators/prox.py", "from bilevel.problem import Problem"
+        ("operators/prox.py", "from bilevel.problem import Problem"),
         ("hypergrad/_implicit.py", "class A:\n    from bilevel import outer"),
         ("outer/_loop.py", "from bilevel.io import console"),
         ("io/console.py", "from bilevel.outer import Result"),
