@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel import _checks, inner
-from bilevel.studies._base import Findings, Study
+from bilevel.study import Findings, Report, Study
 from bilevel.tasks import molecular_dynamics
 
+Pair = tuple[Any, Any]  # a state of FIRE, and its derivative by the diameter's logarithm
 WAYS: tuple[str, ...] = ("implicit", "unrolled", "unrolled_constant_steering")
 
 
@@ -46,22 +47,20 @@ class Sensitivities(Study):
     dt: float = 0.1
     dt_max: float = 0.4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.require_positive("study", starts=self.starts, steps=self.steps, every=self.every, settled=self.settled)
         if self.steps % self.every:
             raise ValueError(f"study.steps must be a multiple of study.every, got {self.steps} and {self.every}")
 
     @property
-    def count(self):
-        """A row per start."""
+    def count(self) -> int:
         return self.starts
 
     @property
-    def title(self):
-        """What is measured."""
+    def title(self) -> str:
         return f"sensitivities of a packing of {self.particles} particles, implicit and unrolled, {self.starts} starts"
 
-    def run(self, seed, dtype, report):
+    def run(self, seed: int, dtype: str, report: Report) -> Findings:
         """A row per start: the reference, and the step by which each way has settled (None where it has not)."""
         data = molecular_dynamics.make_data(self.particles, self.diameter, self.packing, 1.0, dtype)
         at = self.every * np.arange(1, self.steps // self.every + 1)
@@ -91,17 +90,17 @@ class Sensitivities(Study):
         hparams = jnp.log(jnp.asarray(self.diameter, positions.dtype))
         problem = molecular_dynamics.problem
 
-        def norm(sensitivities):
+        def norm(sensitivities: jax.Array) -> jax.Array:
             return jnp.sum(jnp.abs(sensitivities))
 
-        def implicit(params):
+        def implicit(params: jax.Array) -> jax.Array:
             return norm(molecular_dynamics.sensitivities(params, hparams, data))
 
-        def begin(solver):
+        def begin(solver: inner.FIRE) -> Pair:
             return jax.jvp(lambda h: solver.init(problem, positions, h, data), (hparams,), (jnp.ones_like(hparams),))
 
-        def advance(solver, pair, count):
-            def step(pair, _):
+        def advance(solver: inner.FIRE, pair: Pair, count: int) -> Pair:
+            def step(pair: Pair, _: None) -> tuple[Pair, None]:
                 following = jax.jvp(
                     lambda state, h: solver.step(problem, state, h, data),
                     (pair[0], hparams),
@@ -111,7 +110,7 @@ class Sensitivities(Study):
 
             return jax.lax.scan(step, pair, length=count)[0]
 
-        def read(pairs, _):
+        def read(pairs: list[Pair], _: None) -> tuple[list[Pair], dict[str, jax.Array]]:
             pairs = [advance(solver, pair, self.every) for solver, pair in zip(solvers, pairs, strict=True)]
             # Over θ, and without the drift of the whole packing, as the implicit ones are.
             moved = [tangent.params / jnp.exp(hparams) for _, tangent in pairs]
