@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bilevel import _schema
 
-ALLOWED = ("bilevel", "experiments", "optax", "optimistix", "sklearn")
+ALLOWED = ("bilevel", "experiments", "optax", "optimistix", "lineax", "sklearn")
 GENERAL = ("precision", "platform", "seed")  # what a study takes as well
 AROUND = ("tracker", "checkpoint", "job_time_limit", "allow_targets")  # what never alters a number
 NEUTRAL = ("steps", "time_limit", *AROUND)  # what never alters the numbers of the steps that are done
