@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +15,17 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bilevel import _schema
 
-ALLOWED = ("bilevel", "optax", "optimistix", "lineax", "sklearn")
+ALLOWED = ("bilevel", "experiments", "optax", "optimistix", "lineax", "sklearn")
 GENERAL = ("precision", "platform", "seed")  # what a study takes as well
 AROUND = ("tracker", "checkpoint", "job_time_limit", "allow_targets")  # what never alters a number
 NEUTRAL = ("steps", "time_limit", *AROUND)  # what never alters the numbers of the steps that are done
 _AMOUNTS = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")
 _HERE = Path(__file__).resolve().parent
+_ELSEWHERE = object()  # a value that is checked where it is defined
+_IN_CHECKOUT = (
+    ": the experiments come with the repository, in its folder experiments/, and not with the installed package; "
+    "run this command from the root of a checkout"
+)
 
 
 class ConfigError(Exception):
@@ -173,12 +179,13 @@ def identity(plain: Mapping[str, Any]) -> str:
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What differs between two resolved configurations and alters numbers, a phrase for each key."""
     old, new = _flat("", there), _flat("", here)
-    keys = [key for key in {**old, **new} if key.split(".")[0] not in (*NEUTRAL, "resume", "hydra")]
-    return [
-        f"{key} is {old.get(key, 'not set')} there and {new.get(key, 'not set')} here"
-        for key in keys
-        if old.get(key) != new.get(key)
-    ]
+    changed = {
+        key: f"{old.get(key, 'not set')} there and {new.get(key, 'not set')} here"
+        for key in {**old, **new}
+        if key.split(".")[0] not in (*NEUTRAL, "resume", "hydra") and old.get(key) != new.get(key)
+    }
+    # outer.inner.rtol is a reference to inner.rtol
+    return [f"{key} is {how}" for key, how in changed.items() if changed.get(key.partition(".")[2]) != how]
 
 
 def _flat(path: str, node: Any) -> dict[str, Any]:
@@ -202,15 +209,16 @@ def plain_values(cfg: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
 
 
 def _own_values(node: Any) -> Any:
-    """Plain values; a node that only refers to another one (`linear: ${linear}`) is left out: it is checked at its home."""
+    """Plain values, with `_ELSEWHERE` for a node that only refers to another one (`linear: ${linear}`)."""
     if isinstance(node, ListConfig):
         return [_own_values(value) for value in node]
     if not isinstance(node, DictConfig):
         return node
     return {
-        str(key): _own_values(node[key])
+        str(key): _ELSEWHERE
+        if OmegaConf.is_interpolation(node, str(key)) and isinstance(node[key], DictConfig)
+        else _own_values(node[key])
         for key in node
-        if not (OmegaConf.is_interpolation(node, str(key)) and isinstance(node[key], DictConfig))
     }
 
 
@@ -228,7 +236,9 @@ def build(node: Any, allowed: Sequence[str] = ()) -> Any:
     try:
         return instantiate(node)
     except InstantiationException as error:
-        raise ConfigError(f"{node._target_}: {error.__cause__ or error}") from error
+        found = re.search(r"target '(?:.*\.)?(\w+)'", str(error))  # the node itself, or one below it
+        name, message = found[1] if found else node._target_, str(error.__cause__ or error)
+        raise ConfigError(message if name in message else f"{name}: {message}") from error
 
 
 def close(word: str, known: Iterable[str], *, hint_only: bool = False) -> str:
@@ -261,7 +271,8 @@ def _check_target(path: str, node: Mapping[str, Any], allowed: Sequence[str]) ->
             f"if you trust it, add allow_targets=[{target.split('.')[0]}]"
         )
     if not _schema.exists(target):
-        raise ConfigError(f"{path}._target_: there is no {target!r}")
+        hint = _IN_CHECKOUT if target.startswith("experiments.") else ""
+        raise ConfigError(f"{path}._target_: there is no {target!r}{hint}")
     known = _schema.fields(target)
     if known is not None:
         given = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
@@ -281,7 +292,7 @@ def _check_fields(
     for key, value in given.items():
         if key not in known:
             raise ConfigError(f"{prefix}{key}: {owner} has no such key{close(key, alternatives or known)}")
-        wrong = _schema.complaint(known[key], value)
+        wrong = None if value is _ELSEWHERE else _schema.complaint(known[key], value)
         if wrong:
             raise ConfigError(f"{prefix}{key}: {wrong.text}{close(str(value), wrong.choices, hint_only=True)}")
     missing = [key for key, field in known.items() if field.required and key not in given]

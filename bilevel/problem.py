@@ -108,6 +108,9 @@ class Problem:
                 )
             if given:
                 raise ValueError(f"Problem: {given[0]} describes a minimization, and there is no inner_loss")
+        for name, part in (("separable", "prox"), ("polyhedral", "projection")):
+            if getattr(self, name) and getattr(self, part) is None:
+                raise ValueError(f"Problem: {name}={getattr(self, name)!r} describes a {part}, and there is none")
         if (
             self.linear_model is not None
             and self.linear_model is self._first()

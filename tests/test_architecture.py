@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import graphlib
 import importlib
 import inspect
 import re
@@ -39,25 +40,28 @@ MAY_IMPORT = {
     "outer": HYPERGRAD,
     "datasets": set(),
     "tasks": GROUND | {"optimality", "implicit", "inner", "datasets"},  # solvers for metrics alone
-    "studies": HYPERGRAD | {"outer", "tasks", "datasets"},
+    "study": set(),
     "io": BASE,
     "pages": {"io"},
     "_schema": set(),
     "config": {"_schema"},
     "_explain": {"config"},
-    "cli": {"config", "_explain", "_schema", "outer", "tasks", "studies", "io", "__init__"},
+    "cli": {"config", "_explain", "_schema", "outer", "tasks", "study", "io", "__init__"},
     "run": {"config", "_explain", "cli"},
     "track": {"config", "_explain", "cli", "io"},
     "report": {"_explain", "pages", "io"},
     "dashboard": {"_explain", "io"},
     "__init__": HYPERGRAD | {"diagnostics", "outer", "io"},
 }
+FOR_EXPERIMENTS = HYPERGRAD | {"outer", "datasets", "tasks", "study", "io", "__init__"}
+KNOWN_CIRCLES = {("bilevel.problem", "bilevel.optimality")}  # imports that close one, to be removed
 OF_CONFIGURATION = ("job", "execute", "resume", "sweep", "_task", "_study", "_origin", "_trials")
 HOME = {
     "hydra": ("run.py", "config.py", "cli/resume.py", "cli/sweep.py"),
     "omegaconf": ("run.py", "config.py", *(f"cli/{name}.py" for name in OF_CONFIGURATION)),
     "wandb": ("io/trackers.py",),
     "jaxopt": (),
+    "experiments": (),
 }
 NEVER_AT_MODULE_LEVEL = {"matplotlib", "sklearn"}
 
@@ -181,6 +185,7 @@ def test_the_levels_have_no_cycle():
         ("io/console.py", "import matplotlib.pyplot as plt"),
         ("linear/_cg.py", "def f():\n    import jaxopt"),
         ("linear/_cg.py", "if TYPE_CHECKING:\n    import jaxopt"),
+        ("cli/_study.py", "def f():\n    from experiments import steps"),
     ],
 )
 def test_a_wrong_import_is_caught(path, source):
@@ -201,6 +206,51 @@ def test_a_wrong_import_is_caught(path, source):
 )
 def test_a_right_import_passes(path, source):
     assert violations(path, source) == []
+
+
+def circle(sources, ignored=frozenset()):
+    """The modules of a circle of imports, by the sources of the files; empty where there is none.
+
+    Imports inside functions and for type checkers alone count. To import a module is not to import the packages around it.
+    """
+    modules = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in sources}
+    graph = {}
+    for module, path in modules.items():
+        graph[module] = set()
+        package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
+        for item in imports(sources[path], package):
+            parts = item.name.split(".")
+            prefixes = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+            imported = next((name for name in prefixes if name in modules), module)
+            if imported != module and (module, imported) not in ignored:
+                graph[module].add(imported)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    sources = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
+    assert circle(sources, KNOWN_CIRCLES) == []
+
+
+def test_a_circle_is_caught():
+    sources = {
+        "a/__init__.py": "",
+        "a/b.py": "def f():\n    from a import c",
+        "a/c.py": "if TYPE_CHECKING:\n    import a.b",
+    }
+    assert set(circle(sources)) == {"a.b", "a.c"}
+    assert circle(sources, {("a.b", "a.c")}) == []
+    assert circle(sources | {"a/c.py": "from a import d"}) == []
+
+
+def test_experiments_use_the_library_not_the_command_line():
+    for path in (ROOT / "experiments").rglob("*.py"):
+        rooms = {imported_room(item.name) for item in imports(path.read_text(encoding="utf-8"), "")}
+        assert rooms <= FOR_EXPERIMENTS | {None}, path
 
 
 # The lazy package

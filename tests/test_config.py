@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from bilevel import _schema, config
 from bilevel._schema import Field
+from bilevel.cli import _task
 
 ROOT = config.config_dir()
 CHOICES = [(group, choice) for group, choices in config.groups().items() for choice in choices]
@@ -71,8 +72,8 @@ def yaml_targets():
 TARGETS = yaml_targets()
 
 
-def own(kind, *, top_only=False):
-    chosen = [(t, n, name) for name, t, n in TARGETS if t.split(".")[0] == kind and not (top_only and "#" in name)]
+def own(*packages, top_only=False):
+    chosen = [(t, n, name) for name, t, n in TARGETS if t.split(".")[0] in packages and not (top_only and "#" in name)]
     return [pytest.param(target, node, id=name) for target, node, name in chosen]
 
 
@@ -127,7 +128,7 @@ def test_the_chosen_node_is_the_one_that_is_built(group, choice):
             assert callable(built.update)
 
 
-@pytest.mark.parametrize(("target", "node"), own("bilevel", top_only=True))
+@pytest.mark.parametrize(("target", "node"), own("bilevel", "experiments", top_only=True))
 def test_a_yaml_lists_every_field_of_its_class(target, node):
     keys, fields = set(settings(node)), set(real_fields(target))
     assert keys <= fields
@@ -135,7 +136,7 @@ def test_a_yaml_lists_every_field_of_its_class(target, node):
         assert keys == fields
 
 
-@pytest.mark.parametrize(("target", "node"), own("bilevel") + own("optax"))
+@pytest.mark.parametrize(("target", "node"), own("bilevel", "experiments", "optax"))
 def test_a_yaml_has_no_key_that_its_target_lacks(target, node):
     assert set(settings(node)) <= set(real_fields(target))
 
@@ -147,7 +148,7 @@ def test_the_schema_read_from_source_is_the_class(target):
     assert {name: field.required for name, field in known.items()} == real_fields(target)
 
 
-@pytest.mark.parametrize(("target", "node"), own("bilevel") + own("optax"))
+@pytest.mark.parametrize(("target", "node"), own("bilevel", "experiments", "optax"))
 def test_every_plain_setting_has_a_value_that_is_refused(target, node):
     known = _schema.fields(target)
     for key, value in settings(node).items():
@@ -270,6 +271,7 @@ def test_close_words():
         ("foo", 1, ["foo: ", "known: ", "steps"]),
         ("inner.rtoll", 1.0, ["inner.rtoll: ", "Quadratic", "did you mean rtol"]),
         ("inner.linear.rtoll", 1.0, ["inner.linear.rtoll: ", "Auto", "did you mean rtol"]),
+        ("outer.innr", "${inner}", ["outer.innr: ", "Nested", "did you mean inner?"]),
         ("task.dta", "x", ["task.dta: ", "Ridge", "did you mean data?"]),
         ("optimizer.learning_rte", 1.0, ["optimizer.learning_rte: ", "adam", "did you mean learning_rate?"]),
         ("steps", "abc", ["steps: ", "a whole number", "'abc'"]),
@@ -287,11 +289,12 @@ def test_close_words():
         ("platform", "tpu", ["platform: ", "cpu or gpu", "'tpu'"]),
         ("on_failure", "rase", ["on_failure: ", "did you mean raise?"]),
         ("task.data", "diabets", ["task.data: ", "did you mean diabetes?"]),
-        ("task._target_", "os.system", ["task._target_: ", "'os.system'", "bilevel, optax"]),
+        ("task._target_", "os.system", ["task._target_: ", "'os.system'", "bilevel, experiments, optax"]),
         ("inner.linear._target_", "os.system", ["inner.linear._target_: ", "'os.system'"]),
         ("task._target_", "bilevel.tasks.Rigde", ["task._target_: ", "'bilevel.tasks.Rigde'"]),
         ("task._target_", "bilevel.no_such_room.Ridge", ["task._target_: ", "'bilevel.no_such_room.Ridge'"]),
         ("task._target_", "bilevel.io._folder.os.system", ["task._target_: ", "os.system"]),
+        ("study", {"_target_": "experiments.no.Such"}, ["'experiments.no.Such'", "repository", "root of a checkout"]),
         ("optimizer._target_", "optax.no.adam", ["optimizer._target_: ", "'optax.no.adam'"]),
         ("tracker.extra", {"_target_": "os.system"}, ["tracker.extra._target_: ", "'os.system'"]),
         ("tracker.many", [{"_target_": "os.system"}], ["tracker.many[0]._target_: ", "'os.system'"]),
@@ -373,6 +376,36 @@ def test_a_private_yaml_is_composed_and_checked(tmp_path):
     message = refusal(compose(search, "task=wrong"))
     assert message.startswith("task.penallty: ")
     assert "did you mean penalty?" in message
+
+
+def test_an_algorithm_is_named_by_one_yaml_with_the_parts_that_it_has(tmp_path, monkeypatch):
+    (tmp_path / "one_yaml.py").write_text(
+        "import dataclasses, types, typing\n"
+        "@dataclasses.dataclass\nclass SingleLoop:\n    problem: typing.Any\n    optimizer: typing.Any\n"
+        "    def init(self, hparams, params, data):\n        return types.SimpleNamespace(hparams=hparams, params=params)\n"
+    )
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "outer" / "single_loop.yaml").write_text(
+        "_target_: one_yaml.SingleLoop\n_partial_: true\noptimizer: ${optimizer}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = compose(f"hydra.searchpath=[file://{tmp_path}]", "outer=single_loop", "allow_targets=[one_yaml]")
+    config.check(cfg)
+    prepared = _task.prepare(cfg)
+    assert type(prepared.algorithm).__name__ == "SingleLoop"
+    assert prepared.algorithm.problem is prepared.setup.problem
+    assert callable(prepared.algorithm.optimizer.update)
+
+
+def test_a_changed_part_is_told_once():
+    here, there = (config.plain_values(compose("inner=fista", f"inner.rtol={rtol}")) for rtol in (1e-3, 1e-6))
+    assert here["outer"]["inner"]["rtol"] == 1e-3
+    assert config.differences(there, here) == ["inner.rtol is 1e-06 there and 0.001 here"]
+
+
+def test_a_part_of_a_part_that_is_refused_is_named():
+    with pytest.raises(config.ConfigError, match=r"^CG: rtol and atol must not be negative, got -1"):
+        config.build(compose("linear=cg", "linear.rtol=-1").outer)
 
 
 def test_an_interpolated_node_is_checked_at_its_home():

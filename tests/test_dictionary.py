@@ -9,9 +9,10 @@ import optax
 import pytest
 
 import bilevel as bl
-from bilevel import datasets, studies, tasks
+from bilevel import datasets, tasks
 from bilevel.tasks import dictionary
 from bilevel.tasks.scores import auc
+from experiments.implicit_diff_2021.dictionary_learning import DictionaryLearning
 
 PRECISE = bl.inner.FISTA(rtol=1e-13, atol=0.0, max_steps=100_000)
 
@@ -182,7 +183,7 @@ def test_what_does_not_fit_the_data_is_refused(tmp_path, table):
 
 
 def run_study(path):
-    study = studies.DictionaryLearning(
+    study = DictionaryLearning(
         data=path,
         splits=2,
         atoms=3,
@@ -234,8 +235,8 @@ def test_the_study_sums_up_its_rows(flipped):
 
 def test_the_study_refuses_wrong_settings():
     with pytest.raises(ValueError, match=r"study.steps must be a multiple of study.check_every, got 10 and 3"):
-        studies.DictionaryLearning(steps=10, check_every=3)
+        DictionaryLearning(steps=10, check_every=3)
     with pytest.raises(ValueError, match=r"study.splits must be at least 2"):
-        studies.DictionaryLearning(splits=1)
+        DictionaryLearning(splits=1)
     with pytest.raises(ValueError, match=r"study.inverse_penalties must name"):
-        studies.DictionaryLearning(inverse_penalties={"l1_logistic": [1.0]})
+        DictionaryLearning(inverse_penalties={"l1_logistic": [1.0]})

@@ -14,8 +14,10 @@ from commands import command
 
 import bilevel as bl
 from bilevel import datasets
-from bilevel.studies import DistilledAccuracy, Penalties, Sensitivities, SVMRuntime
-from bilevel.studies._sensitivities import _settled_by
+from experiments.implicit_diff_2021.distillation import DistilledAccuracy
+from experiments.implicit_diff_2021.molecular_dynamics import Sensitivities, _settled_by
+from experiments.implicit_diff_2021.svm_runtime import SVMRuntime
+from experiments.penalties.study import Penalties
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "experiments" / "implicit_diff_2021"

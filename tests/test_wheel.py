@@ -17,13 +17,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def call(*command, cwd, **environment):
+def call(*command, cwd, code=0, **environment):
+    """Its standard output, or its standard error where it is to fail."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HYDRA_FULL_ERROR")}
     done = subprocess.run(
         command, cwd=cwd, env=kept | environment, capture_output=True, text=True, encoding="utf-8", timeout=300
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
 
 
 def source_files():
@@ -83,6 +84,13 @@ def test_the_installed_package_runs_from_another_folder(installed, tmp_path):
     printed = call(sys.executable, *arguments, cwd=tmp_path, PYTHONPATH=str(installed))
     assert json.loads((tmp_path / "out" / "result.json").read_text())["steps"] == 2
     assert f"run folder: {tmp_path / 'out'}" in printed.splitlines()
+
+
+def test_an_experiment_needs_a_checkout(installed, tmp_path):
+    hide = f"import sys; sys.path = [path for path in sys.path if path != {str(ROOT)!r}]"
+    run = "import runpy; sys.argv[1:] = ['experiment=penalties']; runpy.run_module('bilevel.run', run_name='__main__')"
+    told = call(sys.executable, "-c", f"{hide}; {run}", cwd=tmp_path, code=2, PYTHONPATH=str(installed))
+    assert "experiments come with the repository, in its folder experiments/" in told.splitlines()[0]
 
 
 def test_the_console_script_shows_its_help(installed, tmp_path):

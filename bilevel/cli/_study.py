@@ -10,10 +10,9 @@ from omegaconf import DictConfig
 from bilevel import config
 from bilevel.cli import _origin
 from bilevel.cli._session import Session
-from bilevel.cli.execute import Ended
-from bilevel.cli.job import Job
+from bilevel.cli.job import Ended, Job
 from bilevel.io import console
-from bilevel.studies import Study
+from bilevel.study import Study
 
 
 def prepare(cfg: DictConfig) -> Study:

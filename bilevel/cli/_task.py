@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 from bilevel import config, outer
 from bilevel.cli import _origin
 from bilevel.cli._session import Session
-from bilevel.cli.execute import Ended
-from bilevel.cli.job import Job
+from bilevel.cli.job import Ended, Job
 from bilevel.io import console
 from bilevel.io.checkpoints import Checkpoints, fingerprint
 from bilevel.tasks import Setup
 
+_PARTS = {"inner": "inner", "hypergrad": "hypergradient", "optimizer": "optimizer"}  # of an algorithm, for the header
 _log = logging.getLogger("bilevel")
 
 
@@ -34,14 +34,14 @@ class Prepared(NamedTuple):
 
 
 def prepare(cfg: DictConfig) -> Prepared:
-    """Load the data and build the parts."""
+    """Load the data and build the algorithm."""
     setup = config.build(cfg.task, cfg.allow_targets).setup(cfg.seed, cfg.precision)
     problem = setup.problem
     if cfg.optimality:
         problem = dataclasses.replace(problem, optimality=config.build(cfg.optimality, cfg.allow_targets))
-    parts = {name: config.build(cfg[name], cfg.allow_targets) for name in ("inner", "hypergrad", "optimizer")}
-    algorithm = config.build(cfg.outer)(problem, **parts)
-    return Prepared(setup, algorithm, outer.Progress.start(algorithm.init(setup.hparams, setup.params, setup.data)))
+    algorithm = config.build(cfg.outer, cfg.allow_targets)(problem)
+    start = algorithm.init(setup.hparams, setup.params, setup.data)
+    return Prepared(setup, algorithm, outer.Progress.start(algorithm, start))
 
 
 def run(job: Job, prepared: Prepared, session: Session, past: dict[str, Any]) -> Ended:
@@ -126,15 +126,13 @@ def _tree(progress: outer.Progress) -> dict[str, Any]:
 
 
 def _show_header(job: Job, setup: Setup) -> None:
-    cfg, choices = job.cfg, job.choices
-    estimator = choices["hypergrad"]
+    cfg, choices = job.cfg, dict(job.choices)
     if "linear" in cfg.hypergrad:
-        estimator = f"{estimator} ({choices['linear']})"
+        choices["hypergrad"] = f"{choices['hypergrad']} ({choices['linear']})"
+    parts = [f"{word} {choices[group]}" for group, word in _PARTS.items() if group in cfg.outer]
     console.say(f"bilevel {_origin.version()} · {setup.title}")
     console.say("  " + " · ".join(f"{count} {name}" for name, count in setup.sizes.items()))
-    console.say(
-        f"  inner {choices['inner']} · hypergradient {estimator} · optimizer {choices['optimizer']} · {cfg.steps} steps"
-    )
+    console.say("  " + " · ".join([f"outer {choices['outer']}", *parts, f"{cfg.steps} steps"]))
     console.say(_origin.machine(cfg))
 
 

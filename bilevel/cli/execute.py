@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -11,20 +10,7 @@ from omegaconf import DictConfig
 from bilevel import config
 from bilevel.cli import job as jobs
 from bilevel.cli._session import Session
-from bilevel.cli.job import Job
-
-
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """How a run ended.
-
-    Attributes:
-      outer_loss: the best one; 0 for a study.
-      interrupted: whether it was told to stop, and can be resumed.
-    """
-
-    outer_loss: float
-    interrupted: bool = False
+from bilevel.cli.job import Ended, Job
 
 
 def execute(job: Job) -> Ended:

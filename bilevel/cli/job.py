@@ -1,4 +1,4 @@
-"""One run to do: its configuration, its folder, and what that folder already holds."""
+"""One run to do: its configuration, its folder, what that folder already holds, and how it ended."""
 
 from __future__ import annotations
 
@@ -64,6 +64,19 @@ class Job:
     def config_text(self) -> str:
         """`config.yaml`."""
         return OmegaConf.to_yaml(self.used, resolve=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+      outer_loss: the best one; 0 for a study.
+      interrupted: whether it was told to stop, and can be resumed.
+    """
+
+    outer_loss: float
+    interrupted: bool = False
 
 
 def read(folder: Path) -> Job:

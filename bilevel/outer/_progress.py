@@ -26,7 +26,9 @@ def read(report: Report, step: int, seconds: float) -> tuple[Row, str | None]:
     """
     numbers = report.numbers()
     fetched = jax.device_get(list(numbers.values()))  # a list, since a dict comes back sorted
-    numbers = {name: value.item() if hasattr(value, "item") else value for name, value in zip(numbers, fetched, strict=True)}
+    numbers = {
+        name: value.item() if hasattr(value, "item") else value for name, value in zip(numbers, fetched, strict=True)
+    }
     codes = {name: numbers.pop(f"{name}_status") for name in report.solves}
     failed = [name for name, code in codes.items() if _failed(code, report.solves[name].intended)]
     status = CONVERGED if codes and all(code == Status.CONVERGED for code in codes.values()) else INTENDED

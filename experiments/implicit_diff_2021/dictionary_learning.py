@@ -13,15 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from sklearn import decomposition
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from bilevel import datasets, hypergrad, inner, outer
-from bilevel._status import Status
 from bilevel.datasets import Table
-from bilevel.studies._base import Findings, Report, Row, Study
+from bilevel.study import Findings, Report, Row, Study
 from bilevel.tasks import dictionary
-from bilevel.tasks.scores import auc
+from experiments import steps
 
 METHODS = ("l1_logistic", "l2_logistic", "dictionary", "task_driven")
+Transform = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,7 @@ class _Candidate:
     on the way to it that failed."""
 
     settings: Row
-    scores: Callable[[np.ndarray], np.ndarray]
+    scores: Transform
     zeros: Callable[[np.ndarray], float] | None = None
     failures: int = 0
 
@@ -53,7 +57,10 @@ class _Part:
 
     def auc(self, candidate: _Candidate) -> float:
         """On the rows to judge by."""
-        return auc(self.judged.targets, candidate.scores(self.judged.features))
+        return float(roc_auc_score(self.judged.targets, candidate.scores(self.judged.features)))
+
+
+Descend = Callable[[_Part, float, float], Iterator[_Candidate]]  # of a part, for a share of zeros and an ℓ2 penalty
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +108,7 @@ class DictionaryLearning(Study):
     check_every: int = 20
     learning_rate: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.splits < 2:
             raise ValueError(f"study.splits must be at least 2, for a standard error, got {self.splits}")
         if self.check_every < 1 or self.steps < 1 or self.steps % self.check_every:
@@ -114,23 +121,26 @@ class DictionaryLearning(Study):
             )
 
     @property
-    def count(self):
-        """A row per split and method."""
+    def count(self) -> int:
         return self.splits * len(METHODS)
 
     @property
-    def title(self):
-        """What is measured."""
+    def title(self) -> str:
         return f"task-driven dictionary learning on {self.data}, {self.splits} splits"
 
-    def run(self, seed, dtype, report):
+    def run(self, seed: int, dtype: str, report: Report) -> Findings:
         """A row per split and method: settings, `validation_auc`, `test_auc`, and the share of zero codes on the test rows."""
         table = datasets.load_table(self.data, "classification")
         dictionary.require_two_classes(table)
-        descent = _Descent.make(self, dtype)
-        rows = [
-            row for number in range(self.splits) for row in self._split(table, seed + number, number, descent, report)
-        ]
+        algorithm = outer.Nested(
+            dictionary.problem, inner.FISTA(rtol=1e-5), hypergrad.Implicit(), optax.adam(self.learning_rate)
+        )
+        descend = functools.partial(self._descend, algorithm, dtype)
+        rows = []
+        for number in range(self.splits):
+            for row in self._split(table, seed + number, descend):
+                rows.append({**row, "split": number})
+                report(rows[-1])
         aucs = {name: np.array([row["test_auc"] for row in rows if row["method"] == name]) for name in METHODS}
         zeros = {name: [row["zero_codes"] for row in rows if row["method"] == name] for name in METHODS[2:]}
         return Findings(
@@ -143,93 +153,68 @@ class DictionaryLearning(Study):
             {"test_auc": aucs},
         )
 
-    def _split(self, table: Table, seed: int, number: int, descent: _Descent, report: Report) -> Iterator[Row]:
+    def _split(self, table: Table, seed: int, descend: Descend) -> Iterator[Row]:
         split = datasets.split_rows(table, self.validation, self.test, seed)
         first = _Part.make(split.train, split.validation, self.atoms)
         last = _Part.make(datasets.join(split.train, split.validation), split.test, self.atoms)
         for method in METHODS:
-            candidates = list(self._candidates(method, first, descent))
+            candidates = list(self._candidates(method, first, descend))
             best = max(candidates, key=first.auc)
-            (final,) = self._candidates(method, last, descent, best.settings)
-            row = {"method": method, "split": number, **best.settings, "validation_auc": first.auc(best)}
-            row["test_auc"] = last.auc(final)
+            refitted = list(self._candidates(method, last, descend, best.settings))
+            final = next(candidate for candidate in refitted if candidate.settings == best.settings)
+            row = {"method": method, **best.settings, "validation_auc": first.auc(best), "test_auc": last.auc(final)}
             if final.zeros is not None:
                 row["zero_codes"] = final.zeros(last.judged.features)
             if method == "task_driven":
-                row["failures"] = sum(candidate.failures for candidate in (*candidates, final))
-            report(row)
+                row["failures"] = sum(candidate.failures for candidate in (*candidates, *refitted))
             yield row
 
     def _candidates(
-        self, method: str, part: _Part, descent: _Descent, settings: Row | None = None
+        self, method: str, part: _Part, descend: Descend, settings: Row | None = None
     ) -> Iterator[_Candidate]:
-        """The models of a method, one for each of its settings, or for these settings alone; the most regularized first."""
+        """The models of a method, the most regularized first: for all of its settings, or for those that `settings` names."""
         if method == "task_driven":
             for sparsity, l2 in _products(settings, sparsity=self.sparsities, l2=self.l2_penalties):
-                found = list(descent.run(part, sparsity, l2))
-                if settings is not None:
-                    failures = sum(candidate.failures for candidate in found)
-                    chosen = next(candidate for candidate in found if candidate.settings["steps"] == settings["steps"])
-                    found = [dataclasses.replace(chosen, failures=failures)]
-                yield from found
+                yield from descend(part, sparsity, l2)
         elif method == "dictionary":
             for (sparsity,) in _products(settings, sparsity=self.sparsities):
                 encode = _unsupervised(part, sparsity)
                 codes = encode(part.train.features)
                 for (c,) in _products(settings, C=self.inverse_penalties[method]):
-                    yield _on_codes(
-                        {"sparsity": sparsity, "C": c}, encode, _logistic("l2", c, codes, part.train.targets)
-                    )
+                    classify = _logistic("l2", c, codes, part.train.targets)
+                    yield _on_codes({"sparsity": sparsity, "C": c}, encode, classify)
         else:
             for (c,) in _products(settings, C=self.inverse_penalties[method]):
-                scores = _logistic(method[:2], c, part.train.features, part.train.targets)
-                yield _Candidate({"C": c}, scores)
+                yield _Candidate({"C": c}, _logistic(method[:2], c, part.train.features, part.train.targets))
 
-
-@dataclasses.dataclass(frozen=True)
-class _Descent:
-    """The bilevel problem's descent, compiled once for each number of rows."""
-
-    study: DictionaryLearning
-    algorithm: outer.Nested
-    descend: Callable[..., Any]
-    dtype: Any
-
-    @classmethod
-    def make(cls, study: DictionaryLearning, dtype: Any) -> _Descent:
-        algorithm = outer.Nested(
-            dictionary.problem, inner.FISTA(rtol=1e-5), hypergrad.Implicit(), optax.adam(study.learning_rate)
-        )
-
-        @jax.jit
-        def descend(state, data):
-            def check(state, _):
-                state, statuses = jax.lax.scan(step, state, length=study.check_every)
-                return state, (state.hparams, jnp.sum(statuses))
-
-            def step(state, _):
-                state, metrics = algorithm.step(state, data)
-                good = (metrics["inner_status"] == Status.CONVERGED) & (metrics["adjoint_status"] == Status.CONVERGED)
-                return state, ~good
-
-            return jax.lax.scan(check, state, length=study.steps // study.check_every)[1]
-
-        return cls(study, algorithm, descend, dtype)
-
-    def run(self, part: _Part, sparsity: float, l2: float) -> Iterator[_Candidate]:
-        """The model at every `check_every`-th step."""
-        study, (rows, features) = self.study, part.train.features.shape
+    def _descend(
+        self, algorithm: outer.Nested, dtype: str, part: _Part, sparsity: float, l2: float
+    ) -> Iterator[_Candidate]:
+        """The bilevel problem's model at every `check_every`-th step."""
+        rows, features = part.train.features.shape
         l1 = dictionary.penalty_at(part.train.features, part.atoms, sparsity)
-        data = dictionary.make_data(part.train, l1, l2, study.weight_penalty, self.dtype)
-        hparams = dictionary.start_hparams(part.atoms * np.sqrt(features), self.dtype)
-        state = self.algorithm.init(hparams, jnp.zeros((rows, len(part.atoms)), self.dtype), data)
-        path, failures = jax.device_get(self.descend(state, data))
-        for number, failed in enumerate(failures):
-            at = jax.tree.map(lambda x, number=number: np.asarray(x[number], np.float64), path)
-            rows = at["dictionary"] / np.linalg.norm(at["dictionary"], axis=1, keepdims=True)
-            encode = functools.partial(dictionary.encode, dictionary=rows, l1=l1, l2=l2, tol=1e-7)
-            settings = {"sparsity": sparsity, "l2": l2, "steps": (number + 1) * study.check_every}
-            yield _on_codes(settings, encode, lambda codes, at=at: codes @ at["weights"] + at["bias"], int(failed))
+        data = dictionary.make_data(part.train, l1, l2, self.weight_penalty, dtype)
+        hparams = dictionary.start_hparams(part.atoms * np.sqrt(features), dtype)
+        state = algorithm.init(hparams, jnp.zeros((rows, len(part.atoms)), dtype), data)
+        path, failures = jax.device_get(_path(algorithm, self.steps, state, data))
+        for last in range(self.check_every - 1, self.steps, self.check_every):
+            at = jax.tree.map(lambda x, last=last: np.asarray(x[last], np.float64), path)
+            atoms = at["dictionary"] / np.linalg.norm(at["dictionary"], axis=1, keepdims=True)
+            encode = functools.partial(dictionary.encode, dictionary=atoms, l1=l1, l2=l2, tol=1e-7)
+            failed = int(failures[last + 1 - self.check_every : last + 1].sum())
+            settings = {"sparsity": sparsity, "l2": l2, "steps": last + 1}
+            yield _on_codes(settings, encode, lambda codes, at=at: codes @ at["weights"] + at["bias"], failed)
+
+
+@functools.partial(jax.jit, static_argnames=("algorithm", "count"))
+def _path(algorithm: outer.Nested, count: int, state: outer.NestedState, data: Any) -> tuple[Any, jax.Array]:
+    """The hyperparameters after each step, and the number of solves that failed in it; compiled once per shape of the data."""
+
+    def step(state: outer.NestedState, _: None) -> tuple[outer.NestedState, tuple[Any, jax.Array]]:
+        following, report = algorithm.step(state, data)
+        return following, (following.hparams, steps.failures(report))
+
+    return jax.lax.scan(step, state, length=count)[1]
 
 
 def _products(settings: Row | None, **choices: list[float]) -> Iterator[tuple[float, ...]]:
@@ -239,7 +224,7 @@ def _products(settings: Row | None, **choices: list[float]) -> Iterator[tuple[fl
     return itertools.product(*choices.values())
 
 
-def _on_codes(settings: Row, encode: Any, classify: Any, failures: int = 0) -> _Candidate:
+def _on_codes(settings: Row, encode: Transform, classify: Transform, failures: int = 0) -> _Candidate:
     return _Candidate(
         settings,
         lambda features: classify(encode(features)),
@@ -248,14 +233,11 @@ def _on_codes(settings: Row, encode: Any, classify: Any, failures: int = 0) -> _
     )
 
 
-def _unsupervised(part: _Part, sparsity: float) -> Callable[[np.ndarray], np.ndarray]:
+def _unsupervised(part: _Part, sparsity: float) -> Transform:
     """scikit-learn's dictionary learning, in coordinates of the space of the rows, in which its atoms lie."""
-    from sklearn.decomposition import DictionaryLearning as Unsupervised
-    from sklearn.exceptions import ConvergenceWarning
-
     l1 = dictionary.penalty_at(part.train.features, part.atoms, sparsity)
     basis = np.linalg.svd(part.train.features, full_matrices=False)[2].T
-    make: Any = Unsupervised  # its stub wants a whole number for alpha
+    make: Any = decomposition.DictionaryLearning  # its stub wants a whole number for alpha
     model = make(
         n_components=len(part.atoms),
         alpha=l1,
@@ -264,24 +246,19 @@ def _unsupervised(part: _Part, sparsity: float) -> Callable[[np.ndarray], np.nda
         max_iter=100,
         random_state=0,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         model.fit(part.train.features @ basis)
 
-    def encode(features):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+    def encode(features: np.ndarray) -> np.ndarray:
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
             return np.asarray(model.transform(features @ basis))
 
     return encode
 
 
-def _logistic(penalty: str, c: float, features: np.ndarray, targets: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    from sklearn.linear_model import LogisticRegression
-
+def _logistic(penalty: str, c: float, features: np.ndarray, targets: np.ndarray) -> Transform:
     solver = "liblinear" if penalty == "l1" else "lbfgs"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the way to name a penalty, which depends on the release
+    with warnings.catch_warnings(action="ignore"):  # scikit-learn's releases name the penalty differently
         model = LogisticRegression(C=c, penalty=penalty, solver=solver, max_iter=2000, random_state=0)
         model.fit(features, targets)
     return model.decision_function

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import bilevel.implicit as implicit
-from bilevel import datasets
-from bilevel.studies._base import Findings, Study
+from bilevel import datasets, root_jvp
+from bilevel.study import Findings, Report, Study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,21 +30,19 @@ class JacobianPrecision(Study):
     data: str = "diabetes"
     steps: list[int] = dataclasses.field(default_factory=lambda: [3, 10, 30, 100])
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1 or sorted(set(self.steps)) != list(self.steps):
             raise ValueError(f"study.steps must be ascending whole numbers from 1, got {list(self.steps)}")
 
     @property
-    def count(self):
-        """A row per t."""
+    def count(self) -> int:
         return len(self.steps)
 
     @property
-    def title(self):
-        """What is measured."""
+    def title(self) -> str:
         return f"Jacobian precision, ridge regression on {self.data}"
 
-    def run(self, seed, dtype, report):
+    def run(self, seed: int, dtype: str, report: Report) -> Findings:
         """One row per t: `steps`, `solution_error`, `implicit_error`, `unrolled_error`, `bound`."""
         del seed
         table = datasets.load_table(self.data, "regression")
@@ -57,11 +54,11 @@ class JacobianPrecision(Study):
         eigenvalues = jnp.linalg.eigvalsh(hessian)
         step = 1 / (2 * eigenvalues[-1])
 
-        def condition(x, theta):
+        def condition(x: jax.Array, theta: jax.Array) -> jax.Array:
             """Half of the loss's gradient."""
             return (features @ x - targets) @ features + theta * x
 
-        def iterate(x, theta, count):
+        def iterate(x: jax.Array, theta: jax.Array, count: int) -> jax.Array:
             return jax.lax.fori_loop(0, count, lambda _, x: x - 2 * step * condition(x, theta), x)
 
         jacobian = jax.jit(jax.jacfwd(iterate, argnums=1))
@@ -69,7 +66,7 @@ class JacobianPrecision(Study):
         rows = []
         for t in self.steps:
             point = iterate(x, theta, t)
-            implied = jax.vmap(lambda v, at=point: implicit.root_jvp(condition, at, (theta,), (v,)), out_axes=1)(
+            implied = jax.vmap(lambda v, at=point: root_jvp(condition, at, (theta,), (v,)), out_axes=1)(
                 jnp.eye(len(theta), dtype=dtype)
             )
             error = float(jnp.linalg.norm(point - solution))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bilevel import hypergrad, inner, linear, optimality, outer, tasks
-from bilevel.studies import _timing
-from bilevel.studies._base import Findings, Study
+from bilevel import Problem, hypergrad, inner, linear, optimality, outer, tasks
+from bilevel.study import Findings, Report, Row, Study
+from experiments import steps
 
 SOLVERS = {
     "mirror_descent": inner.MirrorDescent(rtol=1e-5),
@@ -56,33 +55,34 @@ class SVMRuntime(Study):
     unrolled_outer_steps: int = 3
     repeats: int = 5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unknown = [name for name in self.unrolled_steps if name not in SOLVERS]
         if unknown:
             raise ValueError(f"study.unrolled_steps: {unknown[0]!r} is none of {', '.join(SOLVERS)}")
 
     @property
-    def count(self):
-        """A row per p, solver, condition, and way to differentiate."""
+    def count(self) -> int:
         return len(self.features) * len(self.unrolled_steps) * (len(CONDITIONS) + len(self.kinds))
 
     @property
-    def title(self):
-        """What is measured."""
+    def title(self) -> str:
         return f"runtime of the multiclass SVM, p = {', '.join(map(str, self.features))}"
 
-    def run(self, seed, dtype, report):
+    def run(self, seed: int, dtype: str, report: Report) -> Findings:
         """One row per combination: `features`, `solver`, `condition`, `differentiation`, seconds, memory, losses."""
-        rows = []
+        optimizer = optax.inject_hyperparams(optax.sgd)(
+            learning_rate=lambda step: 5e-3 / jnp.sqrt(jnp.maximum(step - 99, 1).astype(jnp.float32))
+        )
+        rows: list[Row] = []
         for features in self.features:
             setup = self._setup(features, seed, dtype)
-            for names, inner_steps, algorithm, steps in self._algorithms(setup):
-                measured = self._measure(algorithm, setup, steps)
-                rows.append({"features": features, **names, "unrolled_steps": inner_steps, **measured})
+            for names, problem, estimator, count in self._variants(setup.problem):
+                algorithm = outer.Nested(problem, SOLVERS[names["solver"]], estimator, optimizer)
+                rows.append({"features": features, **names, **self._measure(algorithm, setup, count)})
                 report(rows[-1])
         return Findings({"rows": rows, **_compare(rows)})
 
-    def _setup(self, features: int, seed: int, dtype: Any) -> tasks.Setup:
+    def _setup(self, features: int, seed: int, dtype: str) -> tasks.Setup:
         task = tasks.SVM(
             data="synthetic",
             features=features,
@@ -92,53 +92,38 @@ class SVMRuntime(Study):
         )
         return task.setup(seed, dtype)
 
-    def _algorithms(self, setup: tasks.Setup) -> Iterator[tuple[dict[str, str], int | None, outer.Nested, int]]:
-        optimizer = optax.inject_hyperparams(optax.sgd)(
-            learning_rate=lambda step: 5e-3 / jnp.sqrt(jnp.maximum(step - 99, 1).astype(jnp.float32))
-        )
-        for name, unrolled in self.unrolled_steps.items():
-            solver = SOLVERS[name]
-            for condition_name, condition in CONDITIONS.items():
-                problem = dataclasses.replace(setup.problem, optimality=condition)
+    def _variants(self, problem: Problem) -> Iterator[tuple[Row, Problem, hypergrad.Estimator, int]]:
+        """The labels of each variant, its problem and estimator, and its number of outer steps."""
+        for solver, unrolled in self.unrolled_steps.items():
+            for name, condition in CONDITIONS.items():
+                labels = {"solver": solver, "condition": name, "differentiation": "implicit", "unrolled_steps": None}
                 estimator = hypergrad.Implicit(linear=linear.Auto(rtol=1e-4))
-                names = {"solver": name, "condition": condition_name, "differentiation": "implicit"}
-                yield names, None, outer.Nested(problem, solver, estimator, optimizer), self.outer_steps
+                yield labels, dataclasses.replace(problem, optimality=condition), estimator, self.outer_steps
             for kind in self.kinds:
-                estimator = hypergrad.Unrolled(steps=unrolled, kind=kind)
-                names = {"solver": name, "condition": "", "differentiation": kind}
-                yield (
-                    names,
-                    unrolled,
-                    outer.Nested(setup.problem, solver, estimator, optimizer),
-                    self.unrolled_outer_steps,
-                )
+                labels = {"solver": solver, "condition": "", "differentiation": kind, "unrolled_steps": unrolled}
+                yield labels, problem, hypergrad.Unrolled(steps=unrolled, kind=kind), self.unrolled_outer_steps
 
-    def _measure(self, algorithm: outer.Nested, setup: tasks.Setup, steps: int) -> dict[str, Any]:
+    def _measure(self, algorithm: outer.Nested, setup: tasks.Setup, count: int) -> Row:
         state = algorithm.init(setup.hparams, setup.params, setup.data)
-        step, memory = _timing.compiled(algorithm.step, state, setup.data)
-        cold = _timing.seconds(step, state, setup.data, repeats=self.repeats)
-        losses, failures, warm = [], 0, np.empty(steps)
-        for number in range(steps):
-            begun = time.perf_counter()
-            state, metrics = step(state, setup.data)
-            losses.append(float(metrics["outer_loss"]))
-            warm[number] = time.perf_counter() - begun
-            failures += int(metrics["inner_status"] != 0) + int(metrics["adjoint_status"] != 0)
-            if isinstance(algorithm.hypergrad, hypergrad.Unrolled):
-                state = dataclasses.replace(state, params=setup.params)
+        program = steps.Program.of(algorithm, state, setup.data)
+        measured = program.measured(state, setup.data, self.repeats)
+        cold = isinstance(algorithm.hypergrad, hypergrad.Unrolled)
+        taken = steps.descend(program, state, setup.data, count, cold=cold)
+        losses, failures, seconds = zip(
+            *((step.outer_loss, step.failures, step.seconds) for step in taken), strict=True
+        )
         return {
-            **_timing.with_interval(cold),
-            **_timing.with_interval(warm, "warm_seconds"),
-            "memory_mib": memory,
-            "early_loss": losses[min(self.unrolled_outer_steps, steps) - 1],
+            **measured,
+            **steps.with_interval(np.array(seconds), "warm_seconds"),
+            "early_loss": losses[min(self.unrolled_outer_steps, count) - 1],
             "final_loss": losses[-1],
-            "outer_steps": steps,
-            "failures": failures,
+            "outer_steps": count,
+            "failures": sum(failures),
         }
 
 
-def _compare(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How far the validation losses of the variants lie apart, and times of unrolling over that of implicit steps, by p."""
+def _compare(rows: list[Row]) -> Row:
+    """For each p: the relative spread of the validation losses, and seconds of an unrolled over those of an implicit step."""
     spread, ratio = {}, {}
     for features in dict.fromkeys(row["features"] for row in rows):
         here = [row for row in rows if row["features"] == features]

@@ -1,4 +1,4 @@
-"""The contract of a study."""
+"""The contract of a study: a measurement over many runs, such as a figure of a paper. The studies are in `experiments/`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Report = Callable[[Row], None]
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a study found.
+    """The outcome of a study.
 
     Attributes:
-      summary: the numbers that it is about, by name, possibly nested.
+      summary: its results, numbers by name, possibly nested.
       arrays: what a picture needs besides the rows: arrays by name, possibly nested.
     """
 
@@ -25,9 +25,9 @@ class Findings:
 
 
 class Study(abc.ABC):
-    """A measurement that takes more than one run, such as a figure of a paper: a frozen dataclass of plain settings.
+    """A measurement that takes more than one run: a frozen dataclass of plain settings.
 
-    Its settings are in `configs/experiment/<paper>/<figure>.yaml`, small ones with `size=small`.
+    `configs/experiment/<paper>/<figure>.yaml` names it and its settings, smaller ones for `size=small`.
     """
 
     @property
@@ -41,5 +41,5 @@ class Study(abc.ABC):
         """What is measured, in a few words."""
 
     @abc.abstractmethod
-    def run(self, seed: int, dtype: Any, report: Report) -> Findings:
+    def run(self, seed: int, dtype: str, report: Report) -> Findings:
         """Measure, reporting each row (a flat dict of numbers and texts) as soon as it is known."""

@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from sklearn.linear_model import LassoCV
 
 from bilevel import _checks, hypergrad, inner, linear, outer, tasks
-from bilevel.studies._base import Findings, Report, Row, Study
+from bilevel.study import Findings, Report, Row, Study
+from bilevel.tasks import sparse_regression as sparse
+from experiments import steps
 
 _RESAMPLED = 2000  # times, the test rows
 _CLOSE = 0.003  # steps of a log penalty that end Rprop
+Judge = Callable[[np.ndarray], np.ndarray]  # weights to a score for each test row
 _AROUND = np.arange(0.1, -0.1, -0.005)  # of a log penalty
 
 
@@ -43,22 +48,20 @@ class Penalties(Study):
     steps: int = 100
     grid: int = 60
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.require_positive(
             "study", splits=self.splits, lasso_steps=self.lasso_steps, steps=self.steps, grid=self.grid
         )
 
     @property
-    def count(self):
-        """A row per split of the lasso, and one for each of ridge and logistic."""
+    def count(self) -> int:
         return self.splits + 2
 
     @property
-    def title(self):
-        """What is measured."""
+    def title(self) -> str:
         return f"penalties by gradient against grids, lasso on {self.data}"
 
-    def run(self, seed, dtype, report):
+    def run(self, seed: int, dtype: str, report: Report) -> Findings:
         """Rows by `part`: `lasso`, `ridge`, `logistic`."""
         lassos = [self._lasso(seed + split, dtype, report) for split in range(self.splits)]
         summary: dict[str, Any] = {
@@ -71,10 +74,10 @@ class Penalties(Study):
         ridge, logistic = tasks.Ridge(), tasks.Logistic()
         numbers, labels = ridge.tables(seed).test, logistic.tables(seed).test
 
-        def right(weights):
+        def right(weights: np.ndarray) -> np.ndarray:
             return np.argmax(labels.features @ weights, axis=1) == labels.targets
 
-        def errors(weights):
+        def errors(weights: np.ndarray) -> np.ndarray:
             return (numbers.unit * (numbers.features @ weights - numbers.targets)) ** 2
 
         for name, task, solver, judge in (
@@ -84,7 +87,7 @@ class Penalties(Study):
             summary[name] = self._per_feature(name, task.setup(seed, dtype), solver, judge, seed, report)
         return Findings(summary)
 
-    def _lasso(self, seed: int, dtype: Any, report: Report) -> Row:
+    def _lasso(self, seed: int, dtype: str, report: Report) -> Row:
         setup = tasks.Lasso(data=self.data, criterion="cross_validation").setup(seed, dtype)
         features, targets = (np.asarray(setup.data[name], np.float64) for name in ("features", "targets"))
         row: Row = {"part": "lasso", "seed": seed}
@@ -96,7 +99,9 @@ class Penalties(Study):
         report(row)
         return row
 
-    def _per_feature(self, name, setup, solver, judge, seed, report: Report) -> dict[str, Any]:
+    def _per_feature(
+        self, name: str, setup: tasks.Setup, solver: inner.InnerSolver, judge: Judge, seed: int, report: Report
+    ) -> Row:
         solve = jax.jit(lambda hparams: _solved(setup, solver, hparams))
         singles = np.linspace(-12, 8, self.grid)
         tried = [solve(jnp.full_like(setup.hparams, single)) for single in singles]
@@ -119,10 +124,8 @@ class Penalties(Study):
         return {key: row[key] for key in row if key != "part"}
 
 
-def _by_gradient(setup: tasks.Setup, steps: int) -> Row:
-    """λ, its cross-validation error, seconds, those of compilation aside."""
-    from bilevel.tasks import sparse_regression as sparse
-
+def _by_gradient(setup: tasks.Setup, count: int) -> Row:
+    """λ and its cross-validation error after at most `count` steps, and seconds, with those of compilation apart."""
     begun = time.perf_counter()
     share = sparse.coarse_start(setup.data)
     start = jnp.full_like(setup.hparams, np.log(share * sparse.largest_penalty(setup.data, 1)))
@@ -134,28 +137,28 @@ def _by_gradient(setup: tasks.Setup, steps: int) -> Row:
         optax.rprop(0.1),  # goes by the sign of the gradient, so that a rough one will do
     )
     state = algorithm.init(start, setup.params, setup.data)
+    program = steps.Program.of(algorithm, state, setup.data)
+    best, failures = (np.inf, np.nan), 0
     begun = time.perf_counter()
-    step = jax.jit(algorithm.step).lower(state, setup.data).compile()
-    compiling = time.perf_counter() - begun
-    best, penalty, failures = np.inf, np.nan, 0
-    begun = time.perf_counter()
-    for _ in range(steps):
-        tried, (state, metrics) = state.hparams, step(state, setup.data)
-        failures += int(metrics["inner_status"] != 0) + int(metrics["adjoint_status"] != 0)
-        if metrics["outer_loss"] < best:
-            best, penalty = float(metrics["outer_loss"]), float(jnp.exp(tried))
-        if 0 < abs(float(state.hparams - tried)) < _CLOSE:
+    for step in steps.descend(program, state, setup.data, count):
+        failures += step.failures
+        best = min(best, (step.outer_loss, float(jnp.exp(step.before.hparams))))
+        if 0 < abs(float(step.after.hparams - step.before.hparams)) < _CLOSE:
             break
     seconds = coarse + time.perf_counter() - begun
-    return {"penalty": penalty, "score": best, "seconds": seconds, "compiling": compiling, "failures": failures}
+    score, penalty = best
+    return {
+        "penalty": penalty,
+        "score": score,
+        "seconds": seconds,
+        "compiling": program.compiling,
+        "failures": failures,
+    }
 
 
 def _by_grid(features: np.ndarray, targets: np.ndarray, **settings: Any) -> Row:
-    from sklearn.linear_model import LassoCV
-
     begun = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         found = LassoCV(cv=5, fit_intercept=False, **settings).fit(features, targets)
     seconds = time.perf_counter() - begun
     return {"penalty": float(found.alpha_), "score": float(found.mse_path_.mean(axis=1).min()), "seconds": seconds}

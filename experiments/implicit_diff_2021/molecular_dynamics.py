@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import bilevel as bl
 from bilevel import _checks, inner
-from bilevel.studies._base import Findings, Study
+from bilevel.study import Findings, Report, Study
 from bilevel.tasks import molecular_dynamics
 
+Pair = tuple[Any, Any]  # a state of FIRE, and its derivative by the diameter's logarithm
 WAYS: tuple[str, ...] = ("implicit", "unrolled", "unrolled_constant_steering")
 
 
@@ -46,22 +48,20 @@ class Sensitivities(Study):
     dt: float = 0.1
     dt_max: float = 0.4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.require_positive("study", starts=self.starts, steps=self.steps, every=self.every, settled=self.settled)
         if self.steps % self.every:
             raise ValueError(f"study.steps must be a multiple of study.every, got {self.steps} and {self.every}")
 
     @property
-    def count(self):
-        """A row per start."""
+    def count(self) -> int:
         return self.starts
 
     @property
-    def title(self):
-        """What is measured."""
+    def title(self) -> str:
         return f"sensitivities of a packing of {self.particles} particles, implicit and unrolled, {self.starts} starts"
 
-    def run(self, seed, dtype, report):
+    def run(self, seed: int, dtype: str, report: Report) -> Findings:
         """A row per start: the reference, and the step by which each way has settled (None where it has not)."""
         task = molecular_dynamics.MolecularDynamics(
             particles=self.particles, diameter=self.diameter, packing=self.packing
@@ -91,21 +91,23 @@ class Sensitivities(Study):
     def _relax(self, positions: jax.Array, data: Any) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
         """The readings of each way, the norm of the last force, and the reference."""
         hparams = jnp.log(jnp.asarray(self.diameter, positions.dtype))
-        problem = molecular_dynamics.problem
 
-        def norm(sensitivities):
+        def at(h: jax.Array) -> bl.At:
+            return bl.At(molecular_dynamics.problem, h, data)
+
+        def norm(sensitivities: jax.Array) -> jax.Array:
             return jnp.sum(jnp.abs(sensitivities))
 
-        def implicit(params):
+        def implicit(params: jax.Array) -> jax.Array:
             return norm(molecular_dynamics.sensitivities(params, hparams, data))
 
-        def begin(solver):
-            return jax.jvp(lambda h: solver.init(problem, positions, h, data), (hparams,), (jnp.ones_like(hparams),))
+        def begin(solver: inner.FIRE) -> Pair:
+            return jax.jvp(lambda h: solver.init(at(h), positions), (hparams,), (jnp.ones_like(hparams),))
 
-        def advance(solver, pair, count):
-            def step(pair, _):
+        def advance(solver: inner.FIRE, pair: Pair, count: int) -> Pair:
+            def step(pair: Pair, _: None) -> tuple[Pair, None]:
                 following = jax.jvp(
-                    lambda state, h: solver.step(problem, state, h, data),
+                    lambda state, h: solver.step(at(h), state),
                     (pair[0], hparams),
                     (pair[1], jnp.ones_like(hparams)),
                 )
@@ -113,7 +115,7 @@ class Sensitivities(Study):
 
             return jax.lax.scan(step, pair, length=count)[0]
 
-        def read(pairs, _):
+        def read(pairs: list[Pair], _: None) -> tuple[list[Pair], dict[str, jax.Array]]:
             pairs = [advance(solver, pair, self.every) for solver, pair in zip(solvers, pairs, strict=True)]
             # Over θ, and without the drift of the whole packing, as the implicit ones are.
             moved = [tangent.params / jnp.exp(hparams) for _, tangent in pairs]

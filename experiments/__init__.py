@@ -1,0 +1,1 @@
+"""Measurements over many runs, a package for each publication or topic."""

@@ -1,0 +1,1 @@
+"""The figures of Blondel et al. 2022, a study for each."""

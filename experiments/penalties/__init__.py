@@ -1,0 +1,1 @@
+"""Penalties by gradient against penalties by grid."""

@@ -1,0 +1,68 @@
+"""What the package imports is what it declares, and what it declares is pinned."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OWN = {"bilevel", "hydra_plugins"}
+CALLED_BY_OTHERS = {
+    *("clarabel", "scs", "osqp"),  # solvers of CVXPY
+    *("hydra-joblib-launcher", "hydra-submitit-launcher", "hydra-optuna-sweeper"),  # found by Hydra itself
+    "sqlalchemy",  # the storage of Optuna
+}
+
+
+def name_of(requirement: str) -> str:
+    """The normalized name of a distribution."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement, maxsplit=1)[0]).lower()
+
+
+def declared() -> set[str]:
+    """The dependencies, and all extras but `dev`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    listed = [project["dependencies"], *(extras[extra] for extra in extras if extra != "dev")]
+    return {name_of(requirement) for requirements in listed for requirement in requirements}
+
+
+def imported(source: str) -> set[str]:
+    """The top-level packages that a file imports anywhere, but for the standard library and our own."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found - OWN - sys.stdlib_module_names
+
+
+def imported_by_the_package() -> set[str]:
+    files = [path for folder in OWN for path in (ROOT / folder).rglob("*.py")]
+    return set().union(*(imported(path.read_text(encoding="utf-8")) for path in files))
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    homes = metadata.packages_distributions()
+    used = {top: {name_of(home) for home in homes[top]} for top in imported_by_the_package()}
+    assert {top for top, names in used.items() if not names & declared()} == set()
+    assert declared() - set().union(*used.values()) == CALLED_BY_OTHERS
+
+
+def test_what_is_declared_is_pinned():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {name_of(line) for line in lines if re.match(r"[\w.-]+==", line)}
+    assert declared() - pinned == set()
+
+
+def test_imports_are_found_wherever_they_are():
+    source = (
+        "import os, yaml.nodes\ndef f():\n    from scipy import linalg\n    from . import own\n    import bilevel.io"
+    )
+    assert imported(source) == {"yaml", "scipy"}
+    assert name_of("hydra_core>=1.3; python_version < '4'") == "hydra-core"
