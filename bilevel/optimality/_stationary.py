@@ -43,7 +43,9 @@ class Stationary(Condition):
     def system(self, problem, params, hparams, data):
         """The Hessian, which is its own transpose."""
         operator = self._linearized(problem, params, hparams, data)
-        return System(dataclasses.replace(operator, structure=self.structure, singular=self.singular))
+        return System(
+            dataclasses.replace(operator, structure=self.structure, singular=self.singular, self_adjoint=True)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ class Newton(Condition):
 
     def system(self, problem, params, hparams, data):
         """The identity."""
-        return System(Operator(lambda v: v, "positive_definite"))
+        return System(Operator(lambda v: v, "positive_definite", self_adjoint=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,9 +111,9 @@ class LeastSquares(Condition):
     def system(self, problem, params, hparams, data):
         """The Hessian, or its Gauss–Newton part."""
         exact = self._linearized(problem, params, hparams, data)
-        operator = dataclasses.replace(exact, structure="positive_definite")
+        operator = dataclasses.replace(exact, structure="positive_definite", self_adjoint=True)
         if self.hessian == "exact":
             return System(operator)
         _, push = jax.linearize(lambda x: problem.residuals(x, hparams, data), params)
         pull = jax.linear_transpose(push, params)
-        return System(operator, Reduction(Operator(lambda v: pull(push(v))[0], "positive_definite")))
+        return System(operator, Reduction(Operator(lambda v: pull(push(v))[0], "positive_definite"), approximate=True))
