@@ -20,6 +20,7 @@ class Status(enum.IntEnum):
     EXTERNAL_ERROR = 6
     WRONG_OUTPUT = 7
     NOT_A_SOLUTION = 8
+    WRONG_STRUCTURE = 9
 
     @property
     def word(self) -> str:
@@ -48,6 +49,8 @@ _MESSAGES = {
     "of params, as the log shows; the start was returned",
     Status.NOT_A_SOLUTION: "what the external solver returned does not satisfy the optimality condition to rtol: (a) tighten "
     "its own tolerance, (b) loosen rtol, or (c) it solves another problem (the scale of a penalty, an intercept)",
+    Status.WRONG_STRUCTURE: "the reduced linear system is solved, and its answer does not solve the full one: (a) a declared "
+    "structure does not hold (separable, polyhedral, a datafit that is not the inner loss's), or (b) the precision is too low",
 }
 
 

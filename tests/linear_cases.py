@@ -129,14 +129,14 @@ PROBLEMS = {
 }
 
 
-def solve(solver, structure, a, b, init=None, scale=None):
+def solve(solver, structure, a, b, init=None, tolerance=None):
     init = jnp.zeros_like(b) if init is None else init
-    return solve_jitted(solver, structure if looks_at_structure(solver) else "general", a, b, init, scale)
+    return solve_jitted(solver, structure if looks_at_structure(solver) else "general", a, b, init, tolerance)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def solve_jitted(solver, structure, a, b, init, scale):
-    return solver.solve(Operator(lambda v: a @ v, structure), b, init, scale)
+def solve_jitted(solver, structure, a, b, init, tolerance):
+    return solver.solve(Operator(lambda v: a @ v, structure), b, init, tolerance)
 
 
 def solve_lanes(solver, structure, a, b):

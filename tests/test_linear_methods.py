@@ -57,10 +57,12 @@ class TestOperator:
         assert float(w @ (a @ v)) == pytest.approx(float(transposed.matvec(w) @ v))
         assert transposed.structure == "general"
 
-    @pytest.mark.parametrize("structure", ["symmetric", "positive_definite"])
-    def test_transpose_of_a_symmetric_one_is_itself(self, structure):
-        operator = Operator(lambda v: v, structure)
+    def test_a_self_adjoint_one_is_its_transpose_and_one_declared_symmetric_is_not_trusted(self):
+        operator = Operator(lambda v: v, "symmetric", self_adjoint=True)
         assert operator.transpose(jnp.zeros(N)) is operator
+        declared = Operator(lambda v: jnp.asarray(NONSYMMETRIC) @ v, "symmetric").transpose(jnp.zeros(N))
+        assert declared.structure == "symmetric"
+        np.testing.assert_allclose(declared.matvec(jnp.asarray(RHS)), NONSYMMETRIC.T @ RHS, rtol=1e-12)
 
     def test_transpose_couples_leaves(self):
         like = {"a": jnp.zeros(2), "b": jnp.zeros(())}

@@ -43,8 +43,8 @@ class Solve:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["grad", "outer_loss", "outer_error", "params", "carry", "solves", "counts"],
-    meta_fields=["approximate"],
+    data_fields=["grad", "outer_loss", "outer_error", "params", "carry", "solves", "counts", "approximate"],
+    meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class Hypergradient:
@@ -71,7 +71,7 @@ class Hypergradient:
     carry: PyTree
     solves: dict[str, Solve]
     counts: dict[str, jax.Array]
-    approximate: bool = False
+    approximate: bool | jax.Array = False
 
     @property
     def status(self) -> jax.Array:

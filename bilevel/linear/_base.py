@@ -23,17 +23,20 @@ class Operator:
 
     Args:
       matvec: v ↦ A v, linear; v and A v have the structure of the unknown.
-      structure: what is known of A: `"general"`, `"symmetric"` or `"positive_definite"` (symmetric too).
+      structure: what solvers may assume of A: `"general"`, `"symmetric"` or `"positive_definite"` (symmetric too).
       singular: A may be singular, and a least-squares or minimum-norm answer is wanted; `Direct` and `Auto` heed it.
+      self_adjoint: A = Aᵀ by construction (a Hessian, JᵀJ), so that A serves as its own transpose. A symmetry that is
+        only declared, by `structure`, is not trusted with that: the transpose is then computed.
     """
 
     matvec: Callable[[PyTree], PyTree]
     structure: Structure = "general"
     singular: bool = False
+    self_adjoint: bool = False
 
     def transpose(self, like: PyTree) -> Operator:
-        """Aᵀ, for unknowns like `like`: A itself unless its structure is general."""
-        if self.structure != "general":
+        """Aᵀ, for unknowns like `like`: A itself where it is `self_adjoint`."""
+        if self.self_adjoint:
             return self
         transposed = jax.linear_transpose(lambda v: _tree.cast_like(self.matvec(v), v), like)
         return dataclasses.replace(self, matvec=lambda v: transposed(v)[0])
@@ -41,7 +44,8 @@ class Operator:
 
 def damped(operator: Operator, ridge: float | jax.Array) -> Operator:
     """A + ridge · I, with the structure of A. The ridge is absolute, in the units of A, and is taken to be positive."""
-    return Operator(lambda v: _tree.add_scaled(operator.matvec(v), ridge, v), operator.structure)
+    matvec = operator.matvec
+    return dataclasses.replace(operator, matvec=lambda v: _tree.add_scaled(matvec(v), ridge, v), singular=False)
 
 
 @jax.tree_util.register_dataclass
@@ -137,7 +141,7 @@ class LinearSolver(abc.ABC):
         operator: Operator | Callable[[PyTree], PyTree],
         b: PyTree,
         init: PyTree | None = None,
-        scale: jax.Array | None = None,
+        tolerance: jax.Array | None = None,
     ) -> LinearSolution:
         """Solve A x = b.
 
@@ -145,7 +149,7 @@ class LinearSolver(abc.ABC):
           operator: A; a bare function v ↦ A v stands for an operator of general structure.
           b: right-hand side, any pytree of floating-point arrays.
           init: start, for example the last solution; zeros if None.
-          scale: the norm that `rtol` refers to; ‖b‖ if None. Larger where b is the small remainder of a larger vector.
+          tolerance: the residual norm to reach, in place of max(rtol · ‖b‖, atol); for a b that is part of a larger vector.
 
         Returns:
           LinearSolution. Never raises on a numerical failure: look at `status`.
@@ -159,7 +163,7 @@ class LinearSolver(abc.ABC):
         operator = self.posed(operator if isinstance(operator, Operator) else Operator(operator))
         if init is not None:
             _tree.check_like("init", init, "b", b)
-        return self._judged(operator, lambda *args: self.attempt(operator, *args), b, init, scale)
+        return self._judged(operator, lambda *args: self.attempt(operator, *args), b, init, tolerance)
 
     def solve_block(
         self, operator: Operator | Callable[[PyTree], PyTree], b: PyTree, init: PyTree | None = None
@@ -204,13 +208,23 @@ class LinearSolver(abc.ABC):
 
         return jax.vmap(lambda b, init: self._judged(operator, attempt, b, init, None))(b, init)
 
-    def _judged(self, operator: Operator, attempt: Callable[..., Attempt], b, init, scale) -> LinearSolution:
-        """The outcome of an attempt, by the residual that it leaves."""
-        b_norm = _tree.norm(b)
+    def tolerance(self, b: PyTree) -> jax.Array:
+        """The residual norm at which A x = b counts as solved: max(rtol · ‖b‖, atol)."""
         rtol = _tree.eps(b) ** (2 / 3) if self.rtol is None else self.rtol
-        tolerance = jnp.maximum(rtol * (b_norm if scale is None else scale), self.atol)
+        return jnp.maximum(rtol * _tree.norm(b), self.atol)
+
+    def _judged(
+        self,
+        operator: Operator,
+        attempt: Callable[..., Attempt],
+        b: PyTree,
+        init: PyTree | None,
+        tolerance: jax.Array | None,
+    ) -> LinearSolution:
+        """The outcome of an attempt, by the residual that it leaves."""
+        tolerance = self.tolerance(b) if tolerance is None else tolerance
         zero = _tree.zeros_like(b)
-        start = zero if init is None else _tree.where(b_norm == 0, zero, _tree.cast_like(init, b))
+        start = zero if init is None else _tree.where(_tree.norm(b) == 0, zero, _tree.cast_like(init, b))
         found = attempt(b, start, tolerance)
         residual = _tree.norm(_tree.sub(operator.matvec(found.value), b))
         finite = _tree.all_finite(found.value) & jnp.isfinite(residual)
@@ -248,7 +262,7 @@ def differentiable_solve(
         _tree.tie(b),
         solve=solve,
         transpose_solve=solve,
-        symmetric=operator.structure != "general",
+        symmetric=operator.self_adjoint,
         has_aux=True,
     )
     return dataclasses.replace(record, value=_tree.tie(value))

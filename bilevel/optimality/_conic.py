@@ -97,6 +97,7 @@ class Conic(Condition):
             restrict=lambda b: (b[0], b[1]),
             expand=lambda z, b: ConicPoint(z[0], z[1], jnp.zeros_like(b[2])),
             start=lambda u: (u[0], u[1]),
+            approximate=True,
         )
         return System(dataclasses.replace(operator, singular=True), reduction)
 

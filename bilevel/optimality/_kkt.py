@@ -170,4 +170,6 @@ def _symmetric(hvp, push, z, dual, slack, singular) -> Reduction:
     def start(u):
         return KKTSolution(u.primal, u.dual_eq, times(active, times(dual, u.dual_ineq)))
 
-    return Reduction(Operator(product, "symmetric", singular), restrict, expand, start)
+    degenerate = [jnp.any((a == 0) & (g == 0)) for a, g in zip(*map(jax.tree.leaves, (active, slack)), strict=True)]
+    approximate = jnp.stack(degenerate).any() if degenerate else False
+    return Reduction(Operator(product, "symmetric", singular), restrict, expand, start, approximate=approximate)

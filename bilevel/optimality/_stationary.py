@@ -43,7 +43,9 @@ class Stationary(Condition):
     def system(self, at: At, params: PyTree) -> System:
         """The Hessian, which is its own transpose."""
         operator = self._linearized(at, params)
-        return System(dataclasses.replace(operator, structure=self.structure, singular=self.singular))
+        return System(
+            dataclasses.replace(operator, structure=self.structure, singular=self.singular, self_adjoint=True)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class NewtonStep(Condition):
     def system(self, at: At, params: PyTree) -> System:
         """The identity."""
         del at, params
-        return System(Operator(lambda v: v, "positive_definite"))
+        return System(Operator(lambda v: v, "positive_definite", self_adjoint=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,9 +115,9 @@ class LeastSquares(Condition):
     def system(self, at: At, params: PyTree) -> System:
         """The Hessian, or its Gauss–Newton part."""
         exact = self._linearized(at, params)
-        operator = dataclasses.replace(exact, structure="positive_definite")
+        operator = dataclasses.replace(exact, structure="positive_definite", self_adjoint=True)
         if self.hessian == "exact":
             return System(operator)
         _, push = jax.linearize(at.residuals, params)
         pull = jax.linear_transpose(push, params)
-        return System(operator, Reduction(Operator(lambda v: pull(push(v))[0], "positive_definite")))
+        return System(operator, Reduction(Operator(lambda v: pull(push(v))[0], "positive_definite"), approximate=True))
