@@ -1,27 +1,47 @@
-"""The command line as a user runs it, and what it leaves."""
+"""The command line as a user runs it, in this process or in one of its own, and what it leaves."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 
 from bilevel.io import _files
 
 HINT = "(HYDRA_FULL_ERROR=1 shows the traceback)"
-DROPPED = ("HYDRA_FULL_ERROR", "NETRC", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "PYTHONPATH")
+DROPPED = (
+    *("HYDRA_FULL_ERROR", "NETRC", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "PYTHONPATH"),
+    "JAX_DISABLE_MOST_OPTIMIZATIONS",
+)
+CONFIGURED = ("jax_enable_x64", "jax_platforms")
+Done = subprocess.CompletedProcess[str]
 
 
-def environment(**more):
-    """That of this process, without what would change what a command prints; None drops a variable."""
+def environment(**more: str | None) -> dict[str, str]:
+    """The environment of this process, without what would change what a command prints; None drops a variable."""
     kept = {key: value for key, value in os.environ.items() if key not in DROPPED and not key.startswith("WANDB_")}
     return {key: value for key, value in (kept | more).items() if value is not None}
 
 
-def module(name, *arguments, cwd, flags=(), timeout=180, **more):
-    """`python -m bilevel.<name>`, run to its end."""
+def module(
+    name: str, *arguments: str, cwd: Path, flags: tuple[str, ...] = (), timeout: float = 180, **more: Any
+) -> Done:
+    """`python -m bilevel.<name>`, run to its end in a process of its own."""
     return subprocess.run(
         [sys.executable, *flags, "-m", f"bilevel.{name}", *arguments],
         cwd=cwd,
@@ -34,9 +54,67 @@ def module(name, *arguments, cwd, flags=(), timeout=180, **more):
     )
 
 
-def command(*arguments, cwd, flags=(), **more):
-    """`python -m bilevel.run`, run to its end."""
-    return module("run", *arguments, cwd=cwd, flags=flags, **more)
+def command(*arguments: str, cwd: Path, **more: Any) -> Done:
+    """`python -m bilevel.run`, run to its end in a process of its own."""
+    return module("run", *arguments, cwd=cwd, **more)
+
+
+def module_here(name: str, *arguments: str, cwd: Path) -> Done:
+    """`python -m bilevel.<name>`, run to its end in this process, which is left as it was."""
+    main = importlib.import_module(f"bilevel.{name}").main
+    code: Any = 0
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+        mock.patch.object(
+            logging, "_handlerList", []
+        ),  # Hydra closes those in it, some of which hold pytest's own files
+        _restored(),
+    ):
+        _set_environment(environment())
+        os.chdir(cwd)
+        sys.argv = [f"bilevel.{name}", *arguments]
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+    return subprocess.CompletedProcess(sys.argv, code or 0, out.getvalue(), err.getvalue())
+
+
+def here(*arguments: str, cwd: Path) -> Done:
+    """`python -m bilevel.run`, run to its end in this process."""
+    return module_here("run", *arguments, cwd=cwd)
+
+
+def _set_environment(wanted: dict[str, str]) -> None:
+    for key in os.environ.keys() - wanted.keys():
+        del os.environ[key]
+    os.environ.update({key: value for key, value in wanted.items() if os.environ.get(key) != value})
+
+
+@contextlib.contextmanager
+def _restored() -> Iterator[None]:
+    """Put back whatever of this process the command line changes."""
+    variables, folder, arguments = dict(os.environ), Path.cwd(), sys.argv
+    configured = {name: getattr(jax.config, name) for name in CONFIGURED}
+    loggers = [logging.getLogger(name) for name in (None, "bilevel", "matplotlib")]
+    logged = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        _set_environment(variables)
+        os.chdir(folder)
+        sys.argv = arguments
+        for name, value in configured.items():
+            jax.config.update(name, value)
+        for logger, level, propagate, kept in logged:
+            logger.setLevel(level)
+            logger.propagate, logger.handlers[:] = propagate, kept
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
 
 
 def begin(*arguments, cwd, **more):

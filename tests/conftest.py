@@ -7,6 +7,7 @@ import gc
 import getpass
 import itertools
 import os
+import shutil
 import tempfile
 import zlib
 from collections import defaultdict
@@ -17,11 +18,22 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["XDG_CACHE_HOME"] = str(
     Path(tempfile.gettempdir()) / f"bilevel-tests-{getpass.getuser()}"
 )  # not the user's own
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compile faster; `.ci/run` has a job that optimizes
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["XDG_CACHE_HOME"] + "/compiled")  # for the next run too
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
 
-jax.config.update("jax_disable_most_optimizations", True)  # compile faster; the command-line tests run optimized
+COMPILED = Path(os.environ["XDG_CACHE_HOME"]) / "compiled"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin a new cache where the old one has grown large; JAX itself removes nothing from it."""
+    main_process = not hasattr(config, "workerinput")
+    if main_process and sum(path.stat().st_size for path in COMPILED.glob("*")) > 4 * 2**30:
+        shutil.rmtree(COMPILED)
 
 
 @pytest.hookimpl(tryfirst=True)

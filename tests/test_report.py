@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from commands import command, environment, module, rows
+from commands import environment, here, module_here, rows
 
 from bilevel.io import sweeps
 from bilevel.pages import _html, page_of
@@ -47,7 +47,7 @@ def seen(address):
 def run(tmp_path_factory):
     """A run with a picture."""
     cwd = tmp_path_factory.mktemp("run")
-    done = command("task=distillation", "steps=4", "hydra.run.dir=out", cwd=cwd)
+    done = here("task=distillation", "steps=4", "hydra.run.dir=out", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd / "out"
 
@@ -71,7 +71,7 @@ def hostile(run, tmp_path):
 
 
 def test_the_report_is_one_file_that_loads_nothing(run):
-    done = module("report", "out", cwd=run.parent)
+    done = module_here("report", "out", cwd=run.parent)
     assert (done.returncode, done.stdout) == (0, "out/report.html\n")
     page = (run / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
@@ -82,7 +82,7 @@ def test_the_report_is_one_file_that_loads_nothing(run):
 
 @browser
 def test_the_report_shows_the_last_loss(run):
-    assert module("report", "out", cwd=run.parent).returncode == 0
+    assert module_here("report", "out", cwd=run.parent).returncode == 0
     text = seen((run / "report.html").as_uri())
     assert f"last outer loss {rows(run)[-1]['outer_loss']:.6g}" in text
     for words in ("done", "all steps done", "solves 4 converged", "Hessian-vector products", "_target_", "jax"):
@@ -122,7 +122,7 @@ def test_an_error_bound_and_its_verdict_are_shown_where_a_run_has_them(run, tmp_
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    done = module("report", ".", cwd=tmp_path)
+    done = module_here("report", ".", cwd=tmp_path)
     assert done.returncode == 3
     assert done.stderr.startswith("error: ")
     assert "no config.yaml" in done.stderr
@@ -223,6 +223,6 @@ def test_the_dashboard_follows_what_is_written(dashboard, run):
 
 
 def test_a_dashboard_without_runs_says_so(tmp_path):
-    done = module("dashboard", "--no-open", cwd=tmp_path)
+    done = module_here("dashboard", "--no-open", cwd=tmp_path)
     assert done.returncode == 3
     assert "no run in it" in done.stderr

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from commands import begin, command, error_of, files, result, rows, status, timeless, wait_for_rows
+from commands import begin, error_of, files, here, result, rows, status, timeless, wait_for_rows
 
 import bilevel
 from bilevel import outer
 from bilevel.io import checkpoints
 
 STEPS = 30
+COMPILED_AS_HERE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]}
 RUNS = [
     ("task=ridge", "precision=float64"),
     ("task=ridge", "inner=fista", "hypergrad=unrolled", "hypergrad.steps=20"),
@@ -44,7 +45,7 @@ def uninterrupted(tmp_path_factory):
     def of(overrides):
         if overrides not in done:
             cwd = tmp_path_factory.mktemp("whole")
-            ended = command(*overrides, f"steps={STEPS}", "hydra.run.dir=out", cwd=cwd)
+            ended = here(*overrides, f"steps={STEPS}", "hydra.run.dir=out", cwd=cwd)
             assert ended.returncode == 0, ended.stderr
             done[overrides] = cwd / "out"
         return done[overrides]
@@ -70,14 +71,14 @@ def test_a_killed_run_resumes_to_the_last_bit(case, uninterrupted, tmp_path):
     overrides, dice = RUNS[case % len(RUNS)], random.Random(case)
     out = tmp_path / "out"
     every = f"checkpoint.every={dice.choice((1, 3, 7))}"
-    process = begin(*overrides, f"steps={STEPS}", every, "hydra.run.dir=out", cwd=tmp_path)
+    process = begin(*overrides, f"steps={STEPS}", every, "hydra.run.dir=out", cwd=tmp_path, **COMPILED_AS_HERE)
     wait_for_rows(out, dice.randrange(STEPS - 3), process)
     time.sleep(dice.uniform(0, 0.01))
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert status(out)["state"] == "running"
 
-    resumed = command("resume=out", cwd=tmp_path)
+    resumed = here("resume=out", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert_the_same(out, uninterrupted(overrides))
     assert status(out)["state"] == "done"
@@ -123,16 +124,16 @@ def test_ctrl_c_does_the_same(tmp_path):
 
 
 def test_steps_can_only_be_raised(copy):
-    assert "resume can only raise it" in error_of(command("resume=out", "steps=3", cwd=copy.parent))
+    assert "resume can only raise it" in error_of(here("resume=out", "steps=3", cwd=copy.parent))
 
 
 def test_only_what_alters_no_number_changes_beside_resume(copy):
     before = files(copy)
-    message = error_of(command("resume=out", "optimizer.learning_rate=0.2", cwd=copy.parent))
+    message = error_of(here("resume=out", "optimizer.learning_rate=0.2", cwd=copy.parent))
     assert "optimizer.learning_rate=0.2" in message
     assert "where it is 0.1" in message
     assert "steps" in message
-    message = error_of(command("resume=out", "task=svm", cwd=copy.parent))
+    message = error_of(here("resume=out", "task=svm", cwd=copy.parent))
     assert "where it is ridge" in message
     assert files(copy) == before
 
@@ -141,7 +142,7 @@ def test_only_what_alters_no_number_changes_beside_resume(copy):
 
 
 def finished(cwd, *more):
-    done = command("task=ridge", "steps=6", "checkpoint.every=2", "hydra.run.dir=out", *more, cwd=cwd)
+    done = here("task=ridge", "steps=6", "checkpoint.every=2", "hydra.run.dir=out", *more, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd / "out"
 
@@ -168,7 +169,7 @@ def cut(ridge, tmp_path):
 
 
 def go_on(folder):
-    done = command("resume=out", cwd=folder.parent)
+    done = here("resume=out", cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     return " ".join(done.stdout.split())
 
@@ -247,7 +248,7 @@ def test_changed_data_are_refused(tmp_path):
     (folder / "status.json").write_text(json.dumps(record))
     X[0, 0] += 1e-3
     np.savez(tmp_path / "table.npz", X=X, y=y)
-    assert "the data are not those that this run was begun with" in error_of(command("resume=out", cwd=tmp_path))
+    assert "the data are not those that this run was begun with" in error_of(here("resume=out", cwd=tmp_path))
 
 
 # Which run
@@ -255,7 +256,7 @@ def test_changed_data_are_refused(tmp_path):
 
 def test_a_finished_run_is_left_as_it_is(ridge):
     before = files(ridge)
-    done = command("resume=out", cwd=ridge.parent)
+    done = here("resume=out", cwd=ridge.parent)
     assert done.returncode == 0
     assert "finished already" in done.stdout
     assert files(ridge) == before
@@ -263,10 +264,10 @@ def test_a_finished_run_is_left_as_it_is(ridge):
 
 def test_a_finished_run_goes_on_to_more_steps(ridge, tmp_path):
     shutil.copytree(ridge, tmp_path / "out")
-    done = command("resume=out", "steps=9", cwd=tmp_path)
+    done = here("resume=out", "steps=9", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "going on after step 6" in done.stdout
-    whole = command("task=ridge", "steps=9", "hydra.run.dir=whole", cwd=tmp_path)
+    whole = here("task=ridge", "steps=9", "hydra.run.dir=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     assert_the_same(tmp_path / "out", tmp_path / "whole")
     seconds = [row["seconds"] for row in rows(tmp_path / "out")]
@@ -281,24 +282,24 @@ def test_auto_finds_the_newest_unfinished_run_of_the_configuration(cut):
     for name, age in (("old", 100), ("new", 50)):
         shutil.copytree(cut, runs / name)
         os.utime(runs / name / "config.yaml", (time.time() - age,) * 2)
-    done = command("task=ridge", "steps=6", "resume=auto", cwd=cwd)
+    done = here("task=ridge", "steps=6", "resume=auto", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert (runs / "new" / "result.json").is_file()
     assert not (runs / "old" / "result.json").is_file()
-    other = command("task=ridge", "steps=6", "seed=5", "resume=auto", cwd=cwd)
+    other = here("task=ridge", "steps=6", "seed=5", "resume=auto", cwd=cwd)
     assert other.returncode == 0, other.stderr
     assert len(list(runs.iterdir())) == 3
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    assert "no run in it" in error_of(command("resume=nowhere", cwd=tmp_path))
-    assert "-m" in error_of(command("-m", "resume=nowhere", cwd=tmp_path))
+    assert "no run in it" in error_of(here("resume=nowhere", cwd=tmp_path))
+    assert "-m" in error_of(here("-m", "resume=nowhere", cwd=tmp_path))
 
 
 def test_two_processes_do_not_write_in_one_folder(tmp_path):
     process = begin("task=ridge", "steps=100000", "hydra.run.dir=out", cwd=tmp_path)
     wait_for_rows(tmp_path / "out", 1, process)
-    message = error_of(command("resume=out", cwd=tmp_path), code=3)
+    message = error_of(here("resume=out", cwd=tmp_path), code=3)
     assert "another process is writing this run" in message
     assert status(tmp_path / "out")["state"] == "running"
     process.send_signal(signal.SIGTERM)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from commands import environment, result, status
+from commands import environment, module_here, result, status
 
 from bilevel.io import sweeps
 
@@ -26,20 +27,25 @@ FEWER = {  # the ready sweeps, of which `test_sweep.py` runs the whole
     "sweep=learning_rates": "optimizer=adam optimizer.learning_rate=0.1,0.3 seed=0 steps=3",
     "sweep=black_box": "hydra.sweeper.n_trials=1 hydra/launcher=basic",
 }
+# What needs no process of its own; one with a launcher or a tracker starts others.
+PLAIN = re.compile(r"python -m bilevel\.(run|report) (?!.*(?:launcher|tracker|black_box))(.*)")
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 def shell(line, cwd, PATH=PATH, **more):
     """A line of the page, with the variables that lines before it exported."""
-    done = subprocess.run(
-        ["bash", "-c", line],
-        cwd=cwd,
-        env=environment(PATH=PATH, HOME=str(cwd), WANDB_MODE="offline", **more),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    if plain := PLAIN.fullmatch(line):
+        done = module_here(plain[1], *shlex.split(plain[2]), cwd=cwd)
+    else:
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=cwd,
+            env=environment(PATH=PATH, HOME=str(cwd), WANDB_MODE="offline", **more),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

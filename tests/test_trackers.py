@@ -14,7 +14,19 @@ from pathlib import Path
 
 import faulty
 import pytest
-from commands import begin, command, environment, error_of, module, result, rows, wait_for_rows, wait_for_tracker
+from commands import (
+    begin,
+    command,
+    environment,
+    error_of,
+    here,
+    module,
+    module_here,
+    result,
+    rows,
+    wait_for_rows,
+    wait_for_tracker,
+)
 
 from bilevel import config
 from bilevel.io import RunFolder, _files, following, read_rows, sweeps
@@ -264,7 +276,7 @@ def test_a_tracker_that_does_not_end_stops_itself():
 
 
 def test_a_run_without_a_tracker_is_sent_later(tmp_path):
-    assert command("task=ridge", "steps=3", "hydra.run.dir=out", cwd=tmp_path).returncode == 0
+    assert here("task=ridge", "steps=3", "hydra.run.dir=out", cwd=tmp_path).returncode == 0
     for _ in range(2):  # the second time there is nothing left to send
         done = module("track", "out", "wandb", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -278,10 +290,10 @@ def test_a_run_without_a_tracker_is_sent_later(tmp_path):
 def test_what_cannot_be_sent_is_refused(folder, tracker, words, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.yaml").write_text("steps: 3\n")
-    done = module("track", folder, tracker, cwd=tmp_path)
+    done = module_here("track", folder, tracker, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
 
 
 def test_an_unknown_tracker_is_refused(tmp_path):
-    assert "did you mean wandb?" in error_of(command("tracker=[wandbb,trackio]", cwd=tmp_path))
+    assert "did you mean wandb?" in error_of(here("tracker=[wandbb,trackio]", cwd=tmp_path))

@@ -124,6 +124,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Mark the folder, and ask only for the trials that a persistent storage lacks."""
+        _exit_codes.clear()
         folder = Path(config.hydra.sweep.dir)
         sweeps.mark(folder, list(config.hydra.overrides.task))
         _trials.go_on(config.hydra.sweeper)
