@@ -53,6 +53,7 @@ _ROOMS = (
 
 __version__ = "0.1.0"
 __all__ = [
+    "QP",
     "At",
     "Batches",
     "ConeProgram",
@@ -61,7 +62,6 @@ __all__ = [
     "Minimization",
     "Problem",
     "Program",
-    "QP",
     "Result",
     "Status",
     "check_derivative",

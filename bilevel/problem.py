@@ -103,8 +103,8 @@ class Problem:
         if self._first() is None and self.fixed_point is None:
             if self.optimality is None:
                 raise TypeError(
-                    "Problem: nothing states the inner problem: give inner_loss, residuals, linear_model, fixed_point, optimality, "
-                    "or a statement as inner"
+                    "Problem: nothing states the inner problem: give inner_loss, residuals, linear_model, fixed_point, "
+                    "optimality, or a statement as inner"
                 )
             if given:
                 raise ValueError(f"Problem: {given[0]} describes a minimization, and there is no inner_loss")

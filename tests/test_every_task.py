@@ -115,7 +115,6 @@ def precise(name):
     problem, inner, linear = setup(name).problem, own_inner(name), bl.linear.Auto(rtol=1e-9)
 
     def estimate(params, hparams, data):
-        zero = jax.tree.map(jnp.zeros_like, params)
         return bl.hypergrad.Implicit(linear=linear).run(problem, inner, params, hparams, data)
 
     return jax.jit(estimate)

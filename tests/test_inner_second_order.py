@@ -268,7 +268,6 @@ def test_fires_own_time_step_is_scale_free(x64):
 def test_hypergradients_agree(x64, solver):
     """By the implicit function theorem, through the steps, and by differences of the whole solve."""
     start, theta, data = arrays([2.0, 1.0, 0.5], 0.3, (TIMES, NOISY))
-    at = jnp.zeros(3)
 
     def run(estimator):
         return jax.jit(lambda h: estimator.run(NOWHERE_ZERO, solver, start, h, data))

@@ -8,7 +8,7 @@ from bilevel import optimality
 from bilevel.hypergrad._base import Estimator
 from bilevel.inner import InnerSolver
 from bilevel.problem import Problem
-from bilevel.statements import Kind
+from bilevel.statements._base import Kind
 
 _POINTS: dict[Kind, str] = {
     "free": "the minimum over the whole space",

@@ -25,8 +25,8 @@ _Step = Callable[[Any], Any]
 class Unrolled(Estimator):
     """The derivative of a fixed number of inner steps, from a start that counts as a constant.
 
-    This differentiates the iterate, not the exact solution: compare with `Implicit`. The kinds give the same derivative and differ in
-    what they cost, T being `steps`:
+    This differentiates the iterate, not the exact solution: compare with `Implicit`. The kinds give the same derivative and
+    differ in what they cost, T being `steps`:
 
     - `plain`: reverse mode through a `lax.scan`; memory grows with T.
     - `conditional`: a scan whose body is a `lax.cond` that steps until the stopping test is met and then does nothing, as

@@ -48,9 +48,10 @@ def check_statements(problem: Problem, params: PyTree, hparams: PyTree, data: Py
             (one, two), (slope, other) = comparison.values, comparison.slopes
             first = "inner_loss" if parts.inner_loss is not None else "the first statement"
             raise ValueError(
-                f"Problem: {name} and {first} contradict each other: at the start {first} has the value {one:.6g} and a gradient of "
-                f"norm {slope:.6g}, {name} the value {two:.6g} and norm {other:.6g} (they may differ by a constant alone), and they "
-                f"disagree by {comparison.disagreement:.1%}: state the same problem both times, or leave one out"
+                f"Problem: {name} and {first} contradict each other: at the start {first} has the value {one:.6g} and a gradient "
+                f"of norm {slope:.6g}, {name} the value {two:.6g} and a gradient of norm {other:.6g} (the values may differ by a "
+                f"constant), and they disagree by {comparison.disagreement:.1%}: state the same problem both times, or leave "
+                "one out"
             )
 
 

@@ -23,7 +23,8 @@ from bilevel._tree import PyTree
 from bilevel.inner._agreement import check_statements
 from bilevel.inner._lanes import iterate
 from bilevel.problem import At, Problem
-from bilevel.statements import Kind, Parts
+from bilevel.statements import Parts
+from bilevel.statements._base import Kind
 
 
 @jax.tree_util.register_dataclass

@@ -14,12 +14,12 @@ from bilevel._needs import Need
 from bilevel._tree import PyTree
 from bilevel.linear import Operator, RootFunction, System
 from bilevel.problem import At, Problem
-from bilevel.statements import Kind
+from bilevel.statements._base import Kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Condition(abc.ABC):
-    """An optimality condition F(params) = 0 of a problem at its hyperparameters, stated apart from the solver that finds its root.
+    """An optimality condition F(params) = 0 of a problem at its hyperparameters, stated apart from the solver of its root.
 
     A subclass writes `residual` and declares what it `needs` of a problem and the kind of point that it `takes`; it overrides
     `system` where it knows more about ∂₁F than its products.

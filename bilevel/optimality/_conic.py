@@ -14,7 +14,8 @@ from bilevel._tree import PyTree
 from bilevel.linear import Operator, Reduction, System
 from bilevel.optimality._base import Condition
 from bilevel.problem import At
-from bilevel.statements import ConeProgram, Kind
+from bilevel.statements import ConeProgram
+from bilevel.statements._base import Kind
 
 
 class ConicPoint(NamedTuple):
@@ -43,10 +44,10 @@ class ConicSolution(NamedTuple):
 class Conic(Condition):
     """F(x) = ((Θ − I)Π + I)x with Θ = [[0, Eᵀ, c], [−E, 0, d], [−cᵀ, −dᵀ, 0]], Π the projection on Rⁿ × K* × R₊.
 
-    params is a `ConicPoint` x = (u, v, w): `embed` makes it of a solver's answer, `recover` takes it back, differentiably. Needs
-    a `bilevel.Program` of kind `"cone"`. F is homogeneous, so that ∂₁F is singular along x; it is solved with w held, where it is regular for
-    a unique, strictly complementary solution, and general. So the outer loss should depend on x through `recover`. At a
-    kink of Π its derivative is that of one side (an element of the conservative Jacobian).
+    params is a `ConicPoint` x = (u, v, w): `embed` makes it of a solver's answer, `recover` takes it back, differentiably.
+    Needs a `bilevel.Program` of kind `"cone"`. F is homogeneous, so that ∂₁F is singular along x; it is solved with w held,
+    where it is regular for a unique, strictly complementary solution, and general. So the outer loss should depend on x
+    through `recover`. At a kink of Π its derivative is that of one side (an element of the conservative Jacobian).
 
     Reference: Busseti, Moursi & Boyd, Solution refinement at regular points of conic problems, 2019.
 

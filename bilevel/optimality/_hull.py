@@ -16,7 +16,7 @@ from bilevel.operators.projection import projection_simplex
 from bilevel.optimality._base import Condition
 from bilevel.optimality._gradient_mapping import ProjectedGradient
 from bilevel.problem import At, Problem
-from bilevel.statements import Kind
+from bilevel.statements._base import Kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from bilevel._tree import PyTree
 from bilevel.linear import Operator, Reduction, System
 from bilevel.optimality._base import Condition
 from bilevel.problem import At
-from bilevel.statements import Kind
+from bilevel.statements._base import Kind
 
 
 class KKTSolution(NamedTuple):
@@ -45,11 +45,11 @@ class KKTSolution(NamedTuple):
 class KKT(Condition):
     """F = [∇₁f + (∂H)ᵀν + (∂G)ᵀλ ; H ; λ∘G], zero at a minimum of f = inner_loss subject to H = 0, G ≤ 0.
 
-    params is a `KKTSolution`; the problem's functions other than outer_loss take its primal part. Needs
-    `equality`, `inequality` of a `bilevel.Minimization`, both or neither. ∂₁F is not symmetric; its systems are solved in a symmetric
-    (indefinite) form on the active constraints. Differentiable under strict complementarity, independent active
-    constraints and a Hessian that is positive definite along them; where λᵢ = Gᵢ = 0 the constraint is taken as
-    inactive, an element of the conservative Jacobian.
+    params is a `KKTSolution`; the problem's functions other than outer_loss take its primal part. The constraints are the
+    `equality` and `inequality` of a `bilevel.Minimization`, both or neither. ∂₁F is not symmetric; its systems are solved in
+    a symmetric (indefinite) form on the active constraints. Differentiable under strict complementarity, independent active
+    constraints and a Hessian that is positive definite along them; where λᵢ = Gᵢ = 0 the constraint is taken as inactive, an
+    element of the conservative Jacobian.
 
     Args:
       singular: active constraints may be redundant; the multipliers' derivative is then the least one.

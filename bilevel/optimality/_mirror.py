@@ -29,7 +29,7 @@ from bilevel._tree import PyTree
 from bilevel.linear import Operator, Reduction, System
 from bilevel.optimality._base import Condition
 from bilevel.problem import At
-from bilevel.statements import Kind
+from bilevel.statements._base import Kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

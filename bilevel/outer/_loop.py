@@ -237,8 +237,8 @@ def _remarks(row: Row, trouble: str | None, on_failure: OnFailure) -> Iterator[t
     if row["grad_norm"] == 0:
         yield (
             "still",
-            f"outer step {row['step']}: the hypergradient is exactly zero, so that no hyperparameter moves: the outer loss does not "
-            "depend on them here (as where a penalty leaves no coefficient); start elsewhere",
+            f"outer step {row['step']}: the hypergradient is exactly zero, so that no hyperparameter moves: the outer loss does "
+            "not depend on them here (as where a penalty leaves no coefficient); start elsewhere",
         )
     if abs(row["outer_error"]) > 0.01 * abs(row["outer_loss"]):
         yield (

@@ -104,8 +104,8 @@ class Nested:
           key: a JAX random key, for estimators that draw; None is `jax.random.key(0)`.
 
         Raises:
-          ValueError, TypeError: parts that do not fit, statements of the problem that contradict each other, start values that are
-            not finite or have no floating-point leaf.
+          ValueError, TypeError: parts that do not fit, statements of the problem that contradict each other, start values
+            that are not finite or have no floating-point leaf.
         """
         hparams, params = _tree.as_arrays(hparams), _tree.as_arrays(params)
         check(self.problem, self.inner, self.hypergrad, hparams, params, data)

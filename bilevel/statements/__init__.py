@@ -1,6 +1,6 @@
 """Statements of an inner problem, from which the parts follow that conditions and solvers ask for."""
 
-from bilevel.statements._base import Kind, Parts, Statement
+from bilevel.statements._base import Parts, Statement
 from bilevel.statements._batches import Batches
 from bilevel.statements._linear_model import LinearModel
 from bilevel.statements._minimization import Minimization
@@ -11,7 +11,6 @@ __all__ = [
     "Batches",
     "ConeProgram",
     "Factored",
-    "Kind",
     "LinearModel",
     "Minimization",
     "Parts",

@@ -65,7 +65,7 @@ class Parts:
 
     @property
     def kind(self) -> Kind:
-        """What params is: free in the whole space, of a set (or under a prox), with multipliers, or of a cone program's embedding."""
+        """What params is: free in space, of a set (or under a prox), with multipliers, or of a cone program's embedding."""
         if self.cone_program is not None:
             return "conic"
         if self.constrained:

@@ -34,12 +34,12 @@ class Batches:
     outer: Any = None
 
     def rows(self, data: Any, level: str = "inner") -> int:
-        """How many rows a loss has. Raises ValueError where there is no such entry, or its leaves differ in their first axis."""
+        """How many rows a loss has. Raises ValueError if the entry is missing, or its leaves differ in their first axis."""
         lengths = {leaf.shape[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(self._part(data, level))}
         if len(lengths) != 1 or None in lengths:
             raise ValueError(
-                f"Batches: every array in data[{getattr(self, level)!r}] needs the same first axis, one entry per row, got lengths "
-                f"{sorted(lengths, key=str)}"
+                f"Batches: every array in data[{getattr(self, level)!r}] needs the same first axis, one entry per row, got "
+                f"lengths {sorted(lengths, key=str)}"
             )
         return lengths.pop()
 

@@ -80,8 +80,8 @@ class LinearModel(Statement):
         """The objective as the loss of a problem with a set of its own. Raises ValueError where it is not differentiable."""
         if not self.smooth:
             raise ValueError(
-                "Problem: a linear_model with an ℓ1 penalty or a Crammer–Singer loss does not go with another prox or projection: "
-                "state the loss as inner_loss, or leave the prox or projection out"
+                "Problem: a linear_model with an ℓ1 penalty or a Crammer–Singer loss does not go with another prox or "
+                "projection: state the loss as inner_loss, or leave the prox or projection out"
             )
         return self.inner_loss
 

@@ -83,7 +83,8 @@ class Minimization(Statement):
 
     def fitted(self, params: Any, hparams: Any, data: Any) -> Any:
         """datafit(X @ params)."""
-        assert self.datafit is not None and self.design is not None
+        assert self.datafit is not None
+        assert self.design is not None
         return self.datafit(self.design(hparams, data) @ params, hparams, data)
 
 
