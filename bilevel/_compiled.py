@@ -19,12 +19,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 _KEPT = 64
 _MOST_PARTS = 20_000
-_LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib", "stdlib")) + (
-    str(Path(__file__).resolve().parent),
-)
+_PATHS = sysconfig.get_paths()
+_LIBRARIES = _PATHS["purelib"], _PATHS["platlib"], _PATHS["stdlib"], str(Path(__file__).resolve().parent)
 _compiled: OrderedDict[Hashable, Callable[..., Any]] = OrderedDict()
 
 
@@ -32,7 +32,7 @@ class _UnlikeError(Exception):
     """A part that is like no other: an array, a file, or too many parts."""
 
 
-def compiled(function: Callable[..., Any], *parts: Any) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], *parts: Any) -> Any:
     """`jax.jit` of the function with these parts as its first arguments, the same one for parts that are equal by value.
 
     Args:
@@ -120,7 +120,7 @@ class _Keys:
         return type(part), self._each(values), self._each(values.values())
 
     def _of_array(self, array: Any) -> Hashable:
-        if array.size > 1 or isinstance(array, jax.core.Tracer):
+        if array.size > 1 or isinstance(array, Tracer):
             raise _UnlikeError
         return type(array), str(array.dtype), array.shape, np.asarray(array).tobytes()
 

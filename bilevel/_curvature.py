@@ -55,8 +55,9 @@ def _largest_eigenvalue(at: At, params: PyTree) -> jax.Array:
     _, hvp = jax.linearize(frozen.gradient, frozen_params)
     start = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), frozen_params)
 
-    def iterate(carry: tuple[PyTree, jax.Array], _: None) -> tuple[tuple[PyTree, jax.Array], None]:
-        direction, _ = carry
+    def iterate(carry: tuple[PyTree, jax.Array], none: None) -> tuple[tuple[PyTree, jax.Array], None]:
+        del none
+        direction = carry[0]
         product = hvp(direction)
         norm = _tree.norm(product)
         return (_tree.scale(1 / jnp.where(norm > 0, norm, 1), product), norm), None

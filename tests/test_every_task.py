@@ -146,17 +146,17 @@ def test_every_task_goes_with_several_solvers_and_conditions():
 @pytest.mark.parametrize("combination", sample(), ids="-".join)
 @pytest.mark.usefixtures("x64")
 def test_a_sample_of_legal_combinations_takes_a_step(combination):
-    before, after, metrics = step(combination)
+    before, after, report = step(combination)
     assert jax.tree.structure(after) == jax.tree.structure(before)
     moved = jax.tree.map(lambda a, b: a - b, before.hparams, after.hparams)
-    status = {bl.Status(int(metrics[name])) for name in ("inner_status", "adjoint_status")}
+    status = {bl.Status(int(solve.status)) for solve in report.solves.values()}
     if status != {bl.Status.CONVERGED} or combination[3] != "implicit" or combination[4] in BIASED:
         return
-    assert np.isfinite(metrics["outer_loss"])
+    assert np.isfinite(report.outer_loss)
     # From the point that was found: a problem may have several.
     expected = precise(combination[0])(after.params, before.hparams, setup(combination[0]).data)
     assert bl.Status(int(expected.status)) is bl.Status.CONVERGED
-    np.testing.assert_allclose(metrics["outer_loss"], expected.outer_loss, rtol=1e-2)
+    np.testing.assert_allclose(report.outer_loss, expected.outer_loss, rtol=1e-2)
     scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected.grad))
     for found, right in zip(jax.tree.leaves(moved), jax.tree.leaves(expected.grad), strict=True):
         np.testing.assert_allclose(found / 1e-3, right, atol=2e-2 * scale)

@@ -10,7 +10,7 @@ from bilevel.datasets._splits import (
     standardize,
     standardize_targets,
 )
-from bilevel.datasets._table import DataError, Table
+from bilevel.datasets._table import DataError, Table, require_shape
 
 __all__ = [
     "DataError",
@@ -22,6 +22,7 @@ __all__ = [
     "make_classification",
     "make_images",
     "part_with",
+    "require_shape",
     "scale_pixels",
     "split_rows",
     "standardize",

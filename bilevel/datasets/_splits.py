@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bilevel.datasets._table import DataError, Kind, Table
+from bilevel.datasets._table import DataError, Kind, Table, require_shape
 
 
 class Split(NamedTuple):
     """Three tables with the same columns and classes and disjoint rows. A part without rows counts as absent.
+
+    To split your own arrays, make one table with `Table.of`, and take its parts with `Table.at` or `split_rows`.
 
     Attributes:
       train: rows of the inner problem.
@@ -44,29 +46,27 @@ class Split(NamedTuple):
         Raises:
           DataError: a needed part has no rows, or an array has the wrong shape or wrong class numbers.
         """
-        columns = np.shape(self.train.features)[1:]
-        for part_name, part in self._asdict().items():
-            where = f"{part.name}, {part_name} rows"
-            x, y = np.shape(part.features), np.shape(part.targets)
-            if len(x) != 2 or y != x[:1]:
-                raise DataError(
-                    f"{where}: X must be samples × features and y one value per sample; got shapes {x}, {y}"
-                )
-            if x[1:] != columns:
-                raise DataError(f"{where}: X must have {columns[0]} columns, as the training rows do; its shape is {x}")
-            if part_name in ("train", *needed) and not len(part):
-                raise DataError(f"{where}: there are none, and this task needs at least one")
+        for name in ("train", *needed):
+            if not len(getattr(self, name)):
+                raise DataError(f"{self.train.name}: there are no {name} rows, and this task needs at least one")
+        require_shape(f"{self.train.name}, train rows: X", self.train.features, "samples", "features")
+        for name, part in self.parts.items():
+            where = f"{part.name}, {name} rows"
+            require_shape(f"{where}: X", part.features, "samples", self.train.features.shape[1])
+            require_shape(f"{where}: y", part.targets, len(part))
             if kind == "classification":
                 _require_class_numbers(where, part, self.train.classes)
 
 
 def _require_class_numbers(where: str, part: Table, classes: int) -> None:
+    if classes < 2:
+        raise DataError(f"{where}: y holds no class numbers: make the table with Table.of(X, y, 'classification')")
     numbers = np.asarray(part.targets)
-    whole = np.issubdtype(numbers.dtype, np.integer)
-    if classes < 2 or part.classes != classes or not whole or np.any((numbers < 0) | (numbers >= classes)):
+    right = np.issubdtype(numbers.dtype, np.integer) and np.all((numbers >= 0) & (numbers < classes))
+    if part.classes != classes or not right:
         raise DataError(
-            f"{where}: y must hold class numbers from 0 to classes − 1, the same at least two classes in every part; got "
-            f"{numbers.dtype} and {part.classes} classes: `Table.of(X, y, 'classification')` makes class numbers from labels"
+            f"{where}: y must hold class numbers from 0 to {classes - 1}, as in the training rows; got {numbers.dtype} and "
+            f"{part.classes} classes: make one table with Table.of and take its parts with Table.at"
         )
 
 

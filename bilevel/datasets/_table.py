@@ -14,6 +14,28 @@ class DataError(ValueError):
     """The data cannot be used. The message names the source, the problem and the fix."""
 
 
+def require_shape(name: str, array: Any, *shape: int | str, dtype: str | None = None) -> None:
+    """Check an array.
+
+    Args:
+      name: of the array, for the message.
+      array: the array.
+      shape: its sizes; a word stands for any size of at least 1.
+      dtype: required; None for any.
+
+    Raises:
+      DataError: the shape or the dtype is wrong.
+    """
+    found, kind = np.shape(array), np.asarray(array).dtype
+    right = len(found) == len(shape) and all(
+        size >= 1 if isinstance(wanted, str) else size == wanted for size, wanted in zip(found, shape, strict=True)
+    )
+    if not right or dtype not in (None, kind.name):
+        wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+        of_type = "" if dtype is None else f" and the dtype {dtype}"
+        raise DataError(f"{name} must have the shape ({wanted}){of_type}; got {found} and {kind}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """Samples and targets. `Table.of` makes one from arrays and checks them.

@@ -137,6 +137,7 @@ class Estimator(abc.ABC):
 
     def adjoint_solver(self) -> LinearSolver | None:
         """The solver of the adjoint system; None for an estimator that solves none."""
+        return None
 
     def with_adjoint_solver(self, solver: LinearSolver) -> Estimator:
         """The same estimator with another solver of its adjoint system, where it has one."""

@@ -52,6 +52,6 @@ def _check_point(problem: Problem, inner: InnerSolver) -> None:
     condition, returned = optimality.of(problem), inner.returns(problem)
     if returned not in condition.takes:
         raise ValueError(
-            f"optimality.{type(condition).__name__} takes {_POINTS[condition.takes[0]]}, and inner.{type(inner).__name__} returns "
-            f"{_POINTS[returned]}: {_OF_WEIGHTS if 'weights' in condition.takes else _ADVICE}"
+            f"optimality.{type(condition).__name__} takes {_POINTS[condition.takes[0]]}, and inner.{type(inner).__name__} "
+            f"returns {_POINTS[returned]}: {_OF_WEIGHTS if 'weights' in condition.takes else _ADVICE}"
         )

@@ -109,7 +109,7 @@ def _compared(one: Parts, two: Parts, params: PyTree, hparams: PyTree, data: PyT
             moved = _prox(two, _tree.add_scaled(p, s, other), hparams, data, s)
             missing = _tree.norm(_tree.sub(_tree.cast_like(moved, p), p)) / s
         worst = jnp.maximum(worst, jnp.where(size > 0, missing / jnp.where(size > 0, size, 1), missing))
-    return _Comparison(worst, values, tuple(_tree.norm(slope) for slope in slopes))
+    return _Comparison(worst, values, (_tree.norm(slopes[0]), _tree.norm(slopes[1])))
 
 
 def _prox(parts: Parts, v: PyTree, hparams: PyTree, data: PyTree, step: jax.Array) -> PyTree:

@@ -35,11 +35,11 @@ class Batches:
 
     def rows(self, data: Any, level: str = "inner") -> int:
         """How many rows a loss has. Raises ValueError if the entry is missing, or its leaves differ in their first axis."""
-        lengths = {leaf.shape[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(self._part(data, level))}
-        if len(lengths) != 1 or None in lengths:
+        lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(self._part(data, level))}
+        if len(lengths) != 1 or 0 in lengths:
             raise ValueError(
                 f"Batches: every array in data[{getattr(self, level)!r}] needs the same first axis, one entry per row, got "
-                f"lengths {sorted(lengths, key=str)}"
+                f"lengths {sorted(lengths)}"
             )
         return lengths.pop()
 

@@ -1,4 +1,4 @@
-"""Tasks: each yields a problem, its data, start values and metrics. A task never chooses a solver."""
+"""Tasks: each states a problem with its data, start values and metrics. A task never chooses the solver of a run."""
 
 from bilevel.tasks._base import Setup, Task
 from bilevel.tasks.data_cleaning import DataCleaning

@@ -68,6 +68,11 @@ class Task(abc.ABC, Generic[Tables]):
           datasets.DataError: an array has the wrong shape, or a part that the problem needs is absent.
         """
 
+    def check(self, setting: str, right: bool, requirement: str) -> None:
+        """Raise ValueError unless a setting is right; for `__post_init__`."""
+        if not right:
+            raise ValueError(f"task.{setting} must {requirement}, got {getattr(self, setting)}")
+
     def setup(self, seed: int, dtype: DTypeLike) -> Setup:
         """State the problem on the task's own data."""
         return self.state(self.tables(seed), dtype, seed)

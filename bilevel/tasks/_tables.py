@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,23 @@ import optax
 from jax.typing import DTypeLike
 
 from bilevel import datasets
-from bilevel.datasets import Split, Table
+from bilevel.datasets import Split, Table, TablePath
+from bilevel.tasks._base import Task
 
 _GRAY_LEVELS = 16  # of the digits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassTask(Task[Split]):
+    """A task on a table of classes, split in three. Digits are gray levels in [0, 1]; other features are standardized."""
+
+    data: Literal["digits", "iris", "wine", "breast_cancer"] | TablePath = "digits"
+    validation: float = 0.2
+    test: float = 0.2
+
+    def tables(self, seed: int) -> Split:
+        """Load, split and scale the table."""
+        return load_classes(self.data, self.validation, self.test, seed)
 
 
 def load_classes(source: str, validation: float, test: float, seed: int) -> Split:
@@ -36,6 +52,12 @@ def rows(part: Table, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(part.features, dtype), jnp.asarray(part.targets, jnp.int32 if part.classes else dtype)
 
 
+def held_out(split: Split, dtype: DTypeLike, **numbers: float) -> dict[str, Any]:
+    """The data of a problem with training rows inside and validation rows outside, and other numbers."""
+    parts = {"train": rows(split.train, dtype), "validation": rows(split.validation, dtype)}
+    return parts | {name: jnp.asarray(number, dtype) for name, number in numbers.items()}
+
+
 def cross_entropy(scores: jax.Array, targets: jax.Array) -> jax.Array:
     """Mean multinomial logistic loss of scores, shape (rows, classes)."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, targets))
@@ -55,7 +77,7 @@ def validation_error(params: jax.Array, hparams: Any, data: Any) -> jax.Array:
     return jnp.mean((features @ params - targets) ** 2)
 
 
-def sizes(split: Split, **others: int) -> dict[str, int]:
-    """Numbers of rows, and other counts."""
+def sizes(parts: Mapping[str, Any], **others: int) -> dict[str, int]:
+    """Numbers of rows of the parts, each with `features`, and other counts."""
     names = {"train": "training rows", "validation": "validation rows", "test": "test rows"}
-    return {names[name]: len(part) for name, part in split.parts.items()} | others
+    return {names[name]: len(part.features) for name, part in parts.items()} | others

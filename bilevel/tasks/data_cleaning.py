@@ -16,7 +16,7 @@ from bilevel.datasets import Split, Table, TablePath
 from bilevel.inner import LBFGS
 from bilevel.problem import Problem
 from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._tables import load_classes, rows, sizes, validation_cross_entropy
+from bilevel.tasks._tables import held_out, load_classes, sizes, validation_cross_entropy
 from bilevel.tasks.pictures import histograms
 from bilevel.tasks.scores import accuracy, auc
 
@@ -77,10 +77,8 @@ class DataCleaning(Task[Labeled]):
     l2: float = 0.001
 
     def __post_init__(self) -> None:
-        if not 0 < self.corruption < 1:
-            raise ValueError(f"task.corruption must be a share above 0 and below 1, got {self.corruption}")
-        if not self.l2 > 0:
-            raise ValueError(f"task.l2 must be positive, got {self.l2}")
+        self.check("corruption", 0 < self.corruption < 1, "be a share above 0 and below 1")
+        self.check("l2", self.l2 > 0, "be positive")
 
     def tables(self, seed: int) -> Labeled:
         """Load, split and scale the table, and corrupt the training labels."""
@@ -98,20 +96,13 @@ class DataCleaning(Task[Labeled]):
         split, wrong = tables
         split.require("classification", "validation")
         samples, test = len(split.train), split.parts.get("test")
-        if wrong is not None and (np.shape(wrong) != (samples,) or np.asarray(wrong).dtype != bool):
-            raise datasets.DataError(
-                f"{split.train.name}: wrong must hold a boolean per training row, shape ({samples},); got shape "
-                f"{np.shape(wrong)} and {np.asarray(wrong).dtype}"
-            )
-        data = {
-            "train": rows(split.train, dtype),
-            "validation": rows(split.validation, dtype),
-            "l2": jnp.asarray(self.l2, dtype),
-        }
+        if wrong is not None:
+            datasets.require_shape("wrong", wrong, samples, dtype="bool")
+        data = held_out(split, dtype, l2=self.l2)
         start = jnp.zeros((split.train.features.shape[1], split.train.classes), dtype)
 
         @jax.jit
-        def fitted(logits):
+        def fitted(logits: jax.Array) -> jax.Array:
             return LBFGS().solve(problem, start, logits, data).params
 
         def test_accuracy(part: Table, logits: np.ndarray) -> float:
@@ -139,10 +130,10 @@ class DataCleaning(Task[Labeled]):
             params=start,
             data=data,
             title=f"cleaning of {split.train.name}{share}",
-            sizes=sizes(split, **counts),
+            sizes=sizes(split.parts, **counts),
             metrics=metrics,
             physical=lambda hparams: {"row_weight": _sigmoid(np.asarray(hparams, np.float64))},
-            pictures=lambda hparams, params: {"weights": picture(_sigmoid(np.asarray(hparams, np.float64)), wrong)},
+            pictures=lambda hparams, params: pictures(_sigmoid(np.asarray(hparams, np.float64)), wrong),
         )
 
 
@@ -150,9 +141,10 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-logits))
 
 
-def picture(weights: np.ndarray, wrong: np.ndarray | None) -> Any:
-    """Histograms of the weights of clean and of corrupt rows, or of all rows if it is not known which are which."""
-    groups = (
-        {"all labels": weights} if wrong is None else {"label right": weights[~wrong], "label wrong": weights[wrong]}
-    )
-    return histograms(groups, "weight σ(θ) of a training row", "rows", ("tab:blue", "tab:red"), bins=40)
+def pictures(weights: np.ndarray, wrong: np.ndarray | None) -> dict[str, Any]:
+    """Histograms of the weights of clean and of corrupt rows; none if it is not known which are which."""
+    if wrong is None:
+        return {}
+    groups = {"label right": weights[~wrong], "label wrong": weights[wrong]}
+    label = "weight σ(θ) of a training row"
+    return {"weights": histograms(groups, label, "rows", ("tab:blue", "tab:red"), bins=40)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,14 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from bilevel import _tree
-from bilevel.datasets import Split, TablePath
+from bilevel.datasets import Split
 from bilevel.inner import Anderson, FixedPointIteration, InnerSolver
 from bilevel.problem import At, Problem
 from bilevel.tasks import _networks
-from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._tables import cross_entropy, load_classes, rows, sizes
+from bilevel.tasks._base import Setup
+from bilevel.tasks._tables import ClassTask, cross_entropy, rows, sizes
 from bilevel.tasks.pictures import panels
-from bilevel.tasks.scores import share_right
+from bilevel.tasks.scores import accuracies
 
 _DRAWN = 40  # iterations
 
@@ -104,7 +104,7 @@ class Equilibrium:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DEQ(Task[Split]):
+class DEQ(ClassTask):
     """A deep equilibrium network: a layer of infinite depth, trained by the gradient of its fixed point.
 
     For each row, z = tanh(Wz + Ux + b), with ‖W‖₂ ≤ contraction < 1, so that there is one z. Inner variable: all z, shape
@@ -121,24 +121,14 @@ class DEQ(Task[Split]):
     Reference: Bai, Kolter & Koltun 2019.
     """
 
-    data: Literal["digits", "iris", "wine", "breast_cancer"] | TablePath = "digits"
-    validation: float = 0.2
-    test: float = 0.2
     width: int = 64
     contraction: float = 0.9
     decay: float = 0.0001
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ValueError(f"task.width must be at least 1, got {self.width}")
-        if not 0 < self.contraction < 1:
-            raise ValueError(f"task.contraction must be above 0 and below 1, got {self.contraction}")
-        if not self.decay >= 0:
-            raise ValueError(f"task.decay must not be negative, got {self.decay}")
-
-    def tables(self, seed: int) -> Split:
-        """Load, split and scale the table."""
-        return load_classes(self.data, self.validation, self.test, seed)
+        self.check("width", self.width >= 1, "be at least 1")
+        self.check("contraction", 0 < self.contraction < 1, "be above 0 and below 1")
+        self.check("decay", self.decay >= 0, "not be negative")
 
     def state(self, tables: Split, dtype: DTypeLike, seed: int = 0) -> Setup:
         """State the problem; `seed` draws the weights."""
@@ -149,10 +139,7 @@ class DEQ(Task[Split]):
 
         def metrics(hparams: Any, params: Any) -> dict[str, float]:
             del params
-            return {
-                f"{name}_accuracy": share_right(layer.classify(hparams, rows(part, dtype)[0]), part.targets)
-                for name, part in tables.parts.items()
-            }
+            return accuracies(tables, lambda features: layer.classify(hparams, jnp.asarray(features, dtype)))
 
         def pictures(hparams: Any, params: Any) -> dict[str, Any]:
             del params
@@ -166,7 +153,7 @@ class DEQ(Task[Split]):
             params=layer.rest(train[0]),
             data={"train": train, "decay": jnp.asarray(self.decay, dtype)},
             title=f"deep equilibrium network on {tables.train.name}",
-            sizes=sizes(tables, width=self.width, weights=_networks.count(hparams)),
+            sizes=sizes(tables.parts, width=self.width, weights=_networks.count(hparams)),
             metrics=metrics,
             physical=lambda hparams: {
                 "recurrent_norm": float(jnp.linalg.norm(bounded(hparams["cell"]["recurrent"], self.contraction), 2))

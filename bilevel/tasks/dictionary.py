@@ -75,12 +75,8 @@ def penalty_at(features: np.ndarray, dictionary: np.ndarray, sparsity: float) ->
 
 def start_hparams(dictionary: np.ndarray, dtype: DTypeLike) -> dict[str, jax.Array]:
     """These atoms, and a classifier whose weights are zero."""
-    count = len(dictionary)
-    return {
-        "dictionary": jnp.asarray(dictionary, dtype),
-        "weights": jnp.zeros(count, dtype),
-        "bias": jnp.zeros((), dtype),
-    }
+    weights, bias = jnp.zeros(len(dictionary), dtype), jnp.zeros((), dtype)
+    return {"dictionary": jnp.asarray(dictionary, dtype), "weights": weights, "bias": bias}
 
 
 def make_data(part: Table, l1: float, l2: float, weight_penalty: float, dtype: DTypeLike) -> dict[str, jax.Array]:
@@ -138,25 +134,19 @@ def _bars(dictionary: np.ndarray, titles: list[str], columns: int = 5) -> Any:
     for axis, atom, title in zip(axes.flat, dictionary, titles, strict=False):
         axis.bar(np.arange(features), atom, width=1.0)
         axis.axhline(0, color="black", linewidth=0.6)
-        axis.set_ylim(-limit, limit)
+        axis.set(ylim=(-limit, limit), xlabel="feature")
         axis.set_title(title, fontsize=9)
+        axis.label_outer()
     for axis in axes.flat[count:]:
         axis.axis("off")
-    for axis in axes[:, 1:].flat:
-        axis.set_yticklabels([])
-    for axis in axes[-1]:
-        axis.set_xlabel("feature")
     return figure
 
 
 def _sparsity(codes: np.ndarray) -> Any:
     figure, axes = panels(1, 1, 4.2)
     used, rows = np.unique(np.count_nonzero(codes, axis=1), return_counts=True)
-    axis = axes[0, 0]
-    axis.bar(used, rows)
-    axis.set_xlim(-0.6, codes.shape[1] + 0.6)
-    axis.set_xlabel("atoms in use")
-    axis.set_ylabel("training rows")
+    axes[0, 0].bar(used, rows)
+    axes[0, 0].set(xlim=(-0.6, codes.shape[1] + 0.6), xlabel="atoms in use", ylabel="training rows")
     return figure
 
 
@@ -191,14 +181,11 @@ class Dictionary(Task[Split]):
     weight_penalty: float = 0.001
 
     def __post_init__(self) -> None:
-        if self.atoms < 1:
-            raise ValueError(f"task.atoms must be at least 1, got {self.atoms}")
-        if not 0 <= self.sparsity < 1:
-            raise ValueError(f"task.sparsity must be a share from 0 to below 1, got {self.sparsity}")
-        for name in ("l1", "l2", "weight_penalty"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"task.{name} must not be negative, got {value}")
+        self.check("atoms", self.atoms >= 1, "be at least 1")
+        self.check("sparsity", 0 <= self.sparsity < 1, "be a share from 0 to below 1")
+        self.check("l1", self.l1 is None or self.l1 >= 0, "not be negative")
+        for name in ("l2", "weight_penalty"):
+            self.check(name, getattr(self, name) >= 0, "not be negative")
 
     def tables(self, seed: int) -> Split:
         """Load, split and standardize the table."""
@@ -240,7 +227,7 @@ class Dictionary(Task[Split]):
             params=jnp.zeros((rows, self.atoms), dtype),
             data=make_data(train, l1, self.l2, self.weight_penalty, dtype),
             title=f"task-driven dictionary learning on {train.name}",
-            sizes=sizes(tables, features=features, atoms=self.atoms),
+            sizes=sizes(tables.parts, features=features, atoms=self.atoms),
             metrics=metrics,
             physical=physical,
             pictures=pictures,

@@ -82,10 +82,8 @@ class Distillation(Task[Split]):
     penalty: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.penalty > 0:
-            raise ValueError(f"task.penalty must be positive, got {self.penalty}")
-        if self.images_per_class < 1:
-            raise ValueError(f"task.images_per_class must be at least 1, got {self.images_per_class}")
+        self.check("penalty", self.penalty > 0, "be positive")
+        self.check("images_per_class", self.images_per_class >= 1, "be at least 1")
 
     def tables(self, seed: int) -> Split:
         """Load, split and scale the table."""
@@ -103,8 +101,8 @@ class Distillation(Task[Split]):
             params=jnp.zeros((pixels, classes), dtype),
             data=make_data(tables.train, self.images_per_class, self.penalty, dtype),
             title=f"distillation of {tables.train.name} into {count} images",
-            sizes=sizes(tables, pixels=pixels, images=count, classes=classes),
-            metrics=lambda hparams, params: accuracies(tables, params),
+            sizes=sizes(tables.parts, pixels=pixels, images=count, classes=classes),
+            metrics=lambda hparams, params: accuracies(tables, lambda x: x @ np.asarray(params, np.float64)),
             physical=lambda hparams: {"pixels": np.asarray(hparams, np.float64)},
             pictures=lambda hparams, params: pictures(hparams, classes),
         )

@@ -51,8 +51,7 @@ class ElasticNet(SparseTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.l2_penalty > 0:
-            raise ValueError(f"task.l2_penalty must be positive, got {self.l2_penalty}")
+        self.check("l2_penalty", self.l2_penalty > 0, "be positive")
 
     @property
     def model(self) -> Model:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from bilevel import datasets
-from bilevel.datasets import DataError, Table
+from bilevel.datasets import DataError, Table, require_shape
 
 _SCALE = 2.5  # of both axes of the sinusoids
 _GRAY_LEVELS = 16  # of the digits
@@ -35,11 +35,10 @@ class Episodes(NamedTuple):
 
     def arrays(self, dtype: DTypeLike) -> Episodes:
         """As JAX arrays: numbers in `dtype`, class numbers as integers."""
-        made = [
-            Rows(jnp.asarray(x, dtype), jnp.asarray(y, jnp.int32 if np.asarray(y).dtype.kind in "iu" else dtype))
-            for x, y in self
-        ]
-        return Episodes(*made)
+        kinds = (jnp.int32 if _are_classes(rows) else dtype for rows in self)
+        return Episodes(
+            *(Rows(jnp.asarray(x, dtype), jnp.asarray(y, kind)) for (x, y), kind in zip(self, kinds, strict=True))
+        )
 
 
 class EpisodeSplit(NamedTuple):
@@ -55,41 +54,35 @@ class EpisodeSplit(NamedTuple):
     test: Episodes | None = None
     name: str = "arrays"
 
-    def require(self) -> None:
-        """Raise `datasets.DataError` if an array has the wrong shape or type."""
-        width, kind = np.shape(self.train.support.features)[-1:], _kind(self.train.support)
-        for part_name, part in (("train", self.train), *([("test", self.test)] if self.test else [])):
-            for rows_name, rows in part._asdict().items():
-                where = f"{self.name}, {part_name}.{rows_name}"
-                x, y = np.shape(rows.features), np.shape(rows.targets)
-                if len(x) != 3 or y != x[:2] or 0 in y:
-                    raise DataError(
-                        f"{where}: features must have the shape (episodes, rows, features) and targets (episodes, rows); "
-                        f"got {x}, {y}"
-                    )
-                if x[2:] != width:
-                    raise DataError(f"{where}: features must have {width[0]} columns, as train.support has; got {x}")
-                if len(rows.features) != len(part.support.features):
-                    raise DataError(
-                        f"{where}: there must be {len(part.support.features)} episodes, as in support; got {x}"
-                    )
-                if _kind(rows) != kind or (kind == "integers" and np.min(rows.targets) < 0):
-                    raise DataError(
-                        f"{where}: targets must all be floats, or all class numbers from 0 as integers; train.support has "
-                        f"{kind}, and this array {np.asarray(rows.targets).dtype}, at least {np.min(rows.targets)}"
-                    )
+    @property
+    def parts(self) -> dict[str, Episodes]:
+        """The training episodes, and the test episodes if there are any."""
+        return {"train": self.train} | ({} if self.test is None else {"test": self.test})
 
     @property
     def classes(self) -> int:
         """The number of classes; 0 if the targets are numbers."""
-        if _kind(self.train.support) == "floats":
+        if not _are_classes(self.train.support):
             return 0
-        parts = [self.train, *([self.test] if self.test else [])]
-        return 1 + max(int(np.max(rows.targets)) for part in parts for rows in part)
+        return 1 + max(int(np.max(rows.targets)) for part in self.parts.values() for rows in part)
+
+    def require(self) -> None:
+        """Raise `datasets.DataError` if an array has the wrong shape or type."""
+        require_shape("train.support.features", self.train.support.features, "episodes", "rows", "features")
+        for part_name, part in self.parts.items():
+            episodes, width = len(part.support.features), np.shape(self.train.support.features)[2]
+            for rows_name, rows in part._asdict().items():
+                where = f"{part_name}.{rows_name}"
+                require_shape(f"{where}.features", rows.features, episodes, "rows", width)
+                require_shape(f"{where}.targets", rows.targets, episodes, np.shape(rows.features)[1])
+                if _are_classes(rows) != _are_classes(self.train.support):
+                    raise DataError(f"{where}.targets must be class numbers (integers) or floats in all parts alike")
+                if _are_classes(rows) and (np.min(rows.targets) < 0 or self.classes < 2):
+                    raise DataError(f"{where}.targets must be class numbers from 0, of at least two classes")
 
 
-def _kind(rows: Rows) -> str:
-    return "integers" if np.asarray(rows.targets).dtype.kind in "iu" else "floats"
+def _are_classes(rows: Rows) -> bool:
+    return np.asarray(rows.targets).dtype.kind in "iu"
 
 
 def sinusoids(count: int, shots: int, queries: int, rng: np.random.Generator) -> Episodes:
@@ -121,15 +114,12 @@ def digits(table: Table, count: int, ways: int, shots: int, queries: int, rng: n
     """
     each = -(-queries // ways)
     of_class = [np.flatnonzero(table.targets == label) for label in range(table.classes)]
-    drawn = np.stack(
-        [
-            [
-                rng.choice(of_class[label], shots + each, replace=False)
-                for label in rng.choice(table.classes, ways, False)
-            ]
-            for _ in range(count)
-        ]
-    )
+
+    def episode() -> list[np.ndarray]:
+        chosen = rng.choice(table.classes, ways, replace=False)
+        return [rng.choice(of_class[label], shots + each, replace=False) for label in chosen]
+
+    drawn = np.stack([episode() for _ in range(count)])
 
     def rows(numbers: np.ndarray) -> Rows:
         labels = np.repeat(np.arange(ways), numbers.shape[2])

@@ -30,8 +30,7 @@ class GroupLasso(SparseTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.degree < 1:
-            raise ValueError(f"task.degree must be at least 1, got {self.degree}")
+        self.check("degree", self.degree >= 1, "be at least 1")
 
     @property
     def model(self) -> Model:

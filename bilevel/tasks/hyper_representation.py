@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from bilevel import _tree
-from bilevel.datasets import Split, Table, TablePath
+from bilevel.datasets import Split
 from bilevel.problem import Problem
 from bilevel.tasks import _networks
-from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._tables import cross_entropy, load_classes, rows, sizes
+from bilevel.tasks._base import Setup
+from bilevel.tasks._tables import ClassTask, cross_entropy, held_out, sizes
 from bilevel.tasks.pictures import panels
-from bilevel.tasks.scores import share_right
+from bilevel.tasks.scores import accuracies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Representation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HyperRepresentation(Task[Split]):
+class HyperRepresentation(ClassTask):
     """The features of a network, chosen so that a linear classifier that is trained on some rows works well on others.
 
     min over W of the mean cross-entropy of h(X)W on the training rows + ½l2‖W‖², h = tanh of the network's output. Inner
@@ -70,60 +70,43 @@ class HyperRepresentation(Task[Split]):
     Reference: Franceschi et al. 2018.
     """
 
-    data: Literal["digits", "iris", "wine", "breast_cancer"] | TablePath = "digits"
     validation: float = 0.4
-    test: float = 0.2
     widths: list[int] = dataclasses.field(default_factory=lambda: [64, 32])
     l2: float = 0.001
     decay: float = 0.0001
 
     def __post_init__(self) -> None:
-        if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"task.widths must be numbers of at least 1, one for each layer, got {list(self.widths)}")
-        if not self.l2 > 0:
-            raise ValueError(f"task.l2 must be positive, got {self.l2}")
-        if not self.decay >= 0:
-            raise ValueError(f"task.decay must not be negative, got {self.decay}")
-
-    def tables(self, seed: int) -> Split:
-        """Load, split and scale the table."""
-        return load_classes(self.data, self.validation, self.test, seed)
+        self.check("widths", min(self.widths, default=0) >= 1, "be numbers of at least 1, one for each layer")
+        self.check("l2", self.l2 > 0, "be positive")
+        self.check("decay", self.decay >= 0, "not be negative")
 
     def state(self, tables: Split, dtype: DTypeLike, seed: int = 0) -> Setup:
         """State the problem; validation rows are needed, and `seed` draws the network."""
         tables.require("classification", "validation")
         represent = Representation(tuple(self.widths))
-        train = rows(tables.train, dtype)
-        start = represent.init(jax.random.key(seed), train[0])
+        data = held_out(tables, dtype, l2=self.l2, decay=self.decay)
+        start = represent.init(jax.random.key(seed), data["train"][0])
 
-        def represented(part: Table, hparams: Any) -> np.ndarray:
-            return np.asarray(represent(hparams, rows(part, dtype)[0]), np.float64)
+        def represented(features: np.ndarray, hparams: Any) -> np.ndarray:
+            return np.asarray(represent(hparams, jnp.asarray(features, dtype)), np.float64)
 
         def metrics(hparams: Any, params: Any) -> dict[str, float]:
-            return {
-                f"{name}_accuracy": share_right(represented(part, hparams) @ np.asarray(params), part.targets)
-                for name, part in tables.parts.items()
-            }
+            return accuracies(tables, lambda features: represented(features, hparams) @ np.asarray(params))
 
         def pictures(hparams: Any, params: Any) -> dict[str, Any]:
             del params
             part = tables.parts.get("test", tables.validation)
             stages = {"at the start": start, "learned": hparams}
-            planes = {name: _plane(represented(part, weights)) for name, weights in stages.items()}
+            planes = {name: _plane(represented(part.features, weights)) for name, weights in stages.items()}
             return {"features": picture(planes, part.targets)}
 
         return Setup(
             problem=represent.problem,
             hparams=start,
             params=jnp.zeros((self.widths[-1], tables.train.classes), dtype),
-            data={
-                "train": train,
-                "validation": rows(tables.validation, dtype),
-                "l2": jnp.asarray(self.l2, dtype),
-                "decay": jnp.asarray(self.decay, dtype),
-            },
+            data=data,
             title=f"features of {tables.train.name} for a linear classifier",
-            sizes=sizes(tables, weights=_networks.count(start)),
+            sizes=sizes(tables.parts, weights=_networks.count(start)),
             metrics=metrics,
             physical=lambda hparams: {"network": _networks.flat(hparams)},
             pictures=pictures,

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from bilevel.datasets import Split, TablePath
+from bilevel.datasets import Split
 from bilevel.problem import Problem
 from bilevel.statements import LinearModel
-from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._tables import load_classes, rows, sizes, validation_cross_entropy
+from bilevel.tasks._base import Setup
+from bilevel.tasks._tables import ClassTask, held_out, sizes, validation_cross_entropy
 from bilevel.tasks.scores import accuracies
 
 problem = Problem(
@@ -23,7 +22,7 @@ problem = Problem(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Logistic(Task[Split]):
+class Logistic(ClassTask):
     """Multinomial logistic regression: one ℓ2 penalty per feature, chosen on validation loss.
 
     min over W of the mean cross-entropy of the training rows + ½Σ exp(θᵢ)‖wᵢ‖². Inner variable: weights W, shape (features,
@@ -36,18 +35,10 @@ class Logistic(Task[Split]):
       penalty: start of every penalty.
     """
 
-    data: Literal["digits", "iris", "wine", "breast_cancer"] | TablePath = "digits"
-    validation: float = 0.2
-    test: float = 0.2
     penalty: float = 0.01
 
     def __post_init__(self) -> None:
-        if not self.penalty > 0:
-            raise ValueError(f"task.penalty must be positive, got {self.penalty}")
-
-    def tables(self, seed: int) -> Split:
-        """Load, split and scale the table."""
-        return load_classes(self.data, self.validation, self.test, seed)
+        self.check("penalty", self.penalty > 0, "be positive")
 
     def state(self, tables: Split, dtype: DTypeLike, seed: int = 0) -> Setup:
         """State the problem; validation rows are needed."""
@@ -57,9 +48,9 @@ class Logistic(Task[Split]):
             problem=problem,
             hparams=jnp.full(features, np.log(self.penalty), dtype),
             params=jnp.zeros((features, classes), dtype),
-            data={"train": rows(tables.train, dtype), "validation": rows(tables.validation, dtype)},
+            data=held_out(tables, dtype),
             title=f"logistic regression on {tables.train.name}, one penalty per feature",
-            sizes=sizes(tables, features=features, classes=classes),
-            metrics=lambda hparams, params: accuracies(tables, params),
+            sizes=sizes(tables.parts, features=features, classes=classes),
+            metrics=lambda hparams, params: accuracies(tables, lambda x: x @ np.asarray(params, np.float64)),
             physical=lambda hparams: {"penalty": np.exp(np.asarray(hparams, np.float64))},
         )

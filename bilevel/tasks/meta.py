@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from bilevel import _tree, datasets
+from bilevel import _tree
 from bilevel.inner import LBFGS
 from bilevel.problem import Problem
 from bilevel.tasks import _networks
@@ -112,14 +112,10 @@ class Meta(Task[EpisodeSplit]):
 
     def __post_init__(self) -> None:
         for name in ("episodes", "test_episodes", "shots", "queries"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"task.{name} must be at least 1, got {getattr(self, name)}")
-        if not 2 <= self.ways <= 10:
-            raise ValueError(f"task.ways must be from 2 to 10, got {self.ways}")
-        if self.widths and min(self.widths) < 1:
-            raise ValueError(f"task.widths must be numbers of at least 1, one for each layer, got {list(self.widths)}")
-        if not self.penalty > 0:
-            raise ValueError(f"task.penalty must be positive, got {self.penalty}")
+            self.check(name, getattr(self, name) >= 1, "be at least 1")
+        self.check("ways", 2 <= self.ways <= 10, "be from 2 to 10")
+        self.check("widths", min(self.widths, default=1) >= 1, "be numbers of at least 1, one for each layer")
+        self.check("penalty", self.penalty > 0, "be positive")
 
     def tables(self, seed: int) -> EpisodeSplit:
         """Make the episodes."""
@@ -144,8 +140,6 @@ class Meta(Task[EpisodeSplit]):
     def state(self, tables: EpisodeSplit, dtype: DTypeLike, seed: int = 0) -> Setup:
         """State the problem; `seed` draws the start weights."""
         tables.require()
-        if tables.classes == 1:
-            raise datasets.DataError(f"{tables.name}: targets hold one class only: two are needed, or floats")
         train = tables.train.arrays(dtype)
         test = None if tables.test is None else tables.test.arrays(dtype)
         learner = Learner((*self.widths, tables.classes or 1))
@@ -175,12 +169,11 @@ class Meta(Task[EpisodeSplit]):
                 return {}
             if not learner.classifies:
                 starts = {"from the start": start, "learned": hparams}
-                return {"episodes": curves_picture(learner, starts, test, penalty)} if one_feature else {}
+                return {"episodes": curves_picture(learner, starts, test, penalty)}
             scores = {"from the start": reached(start, test)[1], "learned": reached(hparams, test)[1]}
             label = f"{measure} of a test episode"
             return {"episodes": histograms(scores, label, "episodes", ("tab:gray", "tab:blue"), bins=25)}
 
-        one_feature = train.support.features.shape[2] == 1
         return Setup(
             problem=learner.problem,
             hparams=start,

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from bilevel import implicit, optimality
-from bilevel.datasets import DataError
+from bilevel.datasets import require_shape
 from bilevel.problem import Problem
 from bilevel.tasks._base import Setup, Task
 from bilevel.tasks.pictures import panels
@@ -119,11 +119,9 @@ class MolecularDynamics(Task[Packing]):
     target: float = 0.08
 
     def __post_init__(self) -> None:
-        if self.particles < 2:
-            raise ValueError(f"task.particles must be at least 2, got {self.particles}")
+        self.check("particles", self.particles >= 2, "be at least 2")
         for name in ("diameter", "packing", "target"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"task.{name} must be positive, got {getattr(self, name)}")
+            self.check(name, getattr(self, name) > 0, "be positive")
         _require_room(self.diameter, box_side(self.particles, self.diameter, self.packing))
 
     def tables(self, seed: int) -> Packing:
@@ -135,11 +133,8 @@ class MolecularDynamics(Task[Packing]):
     def state(self, tables: Packing, dtype: DTypeLike, seed: int = 0) -> Setup:
         """State the problem, with these positions as the start."""
         positions, small = (np.asarray(array) for array in tables[:2])
-        if small.ndim != 1 or positions.shape != (*small.shape, 2) or small.dtype != bool:
-            raise DataError(
-                "packing: positions must have the shape (particles, 2), and small must hold a boolean per particle; got shapes "
-                f"{positions.shape}, {small.shape} and {small.dtype}"
-            )
+        require_shape("positions", positions, "particles", 2)
+        require_shape("small", small, len(positions), dtype="bool")
         _require_room(self.diameter, tables.side)
         data = {
             "small": jnp.asarray(small),

@@ -10,19 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from bilevel.datasets import DataError
+from bilevel.datasets import require_shape
 from bilevel.inner import FISTA
 from bilevel.operators.projection import projection_simplex
 from bilevel.problem import Problem
 from bilevel.tasks._base import Setup, Task
+from bilevel.tasks._tables import sizes
 from bilevel.tasks.pictures import panels
 
 _FACTORS = 3  # common to all assets
-
-
-def forecasts(hparams: jax.Array, data: Any) -> jax.Array:
-    """r̂ = features Θ."""
-    return data["features"] @ hparams
 
 
 def decision_loss(params: jax.Array, returns: jax.Array, data: Any) -> jax.Array:
@@ -31,8 +27,8 @@ def decision_loss(params: jax.Array, returns: jax.Array, data: Any) -> jax.Array
 
 
 def inner_loss(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
-    """The decision loss under the forecasts."""
-    return decision_loss(params, forecasts(hparams, data), data)
+    """The decision loss under the forecasts r̂ = features Θ."""
+    return decision_loss(params, data["features"] @ hparams, data)
 
 
 def projection(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
@@ -71,7 +67,7 @@ class Market(NamedTuple):
 
     def part(self, rows: slice) -> Market:
         """Some of the rows."""
-        return Market(*(None if array is None else array[rows] for array in self))
+        return Market(self.features[rows], self.returns[rows], None if self.means is None else self.means[rows])
 
     def least_squares(self) -> np.ndarray:
         """The Θ of the two-stage approach, which minimizes the squared error of the forecasts."""
@@ -100,19 +96,15 @@ class Markets(NamedTuple):
 
     def require(self) -> None:
         """Raise `datasets.DataError` if an array has the wrong shape."""
-        features, assets = np.shape(self.train.features)[-1], np.shape(self.train.returns)[-1]
+        require_shape("train.features", self.train.features, "rows", "features")
+        require_shape("train.returns", self.train.returns, len(self.train.features), "assets")
+        features, assets = self.train.features.shape[1], self.train.returns.shape[1]
+        require_shape("covariance", self.covariance, assets, assets)
         for name, part in self.parts.items():
-            rows = len(part.features)
-            shapes = {"features": (rows, features), "returns": (rows, assets), "means": (rows, assets)}
-            for array, shape in shapes.items():
-                value = getattr(part, array)
-                if value is not None and np.shape(value) != shape:
-                    raise DataError(f"{name}.{array} must have the shape {shape}; got {np.shape(value)}")
-        if np.shape(self.covariance) != (assets, assets):
-            raise DataError(
-                f"covariance must have the shape ({assets}, {assets}), by the columns of train.returns; got "
-                f"{np.shape(self.covariance)}"
-            )
+            require_shape(f"{name}.features", part.features, "rows", features)
+            require_shape(f"{name}.returns", part.returns, len(part.features), assets)
+            if part.means is not None:
+                require_shape(f"{name}.means", part.means, len(part.features), assets)
 
 
 def make_market(
@@ -148,16 +140,17 @@ class _Judge:
     covariance: np.ndarray
     aversion: float
 
+    def data(self, dtype: DTypeLike | None) -> dict[str, jax.Array]:
+        """Σ, γ and the Lipschitz constant."""
+        largest = np.linalg.eigvalsh(self.covariance)[-1]
+        numbers = {"covariance": self.covariance, "aversion": self.aversion, "lipschitz": self.aversion * largest}
+        return {name: jnp.asarray(value, dtype) for name, value in numbers.items()}
+
     def decisions(self, returns: np.ndarray) -> np.ndarray:
         """The best decisions under these returns, a row on the simplex for each."""
         assets = returns.shape[1]
-        numbers = {
-            "features": returns,
-            "covariance": self.covariance,
-            "aversion": self.aversion,
-            "lipschitz": self.aversion * np.linalg.eigvalsh(self.covariance)[-1],
-        }
-        return np.asarray(_solve(jnp.eye(assets), jax.tree.map(jnp.asarray, numbers)), np.float64)
+        data = self.data(None) | {"features": jnp.asarray(returns)}
+        return np.asarray(_solve(jnp.eye(assets), data), np.float64)
 
     def losses(self, decisions: np.ndarray, returns: np.ndarray) -> np.ndarray:
         """½γ wᵀΣw − rᵀw of each row."""
@@ -206,21 +199,17 @@ class QPLayer(Task[Markets]):
 
     def __post_init__(self) -> None:
         for name in ("rows", "validation_rows", "test_rows", "features"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"task.{name} must be at least 1, got {getattr(self, name)}")
-        if self.assets < 2:
-            raise ValueError(f"task.assets must be at least 2, got {self.assets}")
+            self.check(name, getattr(self, name) >= 1, "be at least 1")
+        self.check("assets", self.assets >= 2, "be at least 2")
         for name in ("noise", "aversion"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"task.{name} must be positive, got {getattr(self, name)}")
-        if not np.isfinite(self.curvature):
-            raise ValueError(f"task.curvature must be a number, got {self.curvature}")
+            self.check(name, getattr(self, name) > 0, "be positive")
+        self.check("curvature", bool(np.isfinite(self.curvature)), "be a number")
 
     def tables(self, seed: int) -> Markets:
         """Make the market and cut it in three."""
-        sizes = (self.rows, self.validation_rows, self.test_rows)
-        market, covariance = make_market(sum(sizes), self.features, self.assets, self.curvature, self.noise, seed)
-        ends = np.cumsum([0, *sizes])
+        counts = (self.rows, self.validation_rows, self.test_rows)
+        market, covariance = make_market(sum(counts), self.features, self.assets, self.curvature, self.noise, seed)
+        ends = np.cumsum([0, *counts])
         return Markets(covariance, *(market.part(slice(*ends[i : i + 2])) for i in range(3)))
 
     def state(self, tables: Markets, dtype: DTypeLike, seed: int = 0) -> Setup:
@@ -247,23 +236,14 @@ class QPLayer(Task[Markets]):
             theta = np.asarray(hparams, np.float64)
             return {} if tables.test is None else {"test": picture(tables.test, judge, two_stage, theta)}
 
-        numbers = {
-            "features": train.features,
-            "returns": train.returns,
-            "covariance": covariance,
-            "aversion": self.aversion,
-            "lipschitz": self.aversion * np.linalg.eigvalsh(covariance)[-1],
-            "least": judge.least(train).mean(),
-        }
-        words = {"train": "training rows", "validation": "validation rows", "test": "test rows"}
-        counts = {words[name]: len(part.features) for name, part in tables.parts.items()}
+        numbers = {"features": train.features, "returns": train.returns, "least": judge.least(train).mean()}
         return Setup(
             problem=problem,
             hparams=jnp.asarray(two_stage, dtype),
             params=jnp.full((rows, assets), 1 / assets, dtype),
-            data={name: jnp.asarray(value, dtype) for name, value in numbers.items()},
+            data=judge.data(dtype) | {name: jnp.asarray(value, dtype) for name, value in numbers.items()},
             title="forecasts of returns, trained through the portfolios",
-            sizes={**counts, "features": train.features.shape[1], "assets": assets},
+            sizes=sizes(tables.parts, features=train.features.shape[1], assets=assets),
             metrics=metrics,
             physical=lambda hparams: {"coefficients": np.asarray(hparams, np.float64)},
             pictures=pictures,
@@ -273,21 +253,16 @@ class QPLayer(Task[Markets]):
 def picture(test: Market, judge: _Judge, two_stage: np.ndarray, theta: np.ndarray) -> Any:
     """Sorted regrets of the test rows, and forecasts against the expected returns, or the realized ones if those are unknown."""
     figure, axes = panels(1, 2, 4.6, 3.4)
-    left, right = axes[0]
-    known = test.means is not None
-    actual = test.means if known else test.returns
-    shares = np.linspace(0, 1, len(test.features))
-    curves = [
-        ("two-stage", "tab:gray", test.features @ two_stage),
-        ("trained on regret", "tab:blue", test.features @ theta),
-        *([("true means", "tab:green", actual)] if known else []),
-    ]
-    for label, color, predicted in curves:
+    (left, right), shares = axes[0], np.linspace(0, 1, len(test.features))
+    actual, kind = (test.returns, "realized") if test.means is None else (test.means, "expected")
+    linear = [("two-stage", "tab:gray", two_stage), ("trained on regret", "tab:blue", theta)]
+    curves = [(label, color, test.features @ weights) for label, color, weights in linear]
+    for label, color, predicted in curves + ([] if test.means is None else [("true means", "tab:green", test.means)]):
         regrets = judge.regrets(test, predicted)
         left.plot(np.sort(regrets), shares, color=color, label=f"{label}, mean {regrets.mean():.3g}")
         if predicted is not actual:
             right.plot(actual[:300].ravel(), predicted[:300].ravel(), ".", color=color, alpha=0.25, markersize=3)
     left.set(xlabel="regret of a test row", ylabel="share of rows below")
     left.legend(frameon=False, fontsize=8, loc="lower right")
-    right.set(xlabel="expected return" if known else "realized return", ylabel="forecast")
+    right.set(xlabel=f"{kind} return", ylabel="forecast")
     return figure

@@ -13,7 +13,7 @@ from bilevel.datasets import Split, TablePath
 from bilevel.problem import Problem
 from bilevel.statements import LinearModel
 from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._tables import load_numbers, rows, sizes, validation_error
+from bilevel.tasks._tables import held_out, load_numbers, sizes, validation_error
 from bilevel.tasks.scores import errors
 
 problem = Problem(
@@ -48,8 +48,7 @@ class Ridge(Task[Split]):
     penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.penalty > 0:
-            raise ValueError(f"task.penalty must be positive, got {self.penalty}")
+        self.check("penalty", self.penalty > 0, "be positive")
 
     def tables(self, seed: int) -> Split:
         """Load, split and standardize the table."""
@@ -63,9 +62,9 @@ class Ridge(Task[Split]):
             problem=problem,
             hparams=jnp.full(features, np.log(self.penalty), dtype),
             params=jnp.zeros(features, dtype),
-            data={"train": rows(tables.train, dtype), "validation": rows(tables.validation, dtype)},
+            data=held_out(tables, dtype),
             title=f"ridge regression on {tables.train.name}, one penalty per feature",
-            sizes=sizes(tables, features=features),
+            sizes=sizes(tables.parts, features=features),
             metrics=lambda hparams, params: errors(tables, params),
             physical=lambda hparams: {"penalty": np.exp(np.asarray(hparams, np.float64))},
         )

@@ -13,17 +13,16 @@ from bilevel.datasets import Split, Table
 
 def accuracy(part: Table, weights: ArrayLike) -> float:
     """Share of the rows that linear weights, shape (features, classes), classify correctly."""
-    return share_right(part.features @ np.asarray(weights, np.float64), part.targets)
+    return _share_right(part.features @ np.asarray(weights, np.float64), part)
 
 
-def accuracies(split: Split, weights: ArrayLike) -> dict[str, float]:
-    """The accuracy of linear weights on every part of a split."""
-    return {f"{name}_accuracy": accuracy(part, weights) for name, part in split.parts.items()}
+def accuracies(split: Split, classify: Callable[[np.ndarray], ArrayLike]) -> dict[str, float]:
+    """The accuracy on every part of a split, with `classify` a function from features to scores of the classes."""
+    return {f"{name}_accuracy": _share_right(classify(part.features), part) for name, part in split.parts.items()}
 
 
-def share_right(scores: ArrayLike, targets: ArrayLike) -> float:
-    """Share of the rows whose class has the largest score."""
-    return float(np.mean(np.argmax(np.asarray(scores), axis=-1) == np.asarray(targets)))
+def _share_right(scores: ArrayLike, part: Table) -> float:
+    return float(np.mean(np.argmax(np.asarray(scores), axis=-1) == part.targets))
 
 
 def auc(targets: np.ndarray, scores: np.ndarray) -> float:

@@ -83,10 +83,8 @@ class SparseTask(Task[Split]):
             raise ValueError(
                 "task.penalty=null tries a coarse grid on held-out rows, and criterion=sure has none: give a share"
             )
-        if self.penalty is not None and not 0 < self.penalty < 1:
-            raise ValueError(
-                f"task.penalty must be between 0 and 1, a share of the largest penalty, got {self.penalty}"
-            )
+        share = self.penalty is None or 0 < self.penalty < 1
+        self.check("penalty", share, "be between 0 and 1, a share of the largest penalty")
 
     def tables(self, seed: int) -> Split:
         """Load, split and standardize the table."""
@@ -122,15 +120,14 @@ class SparseTask(Task[Split]):
             return penalties if isinstance(penalties, dict) else {"alpha": penalties}
 
         shape = (groups,) if self.per_feature else ()
+        group_size = {"coordinates of a group": model.columns} if model.columns > 1 else {}
         return Setup(
             problem=linear or problem_of(self.criterion, model.penalties, model.columns),
             hparams=jax.tree.map(lambda log: jnp.full(shape, log, dtype), self._logs(share * largest)),
             params=jnp.zeros(groups if linear else (fits * groups, model.columns), dtype),
             data=data,
             title=model.title.format(tables.train.name) + self._by,
-            sizes=sizes(
-                tables, features=groups, **({"coordinates of a group": model.columns} if model.columns > 1 else {})
-            ),
+            sizes=sizes(tables.parts, features=groups) | group_size,
             metrics=metrics,
             physical=physical,
         )

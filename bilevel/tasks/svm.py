@@ -16,8 +16,8 @@ from bilevel.datasets import Split, Table, TablePath
 from bilevel.operators.projection import projection_simplex
 from bilevel.problem import Problem
 from bilevel.statements import QP, Factored, LinearModel, Minimization, Program, apply
-from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._tables import load_classes, sizes
+from bilevel.tasks._base import Setup
+from bilevel.tasks._tables import ClassTask, sizes
 from bilevel.tasks.scores import accuracies
 
 
@@ -102,7 +102,7 @@ def make_data(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SVM(Task[Split]):
+class SVM(ClassTask):
     """Multiclass SVM: the regularization θ chosen on validation error.
 
     Inner variable: the dual x, shape (samples, classes), with rows on the simplex. hparams: λ = log θ, a scalar;
@@ -125,8 +125,6 @@ class SVM(Task[Split]):
     """
 
     data: Literal["digits", "iris", "wine", "breast_cancer", "synthetic"] | TablePath = "digits"
-    validation: float = 0.2
-    test: float = 0.2
     theta: float | None = None
     samples: int = 700
     validation_samples: int = 200
@@ -136,13 +134,12 @@ class SVM(Task[Split]):
     informative: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.theta is not None and not self.theta > 0:
-            raise ValueError(f"task.theta must be positive, got {self.theta}")
+        self.check("theta", self.theta is None or self.theta > 0, "be positive")
 
     def tables(self, seed: int) -> Split:
         """Load or make the table, split it and scale it."""
         if self.data != "synthetic":
-            return load_classes(self.data, self.validation, self.test, seed)
+            return super().tables(seed)
         total = self.samples + self.validation_samples + self.test_samples
         table = datasets.make_classification(total, self.features, self.classes, self.informative, seed)
         return datasets.split_rows(table, self.validation_samples, self.test_samples, seed)
@@ -159,7 +156,10 @@ class SVM(Task[Split]):
         def metrics(hparams: Any, params: Any) -> dict[str, float]:
             residual = one_hot(train) - np.asarray(params, np.float64)
             weights = train.features.T @ residual / np.exp(float(hparams))
-            return {**accuracies(tables, weights), "support_vectors": int(np.sum(np.any(residual != 0, axis=1)))}
+            return {
+                **accuracies(tables, lambda features: features @ weights),
+                "support_vectors": int(np.sum(np.any(residual != 0, axis=1))),
+            }
 
         data = make_data(train.features, one_hot(train), validation.features, one_hot(validation), dtype)
         theta = self.theta or float(data["train"]["top_eigenvalue"])
@@ -169,7 +169,7 @@ class SVM(Task[Split]):
             params=jnp.full((samples, classes), 1 / classes, dtype),
             data=data,
             title=f"multiclass SVM on {train.name}, its regularization",
-            sizes=sizes(tables, features=features, classes=classes),
+            sizes=sizes(tables.parts, features=features, classes=classes),
             metrics=metrics,
             physical=lambda hparams: {"theta": float(np.exp(hparams)), "C": float(np.exp(-hparams))},
         )
