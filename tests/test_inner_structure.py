@@ -110,10 +110,10 @@ def test_ridge_is_the_closed_form_at_every_penalty(x64, features, per_feature, m
     targets, problem = RNG.normal(size=len(features)), ridge_problem(mean)
     solver, data = inner.Ridge(), (jnp.asarray(features), jnp.asarray(targets))
     shape = (features.shape[1],) if per_feature else ()
-    prepared = solver.prepare(problem, jnp.zeros(shape), data)
+    prepared = solver.prepare(bl.At(problem, jnp.zeros(shape), data))
     for shift in (-3.0, 0.0, 2.0):
         theta = shift + jnp.linspace(-1, 1, features.shape[1]) if per_feature else jnp.array(shift)
-        found = solver.solve(problem, jnp.zeros(features.shape[1]), theta, data, prepared)
+        found = solver.solve_at(bl.At(problem, theta, data, prepared), jnp.zeros(features.shape[1]))
         expected, inverse = ridge_closed_form(features, targets, np.exp(theta), 1 / len(features) if mean else 1.0)
         assert Status(int(found.status)) is Status.CONVERGED
         np.testing.assert_allclose(found.params, expected, rtol=1e-9, atol=1e-11)
@@ -134,11 +134,11 @@ def test_one_eigendecomposition_serves_every_outer_step(x64):
     problem, data = ridge_problem(), (jnp.asarray(TALL), jnp.asarray(RNG.normal(size=20)))
     algorithm = bl.outer.Nested(problem, inner.Ridge(), bl.hypergrad.Implicit(precondition=True), optax.sgd(0.1))
     state = algorithm.init(jnp.array(0.0), jnp.zeros(6), data)
-    assert "eigh" in str(jax.make_jaxpr(lambda: inner.Ridge().prepare(problem, jnp.array(0.0), data))())
+    assert "eigh" in str(jax.make_jaxpr(lambda: inner.Ridge().prepare(bl.At(problem, jnp.array(0.0), data)))())
     assert "eigh" not in str(jax.make_jaxpr(algorithm.step)(state, data))
     for _ in range(3):
-        state, metrics = jax.jit(algorithm.step)(state, data)
-        assert int(metrics["inner_status"]) == int(metrics["adjoint_status"]) == Status.CONVERGED
+        state, report = jax.jit(algorithm.step)(state, data)
+        assert [int(solve.status) for solve in report.solves.values()] == [Status.CONVERGED] * 2
     assert state.prepared is not None
 
 
@@ -344,10 +344,13 @@ def test_a_wide_lasso_takes_few_working_sets(x64):
 def test_misfits_name_the_kind_of_point():
     ridge = Problem(problems.ridge_loss, optimality=bl.optimality.KKT())
     (reason,) = bl.hypergrad.misfits(ridge, inner.LBFGS())
-    assert "optimality.KKT takes a point with its multipliers, and inner.LBFGS returns the primal point" in reason
+    assert (
+        "optimality.KKT takes a point with its multipliers, and inner.LBFGS returns the minimum over the whole"
+        in reason
+    )
     ridge = Problem(problems.ridge_loss, optimality=bl.optimality.MirrorStep())
     (reason,) = bl.hypergrad.misfits(ridge, inner.LBFGS())
-    assert "optimality.MirrorStep needs a loss over a set" in reason
+    assert "optimality.MirrorStep takes a point of a set, or a minimum with a prox, and inner.LBFGS returns" in reason
     reasons = bl.hypergrad.misfits(
         Problem(problems.least_squares, optimality=bl.optimality.LeastSquares()), inner.Ridge()
     )

@@ -50,7 +50,8 @@ def pairs(x, hparams, data, step):
 
 
 def problem(condition=optimality.ProximalGradient, **parts):
-    return bl.Problem(inner_loss=squares, optimality=condition(step=STEP), **parts)
+    parts = parts if "inner" in parts else {"inner_loss": squares, **parts}
+    return bl.Problem(optimality=condition(step=STEP), **parts)
 
 
 MISDECLARED = {
@@ -65,10 +66,13 @@ MISDECLARED = {
     ),
     "datafit of another loss": problem(
         functools.partial(optimality.ProximalGradient, support=UNKNOWNS // 2),
-        datafit=lambda prediction, hparams, data: jnp.sum((prediction - data[1]) ** 2),
-        design=lambda hparams, data: data[0],
-        prox=lasso,
-        separable=True,
+        inner=bl.Minimization(
+            loss=squares,
+            datafit=lambda prediction, hparams, data: jnp.sum((prediction - data[1]) ** 2),
+            design=lambda hparams, data: data[0],
+            prox=lasso,
+            separable=True,
+        ),
     ),
 }
 
@@ -77,7 +81,7 @@ def solves(problem):
     """Status, relative error and misreport of the residual, of both solves with each instance, at a point of the set."""
 
     def one(start, *data):
-        x = problem.proximal_step(start, PENALTY, data, STEP)
+        x = bl.At(problem, PENALTY, data).proximal_step(start, STEP)
         system = optimality.bind(problem).system(x, PENALTY, data)
         dense = jax.vmap(system.operator.matvec, out_axes=1)(jnp.eye(UNKNOWNS))
         b = jnp.cos(jnp.arange(1.0, UNKNOWNS + 1))

@@ -307,18 +307,22 @@ class TestProblemParts:
     @pytest.mark.parametrize(
         ("condition", "problem", "words"),
         [
-            (optimality.Stationary(), lasso_problem(), "smooth unconstrained.*has a prox"),
-            (optimality.LeastSquares(), bl.Problem(inner_loss=squares), "needs Problem.residuals"),
-            (optimality.NewtonStep(), lasso_problem(), "has a prox"),
-            (ProximalGradient(), bl.Problem(inner_loss=squares), "needs Problem.prox"),
+            (optimality.Stationary(), lasso_problem(), "smooth unconstrained.*has Problem.prox"),
+            (optimality.LeastSquares(), bl.Problem(inner_loss=squares), "needs residuals, .*has no Problem.residuals"),
+            (optimality.NewtonStep(), lasso_problem(), "has Problem.prox"),
+            (ProximalGradient(), bl.Problem(inner_loss=squares), "needs a prox, .*has no Problem.prox"),
             (ProximalGradient(support=3), lasso_problem(), "separable=True"),
-            (optimality.ProjectedGradient(), lasso_problem(), "needs Problem.projection"),
-            (optimality.BlockProximalGradient(), bl.Problem(inner_loss=squares), "needs Problem.prox"),
-            (optimality.MirrorStep(), lasso_problem(), "ProximalGradient or optimality.KKT"),
-            (KKT(), lasso_problem(), "Problem.equality and Problem.inequality"),
-            (optimality.QuadraticProgram(), bl.Problem(inner_loss=squares), "needs Problem.quadratic_program"),
-            (optimality.Conic(), bl.Problem(inner_loss=squares), "needs Problem.cone_program"),
-            (optimality.ConvexHull(vertices=squares), lasso_problem(), "has a prox"),
+            (
+                optimality.ProjectedGradient(),
+                lasso_problem(),
+                "needs a set with a projection, .*has no Problem.projection",
+            ),
+            (optimality.BlockProximalGradient(), bl.Problem(inner_loss=squares), "needs a prox or a projection"),
+            (optimality.MirrorStep(), lasso_problem(), "has Problem.prox: use the condition that the problem implies"),
+            (KKT(), lasso_problem(), "needs constraints stated as functions, if any, .*has Problem.prox"),
+            (optimality.QuadraticProgram(), bl.Problem(inner_loss=squares), "needs a quadratic program"),
+            (optimality.Conic(), bl.Problem(inner_loss=squares), "needs a cone program"),
+            (optimality.ConvexHull(vertices=squares), lasso_problem(), "has Problem.prox"),
         ],
     )
     def test_a_misfit_is_refused(self, condition, problem, words):

@@ -154,7 +154,10 @@ def test_table_shapes_are_refused():
             Split(*[Table("flat", Y, Y)] * 3),
         ),
         "others, validation rows: y must hold class numbers from 0 to 1": (tasks.Logistic(), Split.of(CLASSES, other)),
-        r"arrays, train rows: y holds no class numbers: make the table with Table\.of": (tasks.DEQ(), Split.of(NUMBERS)),
+        r"arrays, train rows: y holds no class numbers: make the table with Table\.of": (
+            tasks.DEQ(),
+            Split.of(NUMBERS),
+        ),
         "others: y holds 3 classes": (tasks.Dictionary(), Split.of(other)),
         "zero: y is orthogonal to every column": (
             tasks.Lasso(criterion="cross_validation"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bilevel.optimality._base import Bound, Condition, Custom, FixedPoint
 from bilevel.optimality._conic import Conic, ConicPoint, ConicSolution
 from bilevel.optimality._gradient_mapping import BlockProximalGradient, ProjectedGradient, ProximalGradient
@@ -37,7 +39,7 @@ __all__ = [
 
 def of(problem: Problem) -> Condition:
     """The condition of a problem: the one that it names, or the one that its parts imply. Checked against the problem."""
-    condition = problem.optimality
+    condition: Any = problem.optimality
     if condition is None:
         condition = _implied(problem)
     if not isinstance(condition, Condition):  # a function of the user
