@@ -98,11 +98,11 @@ class LinearModel(Statement):
     def datafit(self, prediction: Any, hparams: Any, data: Any) -> jax.Array:
         """The loss of the predictions Xw."""
         del hparams
-        return self.weight(data) * self._loss(prediction, self.rows(data)[1])
+        return self.weight(data) * self._loss(prediction, _in(self.rows(data)[1], prediction.dtype))
 
     def inner_loss(self, params: Any, hparams: Any, data: Any) -> jax.Array:
         """The loss of the rows, and the ℓ2 penalty unless the prox holds it, which is where there is an ℓ1 penalty."""
-        value = self.datafit(self.rows(data)[0] @ params, hparams, data)
+        value = self.datafit(_in(self.rows(data)[0], params.dtype) @ params, hparams, data)
         return value if self.l1 is not None else value + self._half_square(params, hparams)
 
     def samples(self, data: Any) -> int:
@@ -111,7 +111,7 @@ class LinearModel(Statement):
 
     def batch_loss(self, params: Any, hparams: Any, data: Any, index: Any) -> jax.Array:
         """The smooth part of the objective on the rows at `index`: its mean over all index sets is that part."""
-        features, targets = self.rows(data)
+        features, targets = (_in(rows, params.dtype) for rows in self.rows(data))
         weight = self.weight(data) * targets.shape[0] / index.shape[0]
         value = weight * self._loss(features[index] @ params, targets[index])
         return value + self._half_square(params, hparams) if self.l1 is None else value
@@ -133,7 +133,7 @@ class LinearModel(Statement):
 
     def residuals(self, params: Any, hparams: Any, data: Any) -> Any:
         """r with the inner loss ½‖r‖²: the weighted errors, and √l2 · w."""
-        features, targets = self.rows(data)
+        features, targets = (_in(rows, params.dtype) for rows in self.rows(data))
         root = jnp.sqrt(jnp.asarray(self.weight(data), params.dtype))
         penalty = self._penalty("l2", hparams, params)
         return root * (features @ params - targets), jnp.sqrt(penalty).astype(params.dtype) * params
@@ -169,3 +169,8 @@ class LinearModel(Statement):
     def _prox(x: Any, l1: Any, l2: Any, step: Any) -> jax.Array:
         l1, l2 = (jnp.broadcast_to(penalty, x.shape).astype(x.dtype) for penalty in (l1, l2))
         return prox_ridge(prox_lasso(x, l1, step), l2, step)
+
+
+def _in(rows: Any, dtype: Any) -> Any:
+    """Features or targets in the precision of the inner variable; class numbers as they are."""
+    return rows if rows.dtype == dtype or not jnp.issubdtype(rows.dtype, jnp.floating) else rows.astype(dtype)

@@ -79,13 +79,12 @@ class Ridge(InnerSolver):
 
     def init(self, at: At, params: PyTree) -> _State:
         """Nothing is known of the inverse yet."""
-        like = _inverse(at.prepared, _penalty(at).astype(params.dtype))
+        like = _inverse(*_in(at, params.dtype))
         return _State(params, jax.tree.map(jnp.zeros_like, like), SolveProgress.start(params.dtype))
 
     def step(self, at: At, state: _State) -> _State:
         """Solve, then judge by the gradient."""
-        prepared = jax.tree.map(lambda x: x.astype(state.params.dtype), at.prepared)
-        penalty = _penalty(at).astype(state.params.dtype)
+        prepared, penalty = _in(at, state.params.dtype)
         inverse = _inverse(prepared, penalty)
 
         def gradient(w: jax.Array) -> jax.Array:
@@ -100,6 +99,11 @@ class Ridge(InnerSolver):
     def inverse(self, state: _State) -> jax.tree_util.Partial:
         """H⁻¹, exact."""
         return state.inverse
+
+
+def _in(at: At, dtype: Any) -> tuple[_Spectrum | _Normal, jax.Array]:
+    """What was prepared, and the penalty, in the precision of params."""
+    return jax.tree.map(lambda x: x.astype(dtype), (at.prepared, _penalty(at)))
 
 
 def _penalty(at: At) -> jax.Array:
