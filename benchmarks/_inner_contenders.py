@@ -15,6 +15,8 @@ import numpy as np
 import optimistix as optx
 from _inner_problems import Instance
 
+import bilevel as bl
+
 Solve = Callable[[], tuple[Any, Any]]  # () -> params, iterations
 Settings = dict[str, Callable[[float], Solve]]
 Family = Callable[[Instance], Settings]
@@ -44,12 +46,12 @@ def ours(solver: Callable, **settings: Any) -> Family:
     def family(instance):
         def make(tol):
             inner = solver(rtol=tol, **settings)
-            prepare = jax.jit(lambda hparams, data: inner.prepare(instance.problem, hparams, data))
+            prepare = jax.jit(lambda hparams, data: inner.prepare(bl.At(instance.problem, hparams, data)))
             prepared = prepare(instance.hparams, instance.data)
 
             def solve(tol, start, hparams, data, prepared):
                 del tol  # a setting of the solver, so that each has a program of its own
-                found = inner.solve(instance.problem, start, hparams, data, prepared)
+                found = inner.solve_at(bl.At(instance.problem, hparams, data, prepared), start)
                 return found.params, found.steps
 
             return compiled(solve, instance.start, instance.hparams, instance.data, prepared)(tol)

@@ -46,11 +46,11 @@ def ours(arrays, dtype, inner_rtol, linear):
     start = jnp.full(arrays[1].shape, 1 / CLASSES, dtype)
 
     @jax.jit
-    def step(start, adjoint, hparams, data):
+    def step(start, hparams, data):
         found = estimator.run(svm.problem, inner, start, hparams, data)
         return found.outer_loss, found.grad, found.params, found.status
 
-    return lambda lam: step(start, jnp.zeros_like(start), jnp.asarray(lam, dtype), data)
+    return lambda lam: step(start, jnp.asarray(lam, dtype), data)
 
 
 def jaxopt_step(arrays, stepsize, tol, maxiter=2500):

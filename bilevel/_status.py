@@ -58,3 +58,8 @@ def describe(code: int) -> str:
     """Return `"word: message"` for a status code, for error messages and logs."""
     status = Status(int(code))
     return f"{status.word}: {status.message}"
+
+
+INTENDED = "intended"
+FINE = Status.CONVERGED.word, INTENDED
+"""Words of a row in `metrics.jsonl` for a step without a failed solve: all converged, or stopped where their settings said."""

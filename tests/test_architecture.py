@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "tasks": GROUND | {"optimality", "implicit", "inner", "datasets"},  # solvers for metrics alone
     "study": set(),
     "io": BASE,
-    "pages": {"io"},
+    "pages": BASE | {"io"},
     "_schema": set(),
     "config": {"_schema"},
     "_explain": {"config"},

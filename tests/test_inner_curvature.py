@@ -176,7 +176,7 @@ class TestGramOfLBFGS:
     )
     def test_half_the_gradients_of_the_bare_loss(self, strict, loss, kind, shape, penalty):
         stated, data = self.model(loss), self.data(kind)
-        bare = Problem(stated.inner_loss, outer_loss)
+        bare = Problem(stated.parts.inner_loss, outer_loss)
         hparams = jnp.full((), -8.0) if penalty == "one" else jnp.linspace(-12.0, -4.0, 12)
         with_gram, without = (
             solve(inner.LBFGS(rtol=1e-9), problem, jnp.zeros(shape), hparams, data) for problem in (stated, bare)
@@ -203,12 +203,12 @@ class TestGramOfLBFGS:
     def test_only_where_the_loss_is_the_models_and_small(self, strict):
         hparams, data, solver = jnp.array(0.0), self.data("real"), inner.LBFGS()
         stated = self.model("squared")
-        assert solver.prepare(stated, hparams, data).shape == (12, 12)
-        other = Problem(problems.ridge_loss, outer_loss, linear_model=stated.linear_model)
-        assert solver.prepare(other, hparams, data) is None
-        assert solver.prepare(problems.ridge, hparams, problems.data()) is None
+        assert solver.prepare(bl.At(stated, hparams, data)).shape == (12, 12)
+        over_a_set = dataclasses.replace(stated, projection=lambda x, h, d: jnp.maximum(x, 0))
+        assert solver.prepare(bl.At(over_a_set, hparams, data)) is None
+        assert solver.prepare(bl.At(problems.ridge, hparams, problems.data())) is None
         wide = {"x": jnp.ones((20, 100)), "y": jnp.ones(20)}
-        assert solver.prepare(stated, hparams, wide) is None
+        assert solver.prepare(bl.At(stated, hparams, wide)) is None
 
     def test_lanes_and_precisions(self):
         hparams = jnp.array([-8.0, 0.0])
@@ -226,9 +226,9 @@ class TestGramOfLBFGS:
     def test_unrolled_it_has_the_gradient_of_the_solution(self, strict):
         problem, data, hparams = self.model(), self.data("classes"), jnp.linspace(-6.0, -2.0, 12)
         start, solver = jnp.zeros((12, 3)), inner.LBFGS()
-        args = (problem, solver, start, jnp.zeros_like(start))
+        args = (problem, solver, start)
         estimators = bl.hypergrad.Implicit(linear=bl.linear.CG(rtol=1e-12)), bl.hypergrad.Unrolled(steps=40)
-        implicit, unrolled = (jax.jit(lambda h, d, e=e: e.estimate(*args, h, d))(hparams, data) for e in estimators)
+        implicit, unrolled = (jax.jit(lambda h, d, e=e: e.run(*args, h, d))(hparams, data) for e in estimators)
         np.testing.assert_allclose(unrolled.grad, implicit.grad, rtol=1e-5, atol=1e-9)
 
 

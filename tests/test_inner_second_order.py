@@ -65,7 +65,7 @@ def outcome(found):
 
 def states(solver, problem, steps, *args):
     """The params after each step."""
-    step = jax.jit(lambda state: solver.step(problem, state, *args[1:]))
+    step = jax.jit(lambda state: solver.step(bl.At(problem, *args[1:]), state))
     state, seen = jax.jit(lambda p, h, d: solver.init(bl.At(problem, h, d), p))(*args), []
     for _ in range(steps):
         state = step(state)

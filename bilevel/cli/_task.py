@@ -147,6 +147,7 @@ def _result(job: Job, setup: Setup, found: outer.Result) -> dict[str, Any]:
         "status": found.status,
         "steps": found.steps,
         "best_step": found.best_step,
+        "failures": found.failures,
         "seconds": found.history[-1]["seconds"],
         **_origin.origin(job.cfg),
     }

@@ -66,10 +66,9 @@ class Bar:
 
     def update(self, row: Mapping[str, Any]) -> None:
         """Advance by one step."""
-        text = (
-            f"outer loss {row['outer_loss']:.6g}  gradient {row['grad_norm']:.1e}  "
-            f"residuals {row['inner_residual']:.0e}, {row['adjoint_residual']:.0e}"
-        )
+        residuals = ", ".join(f"{value:.0e}" for name, value in row.items() if name.endswith("_residual"))
+        text = f"outer loss {row['outer_loss']:.6g}  gradient {row['grad_norm']:.1e}"
+        text += f"  residuals {residuals}" if residuals else ""
         self._progress.update(self._task, advance=1, row=text)
 
     def advance(self, row: Mapping[str, Any]) -> None:
@@ -79,11 +78,16 @@ class Bar:
 
 
 def show_result(result: Mapping[str, Any], first_loss: float, folder: Path) -> None:
-    """A few lines: the loss, the metrics, the hyperparameters in physical units, where it all lies."""
+    """A few lines: the loss, failed solves, the metrics, the hyperparameters in physical units, the path of the folder."""
     say(
         f"outer loss {first_loss:.6g} → {result['outer_loss']:.6g} at step {result['best_step']} of {result['steps']} "
         f"({result['status']}, {result['seconds']:.1f} s)"
     )
+    if result["failures"]:
+        say(
+            f"{result['failures']} of {result['steps']} steps had a solve that missed its tolerance; the best step was chosen "
+            "by its outer loss and the estimated error of that loss"
+        )
     if result["metrics"]:
         say("  ".join(f"{name} {value:.5g}" for name, value in result["metrics"].items()))
     for name, value in result["hparams"].items():

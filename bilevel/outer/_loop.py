@@ -14,10 +14,11 @@ import jax
 from bilevel import _compiled, _tree
 from bilevel import hypergrad as hypergrads
 from bilevel import inner as inners
+from bilevel._status import FINE
 from bilevel._tree import PyTree
 from bilevel.outer import _memory
 from bilevel.outer._nested import Nested
-from bilevel.outer._progress import FINE, Progress, Row, finite, read
+from bilevel.outer._progress import Progress, Row, finite, read
 from bilevel.outer._report import Algorithm, Report
 from bilevel.problem import Problem
 

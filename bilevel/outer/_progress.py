@@ -9,13 +9,12 @@ from typing import Any
 
 import jax
 
-from bilevel._status import Status, describe
+from bilevel._status import INTENDED, Status, describe
 from bilevel._tree import PyTree
 from bilevel.outer._report import Algorithm, Point, Report
 
 Row = dict[str, Any]
-CONVERGED, INTENDED = Status.CONVERGED.word, "intended"
-FINE = (CONVERGED, INTENDED)
+CONVERGED = Status.CONVERGED.word
 
 
 def read(report: Report, step: int, seconds: float) -> tuple[Row, str | None]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from bilevel._status import FINE
+
 _BLUE, _ORANGE, _RED = "#2f6db3", "#d9822b", "#c23b2e"
 Rows = Sequence[Mapping[str, Any]]
 
@@ -19,7 +21,8 @@ def column(rows: Rows, name: str) -> np.ndarray:
 
 def progress(rows: Rows, best_step: int | None) -> bytes:
     """Outer loss, norm of the hypergradient and residuals against outer steps; crosses mark solves that failed."""
-    figure, axes = _figure(3)
+    residuals = [name for name in rows[0] if name.endswith("_residual")]
+    figure, axes = _figure(3 if residuals else 2)
     steps = column(rows, "step")
     loss = column(rows, "outer_loss")
     _line(axes[0], steps, loss, _BLUE)
@@ -29,17 +32,22 @@ def progress(rows: Rows, best_step: int | None) -> bytes:
     axes[0].set_title("outer loss")
     _line(axes[1], steps, column(rows, "grad_norm"), _BLUE)
     axes[1].set_title("norm of the hypergradient")
-    for name, color in (("inner", _BLUE), ("adjoint", _ORANGE)):
-        _line(axes[2], steps, column(rows, f"{name}_residual"), color, label=name)
-    failed = np.array([row.get("status") != "converged" for row in rows])
-    if failed.any():
-        worst = np.fmax(column(rows, "inner_residual"), column(rows, "adjoint_residual"))
-        axes[2].plot(steps[failed], worst[failed], "x", color=_RED, label="not converged")
-    axes[2].set_title("relative residuals")
-    axes[2].legend(frameon=False)
+    if residuals:
+        _residuals(axes[2], steps, rows, residuals)
     for axis in axes[1:]:
         _log(axis)
     return _svg(figure, axes, "outer step")
+
+
+def _residuals(axis: Any, steps: np.ndarray, rows: Rows, names: list[str]) -> None:
+    values = [column(rows, name) for name in names]
+    for place, (name, each) in enumerate(zip(names, values, strict=True)):
+        _line(axis, steps, each, (_BLUE, _ORANGE)[place % 2], label=name.removesuffix("_residual"))
+    failed = np.array([row.get("status") not in FINE for row in rows])
+    if failed.any():
+        axis.plot(steps[failed], np.fmax.reduce(values)[failed], "x", color=_RED, label="not converged")
+    axis.set_title("relative residuals")
+    axis.legend(frameon=False)
 
 
 def hyperparameter(name: str, before: np.ndarray, after: np.ndarray) -> bytes:

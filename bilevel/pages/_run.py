@@ -99,20 +99,22 @@ def _pictures(folder: Path) -> list[Html]:
     return [image("png", path.read_bytes(), path.stem) for path in sorted(folder.glob("*.png"))]
 
 
+_COUNTED = {"grad_evals": "gradient evaluations", "hvps": "Hessian-vector products"}
+
+
 def _cost(run: Run) -> list[tuple[str, Any]]:
     rows = run.metrics
-    if not rows or "grad_evals" not in rows[0]:
+    if not rows or "outer_error" not in rows[0]:
         return []
-    counts = Counter(row["status"] for row in rows)
-    further = [name for name in ("outer_error", "error_bound", "verdict") if name in rows[-1]]
+    statuses = Counter(row["status"] for row in rows)
+    residuals = [name for name in rows[-1] if name.endswith("_residual")]
+    counts = [(words, name) for name, words in _COUNTED.items() if name in rows[-1]]
     return [
         ("outer steps", len(rows)),
-        ("solves", ", ".join(f"{count} {name}" for name, count in counts.most_common())),
-        ("last inner residual", rows[-1]["inner_residual"]),
-        ("last adjoint residual", rows[-1]["adjoint_residual"]),
-        *((f"last {name.replace('_', ' ')}", rows[-1][name]) for name in further),
-        ("gradient evaluations", sum(row["grad_evals"] for row in rows)),
-        ("Hessian-vector products", sum(row["hvps"] for row in rows)),
+        ("solves", ", ".join(f"{count} {name}" for name, count in statuses.most_common())),
+        *((f"last {name.replace('_', ' ')}", rows[-1][name]) for name in residuals),
+        ("estimated error of the last outer loss", rows[-1]["outer_error"]),
+        *((words, sum(row[name] for row in rows)) for words, name in counts),
         ("seconds", rows[-1]["seconds"]),
     ]
 
