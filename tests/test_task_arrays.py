@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +112,8 @@ def test_episodes_of_numbers_and_of_classes(x64, classes):
 
     episodes = Episodes(rows(6), rows(50))
     setup = tasks.Meta(widths=[4]).state(EpisodeSplit(episodes), "float64")
+    tested = tasks.Meta(widths=[4]).state(EpisodeSplit(episodes, episodes), "float64")
+    assert set(tested.pictures(setup.hparams, setup.params)) == {"episodes"}
     np.testing.assert_array_equal(setup.data["episodes"].support.features, episodes.support.features)
     np.testing.assert_array_equal(setup.data["episodes"].query.targets, episodes.query.targets)
     assert jax.tree.leaves(setup.params)[-1].shape == (2, 4, classes or 1)
@@ -159,7 +164,7 @@ def test_table_shapes_are_refused():
             Split.of(NUMBERS),
         ),
         "others: y holds 3 classes": (tasks.Dictionary(), Split.of(other)),
-        "zero: y is orthogonal to every column": (
+        "zero: y is orthogonal to all columns": (
             tasks.Lasso(criterion="cross_validation"),
             Split.of(Table("zero", X, np.zeros(40))),
         ),
@@ -204,6 +209,13 @@ def test_other_shapes_are_refused():
     for message, (task, tables) in refusals.items():
         with pytest.raises(DataError, match=message):
             task.state(tables, "float32")
+
+
+def test_the_example_of_the_page_runs(capsys):
+    page = (Path(__file__).parents[1] / "docs/tasks.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(block, "docs/tasks.md", "exec"), {"X": X, "y": Y})
+    assert "train_rmse" in capsys.readouterr().out
 
 
 def test_a_table_without_test_rows_is_split_in_two():

@@ -45,10 +45,8 @@ class Task(abc.ABC, Generic[Tables]):
     """The settings of a task: a frozen dataclass of plain values, built from `configs/task/<name>.yaml`.
 
     A task works in two steps: `tables` loads or makes the data, and `state` states the problem on them. Call `state` alone to
-    use your own arrays:
-
-        table = bilevel.datasets.Table.of(X, y, "regression")
-        setup = bilevel.tasks.Lasso(criterion="cross_validation").state(bilevel.datasets.Split.of(table), "float64")
+    use your own arrays, for example `DEQ().state(Split.of(Table.of(X, y, "classification")), "float32")` with the `Split` and
+    the `Table` of `bilevel.datasets`.
     """
 
     @abc.abstractmethod

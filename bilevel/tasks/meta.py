@@ -131,10 +131,8 @@ class Meta(Task[EpisodeSplit]):
                 f"task.shots + task.queries / task.ways must be at most {fewest}, the number of rows of the rarest digit, got "
                 f"{rows}"
             )
-        train, test = (
-            digits(table, count, self.ways, self.shots, self.queries, rng)
-            for table, count in zip(tables, counts, strict=True)
-        )
+        sizes = self.ways, self.shots, self.queries
+        train, test = (digits(table, count, *sizes, rng) for table, count in zip(tables, counts, strict=True))
         return EpisodeSplit(train, test, self.data)
 
     def state(self, tables: EpisodeSplit, dtype: DTypeLike, seed: int = 0) -> Setup:
@@ -194,9 +192,8 @@ class Meta(Task[EpisodeSplit]):
 
 
 def curves_picture(learner: Learner, starts: dict[str, Any], test: Episodes, penalty: jax.Array, drawn: int = 4) -> Any:
-    """The curves that the first test episodes learn from each start."""
-    drawn = min(drawn, len(test.query.features))
-    figure, axes = panels(1, drawn, 3, 2.6)
+    """The curves over the first feature that the first test episodes learn from each start."""
+    figure, axes = panels(1, min(drawn, len(test.query.features)), 3, 2.6)
     learned = {
         name: learner.predict(learner.adapt(start, test, penalty), test.query.features)
         for name, start in starts.items()
@@ -206,7 +203,7 @@ def curves_picture(learner: Learner, starts: dict[str, Any], test: Episodes, pen
         axis.plot(x, test.query.targets[number], color="black", linewidth=1, label="truth")
         for (name, outputs), color in zip(learned.items(), ("tab:gray", "tab:blue"), strict=True):
             axis.plot(x, outputs[number], color=color, linestyle="--", label=name)
-        axis.plot(*(np.asarray(part[number]).ravel() for part in test.support), "o", color="tab:red", markersize=4)
+        axis.plot(test.support.features[number, :, 0], test.support.targets[number], "o", color="tab:red", markersize=4)
         axis.set_ylim(-2.6, 2.6)
     axes[0, 0].legend(frameon=False, fontsize=8)
     return figure

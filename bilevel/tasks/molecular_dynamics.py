@@ -136,11 +136,8 @@ class MolecularDynamics(Task[Packing]):
         require_shape("positions", positions, "particles", 2)
         require_shape("small", small, len(positions), dtype="bool")
         _require_room(self.diameter, tables.side)
-        data = {
-            "small": jnp.asarray(small),
-            "box": jnp.asarray(tables.side, dtype),
-            "target": jnp.asarray(self.target, dtype),
-        }
+        box, target = jnp.asarray(tables.side, dtype), jnp.asarray(self.target, dtype)
+        data = {"small": jnp.asarray(small), "box": box, "target": target}
 
         def metrics(hparams: Any, params: Any) -> dict[str, float]:
             moved = np.asarray(sensitivities(params, hparams, data))

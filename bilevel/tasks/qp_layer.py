@@ -12,11 +12,11 @@ from jax.typing import DTypeLike
 
 from bilevel.datasets import require_shape
 from bilevel.inner import FISTA
-from bilevel.operators.projection import projection_simplex
 from bilevel.problem import Problem
 from bilevel.tasks._base import Setup, Task
 from bilevel.tasks._tables import sizes
 from bilevel.tasks.pictures import panels
+from bilevel.tasks.svm import projection
 
 _FACTORS = 3  # common to all assets
 
@@ -29,12 +29,6 @@ def decision_loss(params: jax.Array, returns: jax.Array, data: Any) -> jax.Array
 def inner_loss(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
     """The decision loss under the forecasts r̂ = features Θ."""
     return decision_loss(params, data["features"] @ hparams, data)
-
-
-def projection(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
-    """Each row on the simplex."""
-    del hparams, data
-    return jax.vmap(projection_simplex)(params)
 
 
 def lipschitz(hparams: jax.Array, data: Any) -> jax.Array:

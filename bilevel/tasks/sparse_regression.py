@@ -99,19 +99,16 @@ class SparseTask(Task[Split]):
         data = self._data(tables, expand, dtype, seed)
         largest = largest_penalty(data, model.columns)
         if not largest > 0:
-            raise datasets.DataError(
-                f"{tables.train.name}: y is orthogonal to every column of X: there is nothing to fit"
-            )
+            raise datasets.DataError(f"{tables.train.name}: y is orthogonal to all columns of X: nothing can be fitted")
         share = coarse_start(data) if self.penalty is None else self.penalty
         fits, linear = data["weights"].shape[1], model.linear if held_out else None
+        of_all_rows = -1 if self.criterion == "cross_validation" else 0
         if linear is not None:
             train = data["features"], data["targets"][:, 0], data["largest"]
             data = {"train": train, "validation": data["validation"]}
 
         def metrics(hparams: Any, params: Any) -> dict[str, float]:
-            weights = np.asarray(params, np.float64).reshape(fits, -1)[
-                -1 if self.criterion == "cross_validation" else 0
-            ]
+            weights = np.asarray(params, np.float64).reshape(fits, -1)[of_all_rows]
             used = np.any(weights.reshape(groups, -1) != 0, axis=1)
             return {**errors(tables, weights, expand), model.counted: int(np.sum(used))}
 

@@ -34,7 +34,7 @@ def outer_loss(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
 
 
 def projection(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
-    """Each row on the simplex."""
+    """The projection of each row on the simplex."""
     return jax.vmap(projection_simplex)(params)
 
 
@@ -114,12 +114,9 @@ class SVM(ClassTask):
       test: share of the rows (or their number) for the test; not used for synthetic data.
       theta: start of θ. None: the largest eigenvalue of XXᵀ, a strong regularization at which solves are easy and the
         gradient does not vanish (it vanishes for little regularization and separable data).
-      samples: synthetic data: training rows.
-      validation_samples: synthetic data: validation rows.
-      test_samples: synthetic data: test rows.
-      features: synthetic data: features.
-      classes: synthetic data: classes.
-      informative: synthetic data: share of the features that carry signal.
+      samples, validation_samples, test_samples: numbers of rows of synthetic data.
+      features, classes: of synthetic data.
+      informative: share of the features of synthetic data that carry signal.
 
     Reference: Crammer & Singer 2001; Blondel et al. 2022, section 4.1.
     """
