@@ -63,7 +63,7 @@ def test_the_page_of_inner_solvers_runs_and_names_what_exists(capsys):
     assert named <= set(bl.inner.__all__)
     external = {name for name in bl.inner.__all__ if name.startswith(("Sklearn", "SciPy", "CVXPY", "Python"))}
     solvers = {name for name in bl.inner.__all__ if isinstance(getattr(bl.inner, name), type)}
-    assert solvers - {"InnerSolver", "InnerSolution", "Progress"} - external <= named
+    assert solvers - {"InnerSolver", "InnerSolution", "SolveProgress"} - external <= named
 
 
 def test_every_path_and_choice_in_the_readme_exists():

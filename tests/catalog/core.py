@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
-from bilevel.inner import InnerSolution, InnerSolver, Progress
+from bilevel.inner import InnerSolution, InnerSolver, SolveProgress
 
 CLOSED, DIFFERENCES, NONSYMMETRIC_CONES = 1e-8, 1e-6, 1e-5
 DIRECTIONS = 3
@@ -212,11 +212,11 @@ class Given(InnerSolver):
     def check(self, problem):
         """Serve every problem."""
 
-    def init(self, problem, params, hparams, data):
-        progress = dataclasses.replace(Progress.start(float), status=jnp.int32(bl.Status.CONVERGED))
+    def init(self, at, params):
+        progress = dataclasses.replace(SolveProgress.start(float), status=jnp.int32(bl.Status.CONVERGED))
         return InnerSolution(self.solution, progress)
 
-    def step(self, problem, state, hparams, data):
+    def step(self, at, state):
         return state
 
 
