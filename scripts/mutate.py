@@ -21,15 +21,55 @@ MATRIX = "tests/test_inner_matrix.py"
 STRUCTURE = "tests/test_inner_structure.py"
 CURVATURE = "tests/test_inner_curvature.py"
 RESUME = "tests/test_resume.py"
+ALGORITHMS = "tests/test_algorithms.py"
+PROBLEM = "tests/test_problem.py"
 MUTATIONS = [
     (
+        "bilevel/linear/_system.py",
+        "status = jnp.where(end.norm <= tolerance, Status.CONVERGED, status)",
+        "status = jnp.where(end.status == Status.CONVERGED, Status.CONVERGED, status)",
+        "tests/test_linear_structure.py",
+        "misdeclared",
+    ),
+    (
+        "bilevel/inner/_agreement.py",
+        "if not comparison.disagreement <= allowed:",
+        "if False:",
+        PROBLEM,
+        "contradiction",
+    ),
+    (
+        "bilevel/inner/_agreement.py",
+        "return _tree.norm(_tree.sub(zeta, combined(multipliers))) + violation / s",
+        "return violation / s",
+        PROBLEM,
+        "contradiction",
+    ),
+    (
+        "bilevel/problem.py",
+        "        for statement in self.further_statements():",
+        "        for statement in []:",
+        PROBLEM,
+        "replaced",
+    ),
+    (
+        "bilevel/outer/_progress.py",
+        "bound = loss + (abs(error) if known else 0.0)",
+        "bound = loss",
+        ALGORITHMS,
+        "best_step",
+    ),
+    ("bilevel/outer/_progress.py", "trusted = known or not failed", "trusted = not failed", ALGORITHMS, "best_step"),
+    ("bilevel/outer/_progress.py", "and not (intended and", "and not (False and", ALGORITHMS, "truncated"),
+    ("bilevel/_compiled.py", "self._each(function.__closure__ or ()),", "(),", ALGORITHMS, "compiled_once"),
+    (
         "bilevel/outer/_loop.py",
-        "history = done.history[: done.steps]",
-        "history = done.history",
+        "done.failures, done.history[: done.steps]",
+        "done.failures, done.history",
         RESUME,
         "its_progress",
     ),
-    ("bilevel/outer/_loop.py", "perf_counter() - done.seconds, None", "perf_counter(), None", RESUME, "its_progress"),
+    ("bilevel/outer/_loop.py", "perf_counter() - done.seconds, set()", "perf_counter(), set()", RESUME, "its_progress"),
     ("bilevel/cli/_task.py", "session.files.keep_rows(step)", "session.files.keep_rows(step + 1)", RESUME, "truncated"),
     ("bilevel/io/checkpoints.py", "if rows < step:", "if rows < 0:", RESUME, "counts_on"),
     ("bilevel/io/checkpoints.py", '!= manifest["sha256"]', "== None", RESUME, "wrong_bit"),
@@ -59,8 +99,8 @@ MUTATIONS = [
     ),
     (
         "bilevel/linear/_base.py",
-        "        transpose_solve=solve,\n        symmetric=operator.structure",
-        "        transpose_solve=lambda _, b: solve(operator.matvec, b),\n        symmetric=operator.structure",
+        "        transpose_solve=solve,\n        symmetric=operator.self_adjoint",
+        "        transpose_solve=lambda _, b: solve(operator.matvec, b),\n        symmetric=operator.self_adjoint",
         IMPLICIT,
         "nonsymmetric_root_matches_unrolling",
     ),
@@ -150,8 +190,8 @@ MUTATIONS = [
     ),
     (
         "bilevel/linear/_system.py",
-        "self.operator.transpose(z_part), z_part",
-        "self.operator, z_part",
+        "operator = operator.transpose(_zeros(like))",
+        "operator = dataclasses.replace(operator)",
         CATALOG,
         "oracles and Conic",
     ),
@@ -276,13 +316,13 @@ MUTATIONS = [
     ),
     (
         "bilevel/hypergrad/_implicit.py",
-        "solver = self._solver(solution.inverse) if self.precondition else self.linear",
+        "solver = self.linear.preconditioned(solution.inverse) if self.precondition else self.linear",
         "solver = self.linear",
         STRUCTURE,
         "precondition or exact_inverse",
     ),
     (
-        "bilevel/statements.py",
+        "bilevel/statements/_linear_model.py",
         "weight = self.weight(data) * targets.shape[0] / index.shape[0]",
         "weight = self.weight(data)",
         STRUCTURE,

@@ -238,7 +238,7 @@ def test_solvers_that_need_no_symmetry_are_given_the_true_transpose(solver):
 
 
 def test_a_newton_map_of_misdeclared_symmetry_is_not_silently_wrong():
-    condition = optimality.Newton(
+    condition = optimality.NewtonStep(
         function=lambda x, hparams, data: jnp.asarray(NONSYMMETRIC) @ x - hparams**2,
         structure="symmetric",
         linear=Direct(method="svd"),

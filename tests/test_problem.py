@@ -39,7 +39,7 @@ def model(l2, l1=None):
 
 
 def program(shift=0.0, **constraints):
-    return bl.Program(lambda h, data: bl.QP(jnp.asarray(Q), h * C + shift, **constraints))
+    return bl.Program(lambda h, data: bl.QP(jnp.asarray(Q, jnp.result_type(h)), h * C + shift, **constraints))
 
 
 def cone(shift):

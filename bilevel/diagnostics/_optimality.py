@@ -103,6 +103,7 @@ def check_optimality(
     """
     function = optimality.bind(condition) if isinstance(condition, Problem) else condition
     params, args = _tree.as_arrays(params), tuple(_tree.as_data(each) for each in args)
+    function, args = _Flat(function, jax.tree.structure(args)), tuple(jax.tree.leaves(args))
     _tree.check_like("the value of the condition", jax.eval_shape(function, params, *args), "params", params)
     solver = linear.as_solver(solve, linear.Auto())
     probes = directions_like(params, 2 * _PROBES, seed), directions_like(args, _PROBES, seed + 1)
@@ -141,7 +142,7 @@ def _problems(found: dict[str, Any], params: PyTree):
 
 
 def _measure(function, solver, params, args, probes, arg_probes) -> dict[str, Any]:
-    system = _system(function, params, args)
+    system = function.system(params, *args)
     value = function(params, *args)
     correction = system.solve(solver, value)
     norm = _tree.norm(params)
@@ -154,15 +155,30 @@ def _measure(function, solver, params, args, probes, arg_probes) -> dict[str, An
         "amplification": amplification,
         "dot_test": _dot_test(function, solver, params, args, probes, arg_probes),
         "jump": _jump(function, params, args, probes, arg_probes),
-        "margin": function.margin(params, *args) if isinstance(function, Bound) else None,
+        "margin": function.margin(params, *args),
     }
 
 
-def _system(function, params, args) -> linear.System:
-    if isinstance(function, linear.RootFunction):
-        return function.system(params, *args)
-    _, push = jax.linearize(lambda x: _tree.cast_like(function(x, *args), x), params)
-    return linear.System(linear.Operator(push))
+@dataclasses.dataclass(frozen=True)
+class _Flat(linear.RootFunction):
+    """F as a function of params and the leaves of its other arguments, among which a sparse matrix is several plain arrays."""
+
+    function: Callable[..., PyTree]
+    structure: Any
+
+    def __call__(self, params: PyTree, *leaves: jax.Array) -> PyTree:
+        return self.function(params, *jax.tree.unflatten(self.structure, leaves))
+
+    def system(self, params: PyTree, *leaves: jax.Array) -> linear.System:
+        if isinstance(self.function, linear.RootFunction):
+            return self.function.system(params, *jax.tree.unflatten(self.structure, leaves))
+        _, push = jax.linearize(lambda x: _tree.cast_like(self(x, *leaves), x), params)
+        return linear.System(linear.Operator(push))
+
+    def margin(self, params: PyTree, *leaves: jax.Array) -> jax.Array | None:
+        if isinstance(self.function, Bound):
+            return self.function.margin(params, *jax.tree.unflatten(self.structure, leaves))
+        return None
 
 
 def _amplification(system, solver, params, start):

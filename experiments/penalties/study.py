@@ -15,6 +15,7 @@ import optax
 from sklearn.linear_model import LassoCV
 
 from bilevel import _checks, hypergrad, inner, linear, outer, tasks
+from bilevel.problem import At
 from bilevel.study import Findings, Report, Row, Study
 from bilevel.tasks import sparse_regression as sparse
 from experiments import steps
@@ -166,7 +167,7 @@ def _by_grid(features: np.ndarray, targets: np.ndarray, **settings: Any) -> Row:
 
 def _solved(setup: tasks.Setup, solver: inner.InnerSolver, hparams: jax.Array) -> tuple[jax.Array, Any]:
     params = solver.solve(setup.problem, setup.params, hparams, setup.data).params
-    return setup.problem.outer_loss(params, hparams, setup.data), params
+    return At(setup.problem, hparams, setup.data).outer_loss(params), params
 
 
 def _interval(values: np.ndarray, seed: int) -> dict[str, float]:
