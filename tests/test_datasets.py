@@ -62,11 +62,9 @@ class TestBundled:
         assert (found.features.shape, found.targets.shape, found.classes) == ((442, 10), (442,), 0)
         assert found.targets.dtype == np.float64
 
-    @pytest.mark.parametrize("kind", ["regression", "classification"])
-    def test_unknown_name(self, kind):
-        refused("irish", "use one of .*, or the path of an .npz or .csv file", kind)
-
-    def test_name_of_the_other_kind(self):
+    def test_unknown_name(self):
+        for kind in ("regression", "classification"):
+            refused("irish", "use one of .*, or the path of an .npz or .csv file", kind)
         refused("iris", "use one of diabetes,", "regression")
         refused("diabetes", "use one of breast_cancer, digits, iris, wine,", "classification")
 
@@ -119,23 +117,17 @@ class TestCSV:
         assert found.features.tolist() == [[1, 2], [3, 4]]
         assert found.targets.tolist() == [0.5, 1.5]
 
-    @pytest.mark.parametrize(
-        ("content", "problem"),
-        [
+    def test_refused(self, tmp_path):
+        path = tmp_path / "table.csv"
+        for content, problem in (
             ("a,y\n1,0,3\n", "row 1 has 3 values, the header 2"),
             ("a,y\nx,0\n", "column 'a' must hold numbers, and its row 1 holds 'x'"),
             ("a,y\n,0\n1,1\n", "column 'a' must hold numbers, and its row 1 holds ''"),
             ("", "not a readable .csv file with a header"),
             ("a,y\n", "y holds one class only"),
-        ],
-    )
-    def test_refused(self, tmp_path, content, problem):
-        path = tmp_path / "table.csv"
-        path.write_text(content)
-        refused(str(path), problem)
-
-    def test_missing(self, tmp_path):
-        refused(str(tmp_path / "none.csv"), "no such file")
+        ):
+            path.write_text(content)
+            refused(str(path), problem)
 
 
 class TestOpenML:
@@ -165,31 +157,18 @@ class TestOpenML:
 
 
 class TestRefusedFile:
-    def test_missing(self, tmp_path):
-        refused(str(tmp_path / "none.npz"), "no such file")
-
-    def test_folder(self, tmp_path):
+    def test_no_file(self, tmp_path):
         (tmp_path / "folder.npz").mkdir()
-        refused(str(tmp_path / "folder.npz"), "no such file")
+        for name in ("none.npz", "folder.npz", "none.csv"):
+            refused(str(tmp_path / name), "no such file")
 
-    @pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 cut short"])
-    def test_no_archive(self, tmp_path, content):
-        path = tmp_path / "broken.npz"
-        path.write_bytes(content)
-        refused(str(path), "not a readable .npz file")
-
-    def test_truncated(self, tmp_path):
-        path = Path(saved(tmp_path, X=X, y=Y))
-        path.write_bytes(path.read_bytes()[:-100])
-        refused(str(path), "not a readable .npz file")
-
-    def test_flipped_bytes(self, tmp_path):
-        path = Path(saved(tmp_path, X=X, y=Y))
-        content = bytearray(path.read_bytes())
-        where = content.index(X.tobytes()[8:40])
-        content[where] ^= 255
-        path.write_bytes(content)
-        refused(str(path), "not a readable .npz file")
+    def test_damaged(self, tmp_path):
+        whole = Path(saved(tmp_path, X=X, y=Y)).read_bytes()
+        flipped = bytearray(whole)
+        flipped[whole.index(X.tobytes()[8:40])] ^= 255
+        for content in (b"", b"not an archive", b"PK\x03\x04 cut short", whole[:-100], flipped):
+            (tmp_path / "table.npz").write_bytes(content)
+            refused(str(tmp_path / "table.npz"), "not a readable .npz file")
 
     def test_single_array(self, tmp_path):
         path = tmp_path / "single.npz"
@@ -197,71 +176,50 @@ class TestRefusedFile:
             np.save(file, X)
         refused(str(path), r"(not a readable .npz file|needs arrays X)")
 
-    @pytest.mark.parametrize("pickled", ["X", "y"])
-    def test_pickled_objects(self, tmp_path, pickled):
-        arrays = {"X": X, "y": Y}
-        path = saved(tmp_path, **arrays | {pickled: arrays[pickled].astype(object)})
-        refused(path, "not a readable .npz file of plain arrays")
+    def test_pickled_objects(self, tmp_path):
+        for pickled in ({"X": X.astype(object)}, {"y": Y.astype(object)}):
+            refused(saved(tmp_path, **{"X": X, "y": Y} | pickled), "not a readable .npz file of plain arrays")
 
-    @pytest.mark.parametrize(
-        ("arrays", "names"),
-        [({"X": X}, "'X'"), ({"y": Y}, "'y'"), ({"a": X, "b": Y}, "'a', 'b'")],
-        ids=["X", "y", "neither"],
-    )
-    def test_missing_arrays(self, tmp_path, arrays, names):
-        path = saved(tmp_path, **arrays)
-        refused(path, rf"needs arrays X .* and y .*; it has .*{names}")
+    def test_missing_arrays(self, tmp_path):
+        for arrays, names in (({"X": X}, "'X'"), ({"y": Y}, "'y'"), ({"a": X, "b": Y}, "'a', 'b'")):
+            refused(saved(tmp_path, **arrays), rf"needs arrays X .* and y .*; it has .*{names}")
 
 
 class TestRefusedArrays:
-    @pytest.mark.parametrize(
-        ("x", "y", "shapes"),
-        [
-            (X[:, 0], Y, r"\(6,\), \(6,\)"),
-            (X[..., None], Y, r"\(6, 2, 1\), \(6,\)"),
-            (X, Y[:, None], r"\(6, 2\), \(6, 1\)"),
-            (X, Y[:-1], r"\(6, 2\), \(5,\)"),
-            (X, np.array(1.0), r"\(6, 2\), \(\)"),
-        ],
-    )
-    @pytest.mark.parametrize("kind", ["regression", "classification"])
-    def test_shapes(self, tmp_path, x, y, shapes, kind):
-        refused(saved(tmp_path, X=x, y=y), rf"X must be samples × features .* got shapes {shapes}", kind)
+    def test_whatever_they_are_for(self, tmp_path):
+        last = np.arange(12).reshape(6, 2) >= 9
+        for x, y, problem in (
+            (X[:, 0], Y, r"X must be samples × features .* got shapes \(6,\), \(6,\)"),
+            (X[..., None], Y, r"X must be samples × features .* got shapes \(6, 2, 1\), \(6,\)"),
+            (X, Y[:, None], r"X must be samples × features .* got shapes \(6, 2\), \(6, 1\)"),
+            (X, Y[:-1], r"X must be samples × features .* got shapes \(6, 2\), \(5,\)"),
+            (X, np.array(1.0), r"X must be samples × features .* got shapes \(6, 2\), \(\)"),
+            (X.astype(str), Y, "X must hold numbers, got <U"),
+            (X + 1j, Y, "X must hold"),
+            (np.where(last, np.nan, X), Y, "X holds a NaN or an infinity, first at row 4, column 1"),
+            (np.where(last, np.inf, X), Y, "X holds a NaN or an infinity, first at row 4, column 1"),
+            (np.where(last, -np.inf, X), Y, "X holds a NaN or an infinity, first at row 4, column 1"),
+        ):
+            for kind in ("regression", "classification"):
+                refused(saved(tmp_path, X=x, y=y), problem, kind)
 
-    @pytest.mark.parametrize("kind", ["regression", "classification"])
-    def test_words_as_features(self, tmp_path, kind):
-        refused(saved(tmp_path, X=X.astype(str), y=Y), "X must hold numbers, got <U", kind)
+    def test_regression_targets(self, tmp_path):
+        for y, problem in (
+            (np.r_[Y[:-1], np.nan], "y must hold finite numbers for regression"),
+            (np.r_[Y[:-1], np.inf], "y must hold finite numbers for regression"),
+            (Y.astype(str), "y must hold finite numbers for regression, got <U"),
+            (Y + 1j, "y must hold"),
+        ):
+            refused(saved(tmp_path, X=X, y=y), problem, "regression")
 
-    @pytest.mark.parametrize("kind", ["regression", "classification"])
-    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-    def test_features_not_finite(self, tmp_path, bad, kind):
-        x = X.copy()
-        x[4, 1] = x[5, 0] = bad
-        refused(saved(tmp_path, X=x, y=Y), "X holds a NaN or an infinity, first at row 4, column 1", kind)
-
-    @pytest.mark.parametrize("bad", [np.nan, np.inf])
-    def test_regression_targets_not_finite(self, tmp_path, bad):
-        refused(saved(tmp_path, X=X, y=np.r_[Y[:-1], bad]), "y must hold finite numbers for regression", "regression")
-
-    def test_words_as_regression_targets(self, tmp_path):
-        path = saved(tmp_path, X=X, y=Y.astype(str))
-        refused(path, "y must hold finite numbers for regression, got <U", "regression")
-
-    def test_fractional_labels(self, tmp_path):
-        refused(saved(tmp_path, X=X, y=Y + 0.5), "y must hold class labels for classification, got fractional numbers")
-
-    @pytest.mark.parametrize("bad", [np.nan, np.inf])
-    def test_labels_not_finite(self, tmp_path, bad):
-        refused(saved(tmp_path, X=X, y=np.r_[Y[:-1], bad]), "y (must hold class labels|holds a NaN)")
-
-    def test_one_class(self, tmp_path):
-        refused(saved(tmp_path, X=X, y=np.full(6, 3)), r"y holds one class only \(\[3\]\)")
-
-    def test_complex_features(self, tmp_path):
-        refused(saved(tmp_path, X=X + 1j, y=Y), "X must hold", "regression")
-
-    def test_complex_targets(self, tmp_path):
-        refused(saved(tmp_path, X=X, y=Y + 1j), "y must hold", "regression")
+    def test_labels(self, tmp_path):
+        for y, problem in (
+            (Y + 0.5, "y must hold class labels for classification, got fractional numbers"),
+            (np.r_[Y[:-1], np.nan], "y (must hold class labels|holds a NaN)"),
+            (np.r_[Y[:-1], np.inf], "y (must hold class labels|holds a NaN)"),
+            (np.full(6, 3), r"y holds one class only \(\[3\]\)"),
+        ):
+            refused(saved(tmp_path, X=X, y=y), problem)
 
 
 class TestMade:
@@ -331,10 +289,10 @@ class TestSplit:
         standardize(split_rows(whole, 5, 5, 0))
         assert np.array_equal(whole.features, before)
 
-    @pytest.mark.parametrize("sizes", [(0.01, 5), (5, 0.01), (15, 15), (0.5, 0.5), (40, 5), (-5, 5), (-0.2, 0.2)])
-    def test_empty_part(self, sizes):
-        with pytest.raises(DataError, match=r"made: 30 rows cannot be split .* every part needs at least one"):
-            split_rows(table(), *sizes, seed=0)
+    def test_empty_part(self):
+        for sizes in ((0.01, 5), (5, 0.01), (15, 15), (0.5, 0.5), (40, 5), (-5, 5), (-0.2, 0.2)):
+            with pytest.raises(DataError, match=r"made: 30 rows cannot be split .* every part needs at least one"):
+                split_rows(table(), *sizes, seed=0)
 
     def test_training_rows_lack_a_class(self):
         rare = Table("rare", np.zeros((20, 1)), np.r_[np.zeros(19, int), 1], 2)
@@ -370,13 +328,12 @@ class TestStandardize:
         )
         assert np.array_equal(standardize(wild).train.features, standardize(split).train.features)
 
-    @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 0.3, -1e-7, 12345.678])
-    def test_constant_column_becomes_zero(self, value):
-        features = np.c_[np.full(30, value), np.arange(30)]
-        scaled = standardize(split_rows(Table("constant", features, np.arange(30)), 5, 5, 0))
-        for part in scaled:
-            np.testing.assert_allclose(part.features[:, 0], 0, atol=1e-9)
-            assert np.ptp(part.features[:, 1]) > 0
+    def test_constant_column_becomes_zero(self):
+        for value in (0.0, 1.0, 0.1, 0.3, -1e-7, 12345.678):
+            features = np.c_[np.full(30, value), np.arange(30)]
+            for part in standardize(split_rows(Table("constant", features, np.arange(30)), 5, 5, 0)):
+                np.testing.assert_allclose(part.features[:, 0], 0, atol=1e-9)
+                assert np.ptp(part.features[:, 1]) > 0
 
     def test_small_spread_is_no_constant(self):
         rows = np.random.default_rng(0).permutation(30)

@@ -22,8 +22,12 @@ Q, C = X.T @ X + np.eye(N), RNG.normal(size=N)
 ZERO = np.zeros(N)
 
 
+def typed(array, like):
+    return jnp.asarray(array, jnp.result_type(like))
+
+
 def loss(x, h, data):
-    return jnp.vdot(x, Q @ x) / 2 + h * jnp.vdot(C, x)
+    return jnp.vdot(x, typed(Q, x) @ x) / 2 + h * jnp.vdot(typed(C, x), x)
 
 
 def shifted(x, h, data):
@@ -39,7 +43,11 @@ def model(l2, l1=None):
 
 
 def program(shift=0.0, **constraints):
-    return bl.Program(lambda h, data: bl.QP(jnp.asarray(Q, jnp.result_type(h)), h * C + shift, **constraints))
+    def numbers(h, data):
+        arrays = {name: typed(array, h) for name, array in {"Q": Q, "c": C, **constraints}.items()}
+        return bl.QP(**{**arrays, "c": h * arrays["c"] + shift})
+
+    return bl.Program(numbers)
 
 
 def cone(shift):

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from commands import environment, module_here, result, status
+from commands import environment, module_here, result, status, wait_for_tracker
 
 from bilevel.io import sweeps
 
@@ -100,7 +100,9 @@ def test_stop_and_go_on(tmp_path):
 
 
 def test_watch(tmp_path):
-    *lines, dashboard = COMMANDS["Watch"]
+    tracked, *lines, dashboard = COMMANDS["Watch"]
+    shell(tracked, tmp_path)
+    wait_for_tracker(tmp_path / "runs" / "third", "wandb", 20)  # which may go on after the command
     for line in lines:
         printed = shell(line, tmp_path)
     assert "outer_loss" in printed
