@@ -49,11 +49,11 @@ class Split(NamedTuple):
         for name in ("train", *needed):
             if not len(getattr(self, name)):
                 raise DataError(f"{self.train.name}: there are no {name} rows, and this task needs at least one")
-        require_shape(f"{self.train.name}, train rows: X", self.train.features, "samples", "features")
+        require_shape(f"{self.train.name}, train rows: X", self.train.features, ("samples", "features"))
         for name, part in self.parts.items():
             where = f"{part.name}, {name} rows"
-            require_shape(f"{where}: X", part.features, "samples", self.train.features.shape[1])
-            require_shape(f"{where}: y", part.targets, len(part))
+            require_shape(f"{where}: X", part.features, ("samples", self.train.features.shape[1]))
+            require_shape(f"{where}: y", part.targets, (len(part),))
             if kind == "classification":
                 _require_class_numbers(where, part, self.train.classes)
 

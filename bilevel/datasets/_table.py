@@ -14,7 +14,7 @@ class DataError(ValueError):
     """The data cannot be used. The message names the source, the problem and the fix."""
 
 
-def require_shape(name: str, array: Any, *shape: int | str, dtype: str | None = None) -> None:
+def require_shape(name: str, array: Any, shape: tuple[int | str, ...], dtype: str | None = None) -> None:
     """Check an array.
 
     Args:

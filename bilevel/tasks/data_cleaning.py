@@ -97,7 +97,7 @@ class DataCleaning(Task[Labeled]):
         split.require("classification", "validation")
         samples, test = len(split.train), split.parts.get("test")
         if wrong is not None:
-            datasets.require_shape("wrong", wrong, samples, dtype="bool")
+            datasets.require_shape("wrong", wrong, (samples,), "bool")
         data = held_out(split, dtype, l2=self.l2)
         start = jnp.zeros((split.train.features.shape[1], split.train.classes), dtype)
 

@@ -68,13 +68,13 @@ class EpisodeSplit(NamedTuple):
 
     def require(self) -> None:
         """Raise `datasets.DataError` if an array has the wrong shape or type."""
-        require_shape("train.support.features", self.train.support.features, "episodes", "rows", "features")
+        require_shape("train.support.features", self.train.support.features, ("episodes", "rows", "features"))
         for part_name, part in self.parts.items():
             episodes, width = len(part.support.features), np.shape(self.train.support.features)[2]
             for rows_name, rows in part._asdict().items():
                 where = f"{part_name}.{rows_name}"
-                require_shape(f"{where}.features", rows.features, episodes, "rows", width)
-                require_shape(f"{where}.targets", rows.targets, episodes, np.shape(rows.features)[1])
+                require_shape(f"{where}.features", rows.features, (episodes, "rows", width))
+                require_shape(f"{where}.targets", rows.targets, (episodes, np.shape(rows.features)[1]))
                 if _are_classes(rows) != _are_classes(self.train.support):
                     raise DataError(f"{where}.targets must be class numbers (integers) or floats in all parts alike")
                 if _are_classes(rows) and (np.min(rows.targets) < 0 or self.classes < 2):

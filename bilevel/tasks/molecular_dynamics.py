@@ -133,8 +133,8 @@ class MolecularDynamics(Task[Packing]):
     def state(self, tables: Packing, dtype: DTypeLike, seed: int = 0) -> Setup:
         """State the problem, with these positions as the start."""
         positions, small = (np.asarray(array) for array in tables[:2])
-        require_shape("positions", positions, "particles", 2)
-        require_shape("small", small, len(positions), dtype="bool")
+        require_shape("positions", positions, ("particles", 2))
+        require_shape("small", small, (len(positions),), "bool")
         _require_room(self.diameter, tables.side)
         box, target = jnp.asarray(tables.side, dtype), jnp.asarray(self.target, dtype)
         data = {"small": jnp.asarray(small), "box": box, "target": target}

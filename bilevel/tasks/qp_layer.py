@@ -90,15 +90,15 @@ class Markets(NamedTuple):
 
     def require(self) -> None:
         """Raise `datasets.DataError` if an array has the wrong shape."""
-        require_shape("train.features", self.train.features, "rows", "features")
-        require_shape("train.returns", self.train.returns, len(self.train.features), "assets")
+        require_shape("train.features", self.train.features, ("rows", "features"))
+        require_shape("train.returns", self.train.returns, (len(self.train.features), "assets"))
         features, assets = self.train.features.shape[1], self.train.returns.shape[1]
-        require_shape("covariance", self.covariance, assets, assets)
+        require_shape("covariance", self.covariance, (assets, assets))
         for name, part in self.parts.items():
-            require_shape(f"{name}.features", part.features, "rows", features)
-            require_shape(f"{name}.returns", part.returns, len(part.features), assets)
+            require_shape(f"{name}.features", part.features, ("rows", features))
+            require_shape(f"{name}.returns", part.returns, (len(part.features), assets))
             if part.means is not None:
-                require_shape(f"{name}.means", part.means, len(part.features), assets)
+                require_shape(f"{name}.means", part.means, (len(part.features), assets))
 
 
 def make_market(
