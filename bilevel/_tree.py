@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 PyTree = Any
@@ -21,7 +22,7 @@ def is_inexact(x: Any) -> bool:
 def as_arrays(tree: PyTree) -> PyTree:
     """Every leaf as a strongly typed JAX array, so that a state keeps its types from one step to the next."""
 
-    def convert(x):
+    def convert(x: Any) -> jax.Array:
         x = jnp.asarray(x)
         return jax.lax.convert_element_type(x, x.dtype) if is_inexact(x) else x
 
@@ -60,7 +61,7 @@ def norm(x: PyTree) -> jax.Array:
     if not leaves:
         return jnp.zeros((), dtype(x))
     largest = jnp.stack([jnp.max(jnp.abs(a)).astype(dtype(x)) for a in leaves]).max()
-    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    safe = positive(jnp.where(jnp.isfinite(largest), largest, 1))
     return safe * jnp.sqrt(sum(jnp.sum((a / safe.astype(a.dtype)) ** 2).astype(dtype(x)) for a in leaves))
 
 
@@ -97,6 +98,17 @@ def tie(x: PyTree) -> PyTree:
     return jax.tree.map(lambda a: a + (0 * total).astype(a.dtype), x)
 
 
+def positive(x: jax.Array) -> jax.Array:
+    """`x` where it is positive, else 1: a divisor that is never zero, negative or NaN."""
+    return jnp.where(x > 0, x, jnp.ones_like(x))
+
+
+def divide(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a / b`, and zero where b is zero."""
+    zero = b == 0
+    return jnp.where(zero, jnp.zeros_like(a), a / jnp.where(zero, jnp.ones_like(b), b))
+
+
 def where(condition: Any, x: PyTree, y: PyTree) -> PyTree:
     """`x` where the scalar condition holds, else `y`."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
@@ -105,6 +117,29 @@ def where(condition: Any, x: PyTree, y: PyTree) -> PyTree:
 def with_derivative_of(y: PyTree, x: PyTree) -> PyTree:
     """The values of `x` with the derivatives of `y`: a point that is kept, while what leads to it is differentiated."""
     return jax.tree.map(lambda x, y: jax.lax.stop_gradient(x - y) + y, x, y)
+
+
+def without_derivative(x: PyTree, sources: PyTree) -> PyTree:
+    """`x`, whose derivative with respect to the sources is NaN rather than a silent zero."""
+    inputs = [a for a in jax.tree.leaves(sources) if isinstance(a, jax.core.Tracer) and is_inexact(a)]
+
+    @jax.custom_jvp
+    def poison(value: jax.Array, *inputs: jax.Array) -> jax.Array:
+        del inputs
+        return value
+
+    @poison.defjvp
+    def _(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        value = primals[0]
+        total = jnp.stack([jnp.sum(t).astype(value.dtype) for t in tangents[1:]]).sum()
+        return value, jnp.full_like(value, jnp.nan) * total
+
+    def mark(a: Any) -> Any:
+        if not (inputs and isinstance(a, jax.Array) and is_inexact(a)):
+            return a
+        return poison(jax.lax.stop_gradient(a), *inputs)
+
+    return jax.tree.map(mark, x)
 
 
 def all_finite(x: PyTree) -> jax.Array:

@@ -15,6 +15,14 @@ P = 3
 THETA = np.array([0.3, -0.7, 1.1])
 
 
+def by_position(function):
+    return functools.wraps(function)(lambda *args: function(*args))
+
+
+def by_keyword(function):
+    return functools.wraps(function)(lambda x, **kw: function(x, **kw))
+
+
 class TestBinding:
     """Arguments of F are found by name, however the solver is called."""
 
@@ -109,6 +117,26 @@ class TestBinding:
             lambda s, t, g: s(None, gain=g, theta=t),
             reference_signature=self.condition,
         )
+
+    def test_a_wrapper_is_called_as_it_takes_its_arguments(self):
+        def shifted(x, shift=0.0, theta=0.0, gain=1.0):
+            return x - gain * theta - shift
+
+        for condition in (self.condition, shifted):
+            for wrapped in (by_position(condition), by_keyword(condition)):
+                self.check(self.solve, wrapped, lambda s, t, g: s(None, t, gain=g))
+
+    def test_a_fixed_point_map_that_is_wrapped_and_one_with_any_names(self):
+        def heron(x, theta):
+            return (x + theta / x) / 2
+
+        def other_names(state, x):
+            return heron(state, x)
+
+        for fixed_point, keywords in ((by_position(heron), {"theta": 4.0}), (other_names, {"x": 4.0})):
+            solver = bl.custom_fixed_point(fixed_point)(lambda init, **kw: jnp.sqrt(*kw.values()))
+            slope = jax.grad(lambda kw, solver=solver: solver(None, **kw))(keywords)
+            assert list(slope.values()) == pytest.approx([0.25])
 
     def test_an_unknown_argument_is_named(self):
         def solver(init, theta, gain, maxiter=3):

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bilevel.optimality._lipschitz import choose_step
 from conftest import precision
 from test_config import compose
 
 import bilevel as bl
 from bilevel import config, inner, optimality, tasks
+from bilevel._curvature import choose_step
 from bilevel.hypergrad import misfits
 from bilevel.outer import Nested
 
@@ -118,7 +118,7 @@ def check(task, solver, condition):
     tight = part("inner", solver)
     if isinstance(tight, inner.Optax):  # no learning rate suits every problem: here a share of 1/L
         given = setup(task)
-        step = float(choose_step(None, given.problem, given.params, given.hparams, given.data))
+        step = float(choose_step(None, bl.At(given.problem, given.hparams, given.data), given.params))
         rate = (0.05 if tight.batch_size else 1.0) * step
         tight = dataclasses.replace(tight, optimizer=optax.sgd(rate), prox_step=rate, max_steps=50_000)
     with warnings.catch_warnings():

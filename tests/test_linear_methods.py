@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -273,11 +275,12 @@ class TestDamped:
         assert float(jax.grad(value)(0.0)) == pytest.approx(expected, rel=1e-9)
 
     def test_tolerances_come_from_the_solver(self):
-        assert (Damped(solver=CG(rtol=1e-3, atol=1e-5)).rtol, Damped(solver=CG(rtol=1e-3, atol=1e-5)).atol) == (
-            1e-3,
-            1e-5,
-        )
-        assert Damped(solver=CG(rtol=1e-3), rtol=1e-6).rtol == 1e-6
+        damped = Damped(solver=CG(rtol=1e-3, atol=1e-5))
+        assert damped.tolerances == (1e-3, 1e-5)
+        assert Damped(solver=damped, ridge=1.0, atol=1e-2).tolerances == (1e-3, 1e-2)
+        assert Damped(solver=CG(rtol=1e-3), rtol=1e-6).tolerances == (1e-6, 0.0)
+        assert dataclasses.replace(damped, solver=CG(rtol=1e-7)).tolerances == (1e-7, 0.0)
+        assert float(damped.tolerance(jnp.array([3.0, 4.0]))) == pytest.approx(5e-3)
 
     @pytest.mark.parametrize("kind", [Damped, Refined])
     def test_garbage(self, kind):

@@ -1,4 +1,4 @@
-"""The engine: differentiate what a solver returns through the condition that its solution satisfies."""
+"""The engine: differentiate the answer of a solver through the optimality condition that it satisfies."""
 
 from bilevel.implicit._root import attach, custom_fixed_point, custom_root, root_jvp, root_vjp
 

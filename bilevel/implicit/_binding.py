@@ -1,4 +1,4 @@
-"""Which argument of a solver's call is which argument of its optimality condition."""
+"""Match the arguments of a solver's call with the arguments of its optimality condition."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class _Call(NamedTuple):
 
     by_position: list[tuple[str, Any]]  # named by the solver's signature; index = position after the start
     by_keyword: dict[str, Any]
-    extra: list[Any]  # positional, without a name of their own
-    defaults: dict[str, Any]  # of the solver's parameters that the call left out
+    extra: list[Any]  # positional, without a name
+    defaults: dict[str, Any]  # of the solver's parameters that the call omits
 
 
 class _Condition(NamedTuple):
@@ -39,12 +39,12 @@ def bind(
     """Arguments with which to call `optimality_fun(sol, *args, **kwargs)`, from a call `solver(*args, **kwargs)`.
 
     The solver's first argument is its start; the condition's first is the solution. Every other argument is matched by
-    name. One passed by position whose name the condition does not use takes the condition's parameter at the same
-    position, if nothing else claims it (`solver(init, lam)` fits `F(x, theta)`, as in jaxopt). The solver's defaults
-    count where the condition has a parameter of that name.
+    name. An argument passed by position whose name the condition does not use is matched with the condition's parameter at
+    the same position, if that is still free (`solver(init, lam)` fits `F(x, theta)`, as in jaxopt). The solver's defaults
+    apply if the condition has a parameter of that name.
 
     Raises:
-      TypeError: an argument that the condition does not know, or one that it needs and the call lacks.
+      TypeError: an argument is not known to the condition, or one that it needs is missing.
     """
     sig = _signature(optimality_fun if reference is None else reference)
     if sig is None:
@@ -76,26 +76,26 @@ def bind(
     missing = [name for name in condition.required if name not in chosen]
     if missing:
         raise TypeError(
-            f"the optimality condition {names[1]} needs {', '.join(map(repr, missing))}, which this call of the solver "
-            f"{names[0]} does not have: pass it to the solver under that name, or give it a default"
+            f"the optimality condition {names[1]} needs {', '.join(map(repr, missing))}, and this call of the solver "
+            f"{names[0]} does not pass: pass it to the solver under that name, or give it a default"
         )
-    return _as_call(sig, chosen, extra)
+    return _as_call(sig, _signature(optimality_fun, follow_wrapped=False) or sig, chosen, extra)
 
 
 def _unknown(name: str, condition: _Condition, solver: str, optimality_fun: str) -> TypeError:
-    known = ", ".join(condition.accepted) or "none besides the solution"
+    known = ", ".join(condition.accepted) or "only the solution"
     return TypeError(
         f"argument {name!r} of the solver {solver} is not a parameter of its optimality condition {optimality_fun} "
         f"(parameters: {known}): add it there, or bind it to the solver with functools.partial"
     )
 
 
-def _signature(function: Any) -> inspect.Signature | None:
+def _signature(function: Any, follow_wrapped: bool = True) -> inspect.Signature | None:
     if isinstance(function, inspect.Signature):
         return function
     try:
-        return inspect.signature(function)
-    except (TypeError, ValueError):  # some compiled functions have none
+        return inspect.signature(function, follow_wrapped=follow_wrapped)
+    except (TypeError, ValueError):  # some compiled functions have no signature
         return None
 
 
@@ -124,7 +124,7 @@ def _read_call(solver: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     start_is_bound = isinstance(solver, functools.partial) and len(solver.args) > 0
     if sig is None:
         return _Call([], dict(kwargs), list(args if start_is_bound else args[1:]), {})
-    sig.bind(*args, **kwargs)  # a call that the solver itself refuses is refused here, in Python's words
+    sig.bind(*args, **kwargs)  # a call that does not fit the solver raises Python's own error
     parameters = list(sig.parameters.values())
     positional = [p.name for p in parameters if p.kind in _POSITIONAL]
     by_position = list(zip(positional, args, strict=False))
@@ -144,10 +144,18 @@ def _read_call(solver: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
 
 
 def _as_call(
-    sig: inspect.Signature, chosen: dict[str, Any], extra: list[Any]
+    sig: inspect.Signature, own: inspect.Signature, chosen: dict[str, Any], extra: list[Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional-only parameters, and those before *args, by position; all others by keyword."""
+    """By keyword what the function itself (`own`, not what it wraps) takes so; the rest, and all before it, by position."""
+    kinds = {p.kind for p in own.parameters.values()}
+    names = {name for name, p in own.parameters.items() if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
+    any_keyword = inspect.Parameter.VAR_KEYWORD in kinds
+
+    def needs_position(p: inspect.Parameter) -> bool:
+        return p.kind is inspect.Parameter.POSITIONAL_ONLY or not (any_keyword or p.name in names)
+
     positional = [p for p in sig.parameters.values() if p.kind in _POSITIONAL][1:]
-    by_position = [p.name for p in positional if extra or p.kind is inspect.Parameter.POSITIONAL_ONLY]
-    args = tuple(chosen[name] for name in by_position if name in chosen)
+    last = max((i for i, p in enumerate(positional) if needs_position(p) and p.name in chosen), default=-1)
+    by_position = {p.name: p.default for i, p in enumerate(positional) if extra or i <= last}
+    args = tuple(chosen.get(name, default) for name, default in by_position.items())
     return (*args, *extra), {name: value for name, value in chosen.items() if name not in by_position}

@@ -1,19 +1,20 @@
-"""Implicit differentiation of a root, once, for every mode.
+"""Implicit differentiation of a root, for every mode.
 
-Sign convention of the whole library. At a root F(x*, θ) = 0, with A = ∂₁F and B = ∂₂F,
+The sign convention of the whole library: at a root F(x*, θ) = 0, with A = ∂₁F and B = ∂₂F,
 
     JVP:  A ẋ = −B θ̇            VJP:  Aᵀ u = w,   θ̄ = −Bᵀ u.
 
-The solver's answer enters as a constant; `attach` gives it its derivative by `jax.lax.custom_root`, whose tangent
-system goes through `jax.lax.custom_linear_solve` with a transposed solve. So forward, reverse and higher modes, `vmap`,
-`jit` and closures all follow from one rule, and the linear solver is a black box that nobody differentiates.
+The solver's answer enters as a constant; `attach` gives it its derivative by `jax.lax.custom_root`, whose tangent system is
+solved by `linear.differentiable_solve`. So forward, reverse and higher modes, `vmap`, `jit` and closures all follow from one
+rule, and the linear solver is a black box that is never differentiated.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import jax
 import jax.core
@@ -25,39 +26,9 @@ from bilevel.implicit._binding import bind
 
 OnFailure = Literal["nan", "ignore"]
 Solve = linear.LinearSolver | Callable[..., Any] | None
-
-
-def solve_system(
-    solver: linear.LinearSolver,
-    matvec: Callable[[PyTree], PyTree],
-    b: PyTree,
-    on_failure: OnFailure,
-    system: linear.System | None = None,
-    transposed: bool = False,
-) -> PyTree:
-    """A⁻¹ b, differentiable and transposable; NaN where the solver missed its tolerance, unless failures are ignored.
-
-    `system` is the form in which A, or with `transposed` Aᵀ, is solved; the derivatives are those of `matvec`.
-    """
-    nan = on_failure == "nan"
-    if system is None:
-        return linear.differentiable_solve(solver, linear.Operator(matvec), b, nan_on_failure=nan).value
-
-    def checked(found: linear.LinearSolution):
-        return jax.tree.map(lambda x: jnp.where(found.converged | (not nan), x, jnp.nan), found.value)
-
-    def solve(_, b):
-        return checked(system.solve(solver, b))
-
-    def solve_transposed(_, b):
-        return checked(system.solve_transposed(solver, b))
-
-    if transposed:
-        solve, solve_transposed = solve_transposed, solve
-    x = jax.lax.custom_linear_solve(
-        lambda v: _tree.tie(matvec(v)), _tree.tie(b), solve=solve, transpose_solve=solve_transposed
-    )
-    return _tree.tie(x)
+Signature = Callable[..., Any] | inspect.Signature | None
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def attach(
@@ -67,7 +38,26 @@ def attach(
     on_failure: OnFailure,
     make_system: Callable[[], linear.System | None] = lambda: None,
 ) -> PyTree:
-    """`sol` as a differentiable function of everything that `fun`, which is zero there, closes over."""
+    """`sol` as a differentiable function of everything that `fun` closes over, where `fun(sol)` is zero.
+
+    Args:
+      fun: x ↦ F(x), with the structure, shapes and dtypes of x.
+      sol: the root, any pytree of floating-point arrays.
+      solver: linear solver for the systems with ∂F; its tolerances apply.
+      on_failure: as in `custom_root`.
+      make_system: makes the form in which these systems are best solved; called only if something is differentiated.
+
+    Raises:
+      ValueError: F(sol) has another structure or other shapes than sol.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, bilevel as bl
+      >>> def root(theta):
+      ...     found = jax.lax.stop_gradient(jnp.sqrt(theta))
+      ...     return bl.implicit.attach(lambda x: x**2 - theta, found, bl.linear.Auto(), "nan")
+      >>> print(jax.grad(root)(4.0))
+      0.25
+    """
     _tree.check_like("the value of the optimality condition", jax.eval_shape(fun, sol), "the solution", sol)
     converted, closed_over = jax.closure_convert(fun, sol)
     if not closed_over and not _has_tracer(sol):
@@ -77,12 +67,18 @@ def attach(
         lambda x: _tree.cast_like(converted(x, *closed_over), x),
         sol,
         solve=lambda _, x: x,
-        tangent_solve=lambda matvec, b: solve_system(solver, matvec, b, on_failure, system),
+        tangent_solve=lambda matvec, b: (
+            linear.differentiable_solve(
+                solver, linear.Operator(matvec), b, system=system, nan_on_failure=on_failure == "nan"
+            ).value
+        ),
     )
 
 
-def _system_of(optimality_fun, sol, args, kwargs) -> linear.System | None:
-    """What a condition of the catalog knows about its linear systems; None for a plain function."""
+def _system_of(
+    optimality_fun: Callable[..., Any], sol: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> linear.System | None:
+    """The best form of the linear systems of a `RootFunction`; None for a plain function."""
     if not isinstance(optimality_fun, linear.RootFunction):
         return None
     return optimality_fun.system(*_stop((sol, *args)), **_stop(kwargs))
@@ -92,33 +88,35 @@ def custom_root(
     optimality_fun: Callable[..., Any],
     has_aux: bool = False,
     solve: Solve = None,
-    reference_signature: Any = None,
+    reference_signature: Signature = None,
     *,
     on_failure: OnFailure = "nan",
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a solver so that JAX differentiates its solution by the implicit function theorem.
 
     The solution x* of `solver(init, *args)` must satisfy `optimality_fun(x*, *args) = 0`. Then `jax.grad`, `jvp`,
-    `jacfwd`, `jacrev`, `hessian`, their compositions, `vmap` and `jit` work, whatever the solver is made of: under
-    `jit` or `vmap` it must be traceable (a NumPy code through `jax.pure_callback`); outside, it may be any Python code.
+    `jacfwd`, `jacrev`, `hessian`, their compositions, `vmap` and `jit` work for any solver: under `jit` or `vmap` it must be
+    traceable (NumPy code by `jax.pure_callback`); elsewhere it may be any Python code.
 
-    The solver is called exactly as you call it; the condition's arguments are found by name (see `docs/from-jaxopt.md`).
+    The solver is called exactly as you call it; the condition's arguments are matched by name (see `docs/from-jaxopt.md`).
     The start has derivative zero, since the solution does not depend on it.
 
     Args:
-      optimality_fun: F(x, *args), with the structure, shapes and dtypes of x; all it uses is differentiated, closures
-        too. For example `jax.grad(f)`, or a condition of the catalog: `bilevel.optimality.bind(problem)`.
-      has_aux: the solver returns `(x, aux)`. Differentiating through aux gives NaN.
-      solve: linear solver for the system with ∂₁F: one of `bilevel.linear`, or a function `solve(matvec, b)`.
-        None is `linear.Auto()`.
-      reference_signature: a function or signature that names the arguments of `optimality_fun` where its own does not.
-      on_failure: when the linear solve missed its tolerance: `"nan"` makes the derivative NaN, `"ignore"` keeps it.
+      optimality_fun: F(x, *args), with the structure, shapes and dtypes of x; everything it uses is differentiated, closures
+        included. For example `jax.grad(f)`, or a condition of the catalog: `bilevel.optimality.bind(problem)`.
+      has_aux: the solver returns `(x, aux)`. The derivative of aux is NaN.
+      solve: linear solver for the systems with ∂₁F: one of `bilevel.linear`, or a function `solve(matvec, b)`. `None` is
+        `linear.Auto()`, which solves to ‖A x − b‖ ≤ ε^⅔ ‖b‖ (4e-11 in float64, 2e-5 in float32).
+      reference_signature: a function or signature that names the arguments of `optimality_fun` if its own does not.
+      on_failure: if a linear solve misses its tolerance, `"nan"` makes the derivative NaN and `"ignore"` keeps it.
 
     Returns:
-      A decorator of solvers.
+      A decorator of solvers, which keeps their signature.
 
     Raises:
-      TypeError: when called, if an argument is not known to `optimality_fun`, or one that it needs is missing.
+      TypeError: at a call, if an argument is not known to `optimality_fun`, or one that it needs is missing; or if the
+        solver does not return floating-point arrays.
+      ValueError: at a call, if F(x) has another structure or other shapes than x.
 
     Example:
       >>> import jax, jax.numpy as jnp, bilevel as bl
@@ -134,43 +132,21 @@ def custom_root(
 
     Reference: Blondel et al. 2022, https://arxiv.org/abs/2105.15183.
     """
-    linear_solver = linear.as_solver(solve, linear.Auto())
-    if on_failure not in ("nan", "ignore"):
-        raise ValueError(f"on_failure must be 'nan' or 'ignore', got {on_failure!r}")
-
-    def decorator(solver):
-        @functools.wraps(solver)
-        def wrapper(*args, **kwargs):
-            fun_args, fun_kwargs = bind(solver, optimality_fun, reference_signature, args, kwargs)
-            found = _run_undifferentiated(solver, args, kwargs)
-            sol, aux = _split_aux(solver, found) if has_aux else (found, None)
-            sol = _as_solution(solver, sol)
-            sol = attach(
-                lambda x: optimality_fun(x, *fun_args, **fun_kwargs),
-                sol,
-                linear_solver,
-                on_failure,
-                lambda: _system_of(optimality_fun, sol, fun_args, fun_kwargs),
-            )
-            return (sol, _without_derivative(aux, sol, args, kwargs)) if has_aux else sol
-
-        return wrapper
-
-    return decorator
+    return _decorator(optimality_fun, optimality_fun, has_aux, solve, reference_signature, on_failure)
 
 
 def custom_fixed_point(
     fixed_point_fun: Callable[..., Any],
     has_aux: bool = False,
     solve: Solve = None,
-    reference_signature: Any = None,
+    reference_signature: Signature = None,
     *,
     on_failure: OnFailure = "nan",
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """`custom_root` for a solution that is a fixed point, x* = T(x*, *args): F = T − x.
 
-    Args and the rest as for `custom_root`, with `fixed_point_fun` for T. A map that contains a gradient step should
-    carry a step size near 1/L: with a unit step on unnormalized data the system is hopelessly conditioned.
+    Arguments, tolerances and errors are those of `custom_root`, with T as `fixed_point_fun`. A map that contains a gradient
+    step should have a step size near 1/L: with a unit step on unnormalized data the system is hopelessly ill-conditioned.
 
     Example:
       >>> import jax, jax.numpy as jnp, bilevel as bl
@@ -181,12 +157,44 @@ def custom_fixed_point(
       0.25
     """
 
-    def optimality_fun(x, *args, **kwargs):
+    def optimality_fun(x: PyTree, /, *args: Any, **kwargs: Any) -> PyTree:
         return _tree.sub(fixed_point_fun(x, *args, **kwargs), x)
 
-    reference = fixed_point_fun if reference_signature is None else reference_signature
-    functools.update_wrapper(optimality_fun, fixed_point_fun, assigned=("__name__", "__doc__"), updated=())
-    return custom_root(optimality_fun, has_aux, solve, reference, on_failure=on_failure)
+    return _decorator(optimality_fun, fixed_point_fun, has_aux, solve, reference_signature, on_failure)
+
+
+def _decorator(
+    optimality_fun: Callable[..., Any],
+    stated: Callable[..., Any],
+    has_aux: bool,
+    solve: Solve,
+    reference_signature: Signature,
+    on_failure: OnFailure,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """The decorator of solvers; `stated` is the function that the user gave, whose arguments are those of F."""
+    linear_solver = linear.as_solver(solve, linear.Auto())
+    if on_failure not in ("nan", "ignore"):
+        raise ValueError(f"on_failure must be 'nan' or 'ignore', got {on_failure!r}")
+
+    def decorator(solver: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(solver)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+            fun_args, fun_kwargs = bind(solver, stated, reference_signature, args, kwargs)
+            found = _run_undifferentiated(solver, args, kwargs)
+            sol, aux = _split_aux(solver, found) if has_aux else (found, None)
+            sol = _as_solution(solver, sol)
+            sol = attach(
+                lambda x: optimality_fun(x, *fun_args, **fun_kwargs),
+                sol,
+                linear_solver,
+                on_failure,
+                lambda: _system_of(optimality_fun, sol, fun_args, fun_kwargs),
+            )
+            return (sol, _tree.without_derivative(aux, (sol, args, kwargs))) if has_aux else sol
+
+        return wrapper
+
+    return decorator
 
 
 def root_vjp(
@@ -196,22 +204,30 @@ def root_vjp(
     cotangent: PyTree,
     solve: Solve = None,
 ) -> tuple[Any, ...]:
-    """Vector-Jacobian product of a root: θ̄ = −Bᵀ u with Aᵀ u = w, for every argument at once.
+    """Vector-Jacobian product of a root: θ̄ = −Bᵀ u with Aᵀ u = w, for all arguments at once.
 
     Args:
       optimality_fun: F(x, *args), zero at `sol`.
       sol: x*, any pytree.
       args: the other arguments of F, a tuple; the root is differentiated with respect to each of them.
       cotangent: w, with the structure of `sol`.
-      solve: as in `custom_root`; NaN is returned where it misses its tolerance.
+      solve: as in `custom_root`; if it misses its tolerance, the result is NaN.
 
     Returns:
-      A tuple with one cotangent per argument.
+      A tuple with one cotangent per argument, of its structure and shapes.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> print(bl.root_vjp(lambda x, theta: x**2 - theta, jnp.array(2.0), (4.0,), jnp.array(1.0))[0])
+      0.25
     """
     solver = linear.as_solver(solve, linear.Auto())
     _, pull_x = jax.vjp(lambda x: _tree.cast_like(optimality_fun(x, *args), x), sol)
     system = _system_of(optimality_fun, sol, args, {})
-    u = solve_system(solver, lambda v: pull_x(v)[0], cotangent, "nan", system, transposed=True)
+    operator = linear.Operator(lambda v: pull_x(v)[0])
+    u = linear.differentiable_solve(
+        solver, operator, cotangent, system=system, transposed=True, nan_on_failure=True
+    ).value
     _, pull_args = jax.vjp(lambda *args: _tree.cast_like(optimality_fun(sol, *args), sol), *args)
     return pull_args(_tree.scale(-1, u))
 
@@ -230,28 +246,35 @@ def root_jvp(
       sol: x*, any pytree.
       args: the other arguments of F, a tuple.
       tangents: θ̇, one per argument, as `jax.jvp` takes them.
-      solve: as in `custom_root`; NaN is returned where it misses its tolerance.
+      solve: as in `custom_root`; if it misses its tolerance, the result is NaN.
 
     Returns:
       The tangent of the solution, with the structure of `sol`.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> print(bl.root_jvp(lambda x, theta: x**2 - theta, jnp.array(2.0), (4.0,), (1.0,)))
+      0.25
     """
     solver = linear.as_solver(solve, linear.Auto())
     _, rhs = jax.jvp(lambda *args: _tree.cast_like(optimality_fun(sol, *args), sol), tuple(args), tuple(tangents))
     _, push_x = jax.linearize(lambda x: _tree.cast_like(optimality_fun(x, *args), x), sol)
-    return solve_system(solver, push_x, _tree.scale(-1, rhs), "nan", _system_of(optimality_fun, sol, args, {}))
+    system = _system_of(optimality_fun, sol, args, {})
+    return linear.differentiable_solve(
+        solver, linear.Operator(push_x), _tree.scale(-1, rhs), system=system, nan_on_failure=True
+    ).value
 
 
 def _stop(tree: PyTree) -> PyTree:
-    """The same values without derivatives; whatever is not a tracer stays the very object that the user passed."""
+    """The same values without derivatives; what is not a tracer remains the object that the user passed."""
     return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if isinstance(x, jax.core.Tracer) else x, tree)
 
 
-def _run_undifferentiated(solver, args, kwargs):
-    """Call the solver on values, so that its inner workings never meet a derivative.
+def _run_undifferentiated(solver: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call the solver on values without derivatives, so that it is never differentiated.
 
-    If that fails it may be because the solver closes over a tracer and cannot be differentiated (a callback): then it is
-    traced to find what it closes over, and those values are stopped too. A solver that cannot be traced raises its own
-    first error.
+    If that fails, the solver may close over a tracer and not be differentiable (a callback): it is then traced to find what
+    it closes over, and those values lose their derivatives too. A solver that cannot be traced raises its own first error.
     """
     args, kwargs = _stop((args, kwargs))
     try:
@@ -260,7 +283,7 @@ def _run_undifferentiated(solver, args, kwargs):
         leaves, tree = jax.tree.flatten((args, kwargs))
         moving = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
 
-        def flat(*arrays):
+        def flat(*arrays: jax.Array) -> Any:
             filled = list(leaves)
             for i, x in zip(moving, arrays, strict=True):
                 filled[i] = x
@@ -276,7 +299,7 @@ def _run_undifferentiated(solver, args, kwargs):
         return converted(*[leaves[i] for i in moving], *_stop(closed_over))
 
 
-def _split_aux(solver, found):
+def _split_aux(solver: Callable[..., Any], found: Any) -> tuple[Any, Any]:
     if not isinstance(found, tuple) or len(found) != 2:
         raise TypeError(
             f"has_aux=True: the solver {getattr(solver, '__name__', solver)!r} must return (solution, aux), "
@@ -285,7 +308,7 @@ def _split_aux(solver, found):
     return found
 
 
-def _as_solution(solver, sol):
+def _as_solution(solver: Callable[..., Any], sol: PyTree) -> PyTree:
     sol = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, sol))
     wrong = [x for x in jax.tree.leaves(sol) if not jnp.issubdtype(x.dtype, jnp.floating)]
     if wrong or not jax.tree.leaves(sol):
@@ -298,25 +321,3 @@ def _as_solution(solver, sol):
 
 def _has_tracer(tree: PyTree) -> bool:
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
-
-
-def _without_derivative(aux, *sources):
-    """`aux` with a NaN derivative with respect to all sources, instead of a silent zero."""
-    inputs = [x for x in jax.tree.leaves(sources) if isinstance(x, jax.core.Tracer) and _tree.is_inexact(x)]
-
-    @jax.custom_jvp
-    def poison(value, *inputs):
-        return value
-
-    @poison.defjvp
-    def _(primals, tangents):
-        total = jnp.stack([jnp.sum(t).astype(float) for t in tangents[1:]]).sum()
-        value = primals[0]
-        return value, (jnp.nan * total).astype(value.dtype) * jnp.ones_like(value)
-
-    def mark(x):
-        if not (isinstance(x, jax.Array) and _tree.is_inexact(x) and inputs):
-            return x
-        return poison(jax.lax.stop_gradient(x), *inputs)
-
-    return jax.tree.map(mark, aux)

@@ -1,4 +1,4 @@
-"""Linear solvers: A x = b from products with A. One contract, `LinearSolver.solve`; every answer carries a status."""
+"""Linear solvers: A x = b from products with A. One contract, `LinearSolver.solve`; every answer has a status."""
 
 from bilevel.linear._auto import Auto
 from bilevel.linear._base import (
@@ -8,11 +8,11 @@ from bilevel.linear._base import (
     Operator,
     Prepared,
     damped,
-    differentiable_solve,
 )
 from bilevel.linear._bicgstab import BiCGStab
 from bilevel.linear._cg import CG
 from bilevel.linear._damped import Damped
+from bilevel.linear._differentiable import differentiable_solve
 from bilevel.linear._direct import Direct
 from bilevel.linear._gmres import GMRES
 from bilevel.linear._lsmr import LSMR

@@ -1,13 +1,15 @@
-"""The default choice of linear solver."""
+"""The default linear solver."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 
+import jax
+
 from bilevel import _tree
 from bilevel._tree import PyTree
-from bilevel.linear._base import LinearSolver
+from bilevel.linear._base import Attempt, LinearSolver, Operator, Prepared
 from bilevel.linear._cg import CG
 from bilevel.linear._direct import Direct
 from bilevel.linear._gmres import GMRES
@@ -17,26 +19,35 @@ from bilevel.linear._minres import MINRES
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Auto(LinearSolver):
-    """Pick by size and structure. It never squares a system, unless that is general, large and singular.
+    """Choose a solver by the size and the structure of the operator. The default everywhere.
 
-    `Direct` when small (by SVD if the operator may be singular); else `CG` where A is positive definite, `MINRES` where it
-    is symmetric, or semidefinite and may be singular, `LSMR` where it is general and may be singular, `GMRES` where it is
-    general.
+    Below `direct_below` unknowns the system is factored by `Direct`, by SVD if the operator may be singular. Larger systems go
+    to `CG` if A is positive definite; to `MINRES` if it is symmetric, or semidefinite and possibly singular; to `GMRES` if it
+    is general, and to `LSMR` if it is general and may be singular.
 
     Args:
-      direct_below: systems with fewer unknowns are factored.
+      rtol: the answer converges when ‖A x − b‖ ≤ max(rtol · ‖b‖, atol); `None` (default) is ε^⅔ of the precision of b.
+      atol: absolute floor of the same test; 0 by default.
+      direct_below: number of unknowns from which on a system is solved by iterations; 512 by default.
 
-    Statuses: those of the solver that is chosen.
+    Statuses: those of the chosen solver, which also sets the limit on steps.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, 4.0]) * v, "positive_definite")
+      >>> found = bl.linear.Auto().solve(operator, jnp.array([2.0, 2.0]))
+      >>> print(found.value.round(3), bl.Status(int(found.status)).word)
+      [1.  0.5] converged
     """
 
     direct_below: int = 512
 
-    def attempt(self, operator, b, init, tolerance):
-        """Hand over to the chosen solver."""
+    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
+        """Call the chosen solver."""
         return self._chosen(operator, b).attempt(operator, b, init, tolerance)
 
-    def prepare(self, operator, like):
-        """Hand over to the chosen solver."""
+    def prepare(self, operator: Operator, like: PyTree) -> Prepared:
+        """Prepare the chosen solver."""
         return self._chosen(operator, like).prepare(operator, like)
 
     def preconditioned(self, preconditioner: Callable[[PyTree], PyTree] | None) -> LinearSolver:
@@ -44,7 +55,7 @@ class Auto(LinearSolver):
         return CG(rtol=self.rtol, atol=self.atol, preconditioner=preconditioner)
 
     def choose(self, structure: str, size: int, singular: bool = False) -> LinearSolver:
-        """The solver that serves a system of this structure and size."""
+        """The solver for a system of this structure and size."""
         if size < self.direct_below:
             chosen = Direct
         elif structure == "general":
@@ -53,5 +64,5 @@ class Auto(LinearSolver):
             chosen = MINRES if structure == "symmetric" or singular else CG
         return chosen(rtol=self.rtol, atol=self.atol)
 
-    def _chosen(self, operator, like):
+    def _chosen(self, operator: Operator, like: PyTree) -> LinearSolver:
         return self.choose(operator.structure, _tree.size(like), operator.singular)

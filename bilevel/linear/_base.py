@@ -1,4 +1,4 @@
-"""The contract of a linear solver: A x = b from products with A, and a record that tells the truth about the answer."""
+"""The contract of a linear solver: A x = b from products with A, with a status that is computed from the true residual."""
 
 from __future__ import annotations
 
@@ -15,21 +15,29 @@ from bilevel._status import Status
 from bilevel._tree import PyTree
 
 Structure = Literal["general", "symmetric", "positive_definite"]
+Product = Callable[[PyTree], PyTree]
 
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """A square linear map known by its products.
+    """A square linear map, given by its products.
 
     Args:
-      matvec: v ↦ A v, linear; v and A v have the structure of the unknown.
-      structure: what solvers may assume of A: `"general"`, `"symmetric"` or `"positive_definite"` (symmetric too).
-      singular: A may be singular, and a least-squares or minimum-norm answer is wanted; `Direct` and `Auto` heed it.
-      self_adjoint: A = Aᵀ by construction (a Hessian, JᵀJ), so that A serves as its own transpose. A symmetry that is
-        only declared, by `structure`, is not trusted with that: the transpose is then computed.
+      matvec: v ↦ A v, linear; v and A v have the structure, shapes and dtypes of the unknown.
+      structure: what solvers may assume of A: `"general"`, `"symmetric"` or `"positive_definite"` (and symmetric). If it
+        does not hold, a solve ends in a status other than `CONVERGED`, or in the right answer.
+      singular: A may be singular, and a least-squares or minimum-norm answer is wanted; `Direct` and `Auto` use this.
+      self_adjoint: A = Aᵀ by construction (a Hessian, JᵀJ), so that A serves as its own transpose. A symmetry that is only
+        declared, by `structure`, is not relied on for this: the transpose is then computed.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> shear = bl.linear.Operator(lambda v: jnp.array([v[0] + 2 * v[1], v[1]]))
+      >>> print(shear.transpose(jnp.zeros(2)).matvec(jnp.ones(2)))
+      [1. 3.]
     """
 
-    matvec: Callable[[PyTree], PyTree]
+    matvec: Product
     structure: Structure = "general"
     singular: bool = False
     self_adjoint: bool = False
@@ -43,7 +51,13 @@ class Operator:
 
 
 def damped(operator: Operator, ridge: float | jax.Array) -> Operator:
-    """A + ridge · I, with the structure of A. The ridge is absolute, in the units of A, and is taken to be positive."""
+    """A + ridge · I, with the structure of A. The ridge is positive and absolute, in the units of A.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> print(bl.linear.damped(bl.linear.Operator(lambda v: 2 * v), 0.5).matvec(jnp.ones(2)))
+      [2.5 2.5]
+    """
     matvec = operator.matvec
     return dataclasses.replace(operator, matvec=lambda v: _tree.add_scaled(matvec(v), ridge, v), singular=False)
 
@@ -51,14 +65,20 @@ def damped(operator: Operator, ridge: float | jax.Array) -> Operator:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinearSolution:
-    """What a linear solve returns.
+    """The result of a linear solve.
 
     Attributes:
       value: x, with the structure of b.
       status: int32 code of `bilevel.Status`.
       residual: ‖A x − b‖₂, computed by one more product with A, not by a recurrence.
-      steps: iterations.
-      matvecs: products with A or Aᵀ, that of the residual included.
+      steps: number of iterations, int32.
+      matvecs: number of products with A or Aᵀ, int32, including the one for the residual.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> found = bl.linear.CG(max_steps=1).solve(lambda v: jnp.array([1.0, 3.0]) * v, jnp.ones(2))
+      >>> print(bl.Status(int(found.status)).word, f"{found.residual:.4f}", found.steps, found.matvecs)
+      max_steps 0.7071 1 3
     """
 
     value: PyTree
@@ -75,7 +95,14 @@ class LinearSolution:
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """What a method hands back to `LinearSolver.solve`, which judges it: its answer, and why it stopped if that falls short."""
+    """What a method returns to `LinearSolver.solve`, which judges it.
+
+    Args:
+      value: x, with the structure of b.
+      reason: status to report if the residual exceeds the tolerance.
+      steps: number of iterations.
+      matvecs: number of products.
+    """
 
     value: PyTree
     reason: jax.Array | int
@@ -85,11 +112,11 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A method with all done that needs no right-hand side: call it with (b, init, tolerance).
+    """A method after the work that needs no right-hand side: call it with (b, init, tolerance).
 
     Args:
-      attempt: (b, init, tolerance) ↦ `Attempt`, which counts the products of the call only.
-      matvecs: products that the preparation took.
+      attempt: (b, init, tolerance) ↦ `Attempt`, which counts only the products of the call.
+      matvecs: number of products of the preparation.
     """
 
     attempt: Callable[[PyTree, PyTree, jax.Array], Attempt]
@@ -102,18 +129,30 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearSolver(abc.ABC):
-    """Base of all linear solvers. A subclass writes `attempt`; the tolerance, the start and the verdict live here.
+    """Base class of all linear solvers: a subclass defines `attempt`; the tolerance, the start and the status are set here.
 
     Args:
-      rtol: the answer counts as converged when ‖A x − b‖ ≤ max(rtol · ‖b‖, atol). `None`: ε^⅔ of the precision in
-        use (4e-11 in float64, 2e-5 in float32).
-      atol: absolute floor of the same test.
+      rtol: the answer converges when ‖A x − b‖ ≤ max(rtol · ‖b‖, atol); `None` (default) is ε^⅔ of the precision of b
+        (4e-11 in float64, 2e-5 in float32).
+      atol: absolute floor of the same test; 0 by default.
+
+    Raises:
+      ValueError: a negative tolerance.
+
+    Example:
+      >>> import dataclasses, jax.numpy as jnp, bilevel as bl
+      >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+      ... class Halve(bl.linear.LinearSolver):
+      ...     def attempt(self, operator, b, init, tolerance):
+      ...         return bl.linear.Attempt(b / 2, bl.Status.STAGNATED, steps=1, matvecs=0)
+      >>> print(Halve().solve(lambda v: 2 * v, jnp.ones(2)).converged, Halve().solve(lambda v: v, jnp.ones(2)).converged)
+      True False
     """
 
     rtol: float | None = None
     atol: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.rtol is not None and self.rtol < 0) or self.atol < 0:
             raise ValueError(f"{type(self).__name__}: rtol and atol must not be negative, got {self.rtol}, {self.atol}")
 
@@ -122,7 +161,7 @@ class LinearSolver(abc.ABC):
         """Solve from `init`, aiming at a residual norm of `tolerance`."""
 
     def prepare(self, operator: Operator, like: PyTree) -> Prepared:
-        """Do what needs no right-hand side once, for many of the structure of `like`: `Direct` factors here."""
+        """Do the work that needs no right-hand side, once for many that are like `like`; `Direct` factors here."""
         return Prepared(lambda b, init, tolerance: self.attempt(operator, b, init, tolerance))
 
     def preconditioned(self, preconditioner: Callable[[PyTree], PyTree] | None) -> LinearSolver:
@@ -133,7 +172,7 @@ class LinearSolver(abc.ABC):
         )
 
     def posed(self, operator: Operator) -> Operator:
-        """The system that is solved, and on which the answer is judged: A itself, but for `Damped`."""
+        """The system that is solved, and on which the answer is judged: A itself, except for `Damped`."""
         return operator
 
     def solve(
@@ -149,10 +188,13 @@ class LinearSolver(abc.ABC):
           operator: A; a bare function v ↦ A v stands for an operator of general structure.
           b: right-hand side, any pytree of floating-point arrays.
           init: start, for example the last solution; zeros if None.
-          tolerance: the residual norm to reach, in place of max(rtol · ‖b‖, atol); for a b that is part of a larger vector.
+          tolerance: residual norm to reach, instead of max(rtol · ‖b‖, atol); for a b that is part of a larger vector.
 
         Returns:
-          LinearSolution. Never raises on a numerical failure: look at `status`.
+          LinearSolution. A numerical failure raises nothing: check `status`.
+
+        Raises:
+          ValueError: `init` has another structure or other shapes than b.
 
         Example:
           >>> import jax.numpy as jnp, bilevel as bl
@@ -170,8 +212,8 @@ class LinearSolver(abc.ABC):
     ) -> LinearSolution:
         """Solve A X = B for k right-hand sides at once.
 
-        The products run on blocks, so that a dense A is read once for all columns, and a factorization is shared. Each
-        right-hand side stops by its own tolerance and has its own status.
+        Products are batched, so that a dense A is read once for all columns, and a factorization is shared. Each right-hand
+        side has its own tolerance and status.
 
         Args:
           operator: as in `solve`.
@@ -179,10 +221,10 @@ class LinearSolver(abc.ABC):
           init: starts, like b; zeros if None.
 
         Returns:
-          LinearSolution with a leading axis of k on everything; `matvecs` counts what each would have taken alone.
+          LinearSolution whose leaves all have a leading axis of length k; `matvecs` counts as if each were solved alone.
 
         Raises:
-          ValueError: if the leaves of b do not share a leading axis.
+          ValueError: the leaves of b do not share a leading axis.
 
         Example:
           >>> import jax.numpy as jnp, bilevel as bl
@@ -202,16 +244,21 @@ class LinearSolver(abc.ABC):
             _tree.check_like("init", init, "b", b)
         prepared = self.prepare(operator, jax.tree.map(lambda x: x[0], b))
 
-        def attempt(*args):
+        def attempt(*args: PyTree) -> Attempt:
             found = prepared(*args)
             return dataclasses.replace(found, matvecs=found.matvecs + prepared.matvecs)
 
         return jax.vmap(lambda b, init: self._judged(operator, attempt, b, init, None))(b, init)
 
     def tolerance(self, b: PyTree) -> jax.Array:
-        """The residual norm at which A x = b counts as solved: max(rtol · ‖b‖, atol)."""
-        rtol = _tree.eps(b) ** (2 / 3) if self.rtol is None else self.rtol
-        return jnp.maximum(rtol * _tree.norm(b), self.atol)
+        """The residual norm at which A x = b is solved: max(rtol · ‖b‖, atol)."""
+        rtol, atol = self.tolerances
+        return jnp.maximum((_tree.eps(b) ** (2 / 3) if rtol is None else rtol) * _tree.norm(b), atol)
+
+    @property
+    def tolerances(self) -> tuple[float | None, float]:
+        """rtol and atol in effect."""
+        return self.rtol, self.atol
 
     def _judged(
         self,
@@ -221,7 +268,7 @@ class LinearSolver(abc.ABC):
         init: PyTree | None,
         tolerance: jax.Array | None,
     ) -> LinearSolution:
-        """The outcome of an attempt, by the residual that it leaves."""
+        """The outcome of an attempt, judged by its residual."""
         tolerance = self.tolerance(b) if tolerance is None else tolerance
         zero = _tree.zeros_like(b)
         start = zero if init is None else _tree.where(_tree.norm(b) == 0, zero, _tree.cast_like(init, b))
@@ -229,7 +276,7 @@ class LinearSolver(abc.ABC):
         residual = _tree.norm(_tree.sub(operator.matvec(found.value), b))
         finite = _tree.all_finite(found.value) & jnp.isfinite(residual)
         status = jnp.where(residual <= tolerance, Status.CONVERGED, found.reason)
-        # A method that thinks it succeeded, while the true residual says otherwise, has stagnated.
+        # A method that believes it succeeded, contrary to the true residual, has stagnated.
         status = jnp.where((residual > tolerance) & (status == Status.CONVERGED), Status.STAGNATED, status)
         status = jnp.where(finite, status, Status.NON_FINITE)
         return LinearSolution(
@@ -239,30 +286,3 @@ class LinearSolver(abc.ABC):
             steps=jnp.asarray(found.steps, jnp.int32),
             matvecs=jnp.asarray(found.matvecs, jnp.int32) + 1,
         )
-
-
-def differentiable_solve(
-    solver: LinearSolver, operator: Operator, b: PyTree, init: PyTree | None = None, *, nan_on_failure: bool = False
-) -> LinearSolution:
-    """`solver.solve`, with the derivatives of A⁻¹b in every mode; the solver itself is never differentiated.
-
-    With `nan_on_failure` an answer that missed its tolerance, here or in a derivative, is NaN.
-    """
-    init = jax.lax.stop_gradient(init)
-
-    def solve(matvec, b):
-        solution = solver.solve(dataclasses.replace(operator, matvec=matvec), b, init)
-        value = solution.value
-        if nan_on_failure:
-            value = jax.tree.map(lambda x: jnp.where(solution.converged, x, jnp.nan), value)
-        return value, dataclasses.replace(solution, value=None)
-
-    value, record = jax.lax.custom_linear_solve(
-        lambda v: _tree.tie(operator.matvec(v)),
-        _tree.tie(b),
-        solve=solve,
-        transpose_solve=solve,
-        symmetric=operator.self_adjoint,
-        has_aux=True,
-    )
-    return dataclasses.replace(record, value=_tree.tie(value))

@@ -1,8 +1,8 @@
-"""BiCGStab, for general systems when the memory of GMRES is too much.
+"""BiCGStab, for general systems if GMRES takes too much memory.
 
-Our own, where lineax has one. Measured (lineax 0.1.1): with x64 off its breakdown test takes every negative coefficient
-for a breakdown, so that a well-conditioned system ends after two steps at a residual of 0.39 ‖b‖; and its tolerance is
-relative to each entry of b, so that a b with zeros never passes, and a singular system ends in NaN.
+Why not lineax's (measured with 0.1.1): with x64 off its breakdown test treats every negative coefficient as a breakdown, so
+that a well-conditioned system ends after two steps at a residual of 0.39 ‖b‖; its tolerance is relative to each entry of b,
+so that a b with zeros never passes; and a singular system ends in NaN.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.linear import _sweeps
+from bilevel.linear import _correction
+from bilevel.linear._base import Product
 
 
 class _State(NamedTuple):
@@ -30,39 +31,54 @@ class _State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BiCGStab(_sweeps.Preconditioned):
-    """Stabilized biconjugate gradients (van der Vorst 1992), for general A; a handful of vectors, two products a step.
+class BiCGStab(_correction.Preconditioned):
+    """Stabilized biconjugate gradients, for general A.
 
-    Residuals fall erratically. A breakdown starts afresh from the residual at hand as long as each start halves it.
+    Takes memory for eight vectors and two products a step. The residual falls irregularly. After a breakdown the method restarts
+    from the current residual, as long as every restart halves it.
 
     Args:
-      max_steps: step limit; `None` is ten times the number of unknowns.
-      preconditioner: one of `bilevel.linear`, or a function v ↦ M⁻¹ v, linear; it acts from the right.
+      rtol: the answer converges when ‖A x − b‖ ≤ max(rtol · ‖b‖, atol); `None` (default) is ε^⅔ of the precision of b.
+      atol: absolute floor of the same test; 0 by default.
+      max_steps: limit on iterations; `None` (default) is ten times the number of unknowns.
+      preconditioner: one of `bilevel.linear`, or a linear function v ↦ M⁻¹ v; it acts from the right.
 
-    Statuses besides `CONVERGED`: `BREAKDOWN` (a coefficient vanished, or the residual ran away), `STAGNATED`, `MAX_STEPS`.
+    Statuses besides `CONVERGED`: `BREAKDOWN` (a coefficient vanished, or the residual grew out of bounds), `STAGNATED`,
+    `MAX_STEPS`.
+
+    Reference: van der Vorst, Bi-CGSTAB, 1992.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, 4.0]) * v, "general")
+      >>> found = bl.linear.BiCGStab().solve(operator, jnp.array([2.0, 2.0]))
+      >>> print(found.value.round(3), bl.Status(int(found.status)).word)
+      [1.  0.5] converged
     """
 
-    def sweep(self, matvec, precondition, r, goal, left):
+    def correct(
+        self, matvec: Product, precondition: Product, r: PyTree, goal: jax.Array, left: jax.Array
+    ) -> _correction.Correction:
         """One run of the recurrence."""
         eps = _tree.eps(r)
         shadow = r
 
-        def unfinished(s: _State):
+        def unfinished(s: _State) -> jax.Array:
             return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
 
-        def step(s: _State):
+        def step(s: _State) -> _State:
             p = precondition(s.direction)
             v = matvec(p)
             along = _tree.vdot(shadow, v)
-            alpha = _ratio(s.rho, along)
+            alpha = _tree.divide(s.rho, along)
             half = _tree.add_scaled(s.residual, -alpha, v)
             q = precondition(half)
             t = matvec(q)
-            omega = _ratio(_tree.vdot(t, half), _tree.vdot(t, t))
+            omega = _tree.divide(_tree.vdot(t, half), _tree.vdot(t, t))
             x = _tree.add_scaled(_tree.add_scaled(s.x, alpha, p), omega, q)
             residual = _tree.add_scaled(half, -omega, t)
             norm, rho = _tree.norm(residual), _tree.vdot(shadow, residual)
-            beta = _ratio(rho, s.rho) * _ratio(alpha, omega)
+            beta = _tree.divide(rho, s.rho) * _tree.divide(alpha, omega)
             direction = _tree.add_scaled(residual, beta, _tree.add_scaled(s.direction, -omega, v))
             broken = (
                 (jnp.abs(along) <= eps * _tree.norm(v)) | (jnp.abs(rho) <= eps * norm) | (omega == 0) | (norm > 1 / eps)
@@ -74,8 +90,6 @@ class BiCGStab(_sweeps.Preconditioned):
         one = jnp.ones((), _tree.dtype(r))
         start = _State(_tree.zeros_like(r), r, r, _tree.vdot(r, r), one, jnp.int32(Status.MAX_STEPS), jnp.int32(0))
         end = jax.lax.while_loop(unfinished, step, start)
-        return _sweeps.Sweep(end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, 2 * end.steps)
-
-
-def _ratio(a, b):
-    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
+        return _correction.Correction(
+            end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, 2 * end.steps
+        )

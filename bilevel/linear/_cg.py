@@ -1,8 +1,8 @@
 """Conjugate gradients.
 
-It differs from a textbook's in three ways. Curvature: a direction with pᵀAp ≤ 0 ends the solve with
-`NEGATIVE_CURVATURE`, where other libraries go on and may report success on an indefinite matrix. Rank-deficient
-consistent systems pass, since their residuals stay in the range. And the verdict is taken on the true residual.
+Three differences from the textbook method. A direction with pᵀAp ≤ 0 ends the solve as `NEGATIVE_CURVATURE`; other
+libraries continue, and may report success on an indefinite matrix. Rank-deficient consistent systems are solved, since their
+residuals stay in the range. The status refers to the true residual.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.linear import _precondition
-from bilevel.linear._base import Attempt, LinearSolver
+from bilevel.linear._base import Attempt, LinearSolver, Operator
 
 
 class _State(NamedTuple):
@@ -33,21 +33,32 @@ class _State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CG(LinearSolver):
-    """Conjugate gradients (Hestenes & Stiefel 1952), for symmetric positive (semi)definite A.
+    """Conjugate gradients, for symmetric positive definite A, and for semidefinite A if the system is consistent.
 
     Args:
-      max_steps: step limit; `None` is ten times the number of unknowns.
+      rtol: the answer converges when ‖A x − b‖ ≤ max(rtol · ‖b‖, atol); `None` (default) is ε^⅔ of the precision of b.
+      atol: absolute floor of the same test; 0 by default.
+      max_steps: limit on iterations; `None` (default) is ten times the number of unknowns.
       preconditioner: symmetric positive definite: one of `bilevel.linear`, or a function v ↦ M⁻¹ v. The stopping test
-        stays on ‖A x − b‖.
+        remains on ‖A x − b‖.
 
     Statuses besides `CONVERGED`: `NEGATIVE_CURVATURE` (A is not positive definite), `MAX_STEPS`, `STAGNATED`, `BREAKDOWN`
     (the preconditioner is not positive definite).
+
+    Reference: Hestenes & Stiefel, Methods of conjugate gradients, 1952.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, 4.0]) * v, "positive_definite")
+      >>> found = bl.linear.CG().solve(operator, jnp.array([2.0, 2.0]))
+      >>> print(found.value.round(3), bl.Status(int(found.status)).word)
+      [1.  0.5] converged
     """
 
     max_steps: int | None = None
     preconditioner: _precondition.Precondition = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _precondition.check("linear.CG", self.preconditioner)
 
@@ -55,13 +66,13 @@ class CG(LinearSolver):
         """With this preconditioner in place of its own."""
         return dataclasses.replace(self, preconditioner=preconditioner)
 
-    def attempt(self, operator, b, init, tolerance):
-        """Iterate until the recurrence's residual is a little below the tolerance, which leaves room for its drift."""
+    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
+        """Iterate until the residual of the recurrence is a little below the tolerance, to allow for its drift."""
         limit = 10 * _tree.size(b) if self.max_steps is None else self.max_steps
         first = _tree.sub(b, operator.matvec(init))
         # In units of the first residual, whatever the scale of b, no square under- or overflows.
         unit = _tree.norm(first)
-        unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
+        unit = _tree.positive(jnp.where(jnp.isfinite(unit), unit, 1))
         goal = (0.9 * tolerance / unit) ** 2
         r = _tree.scale(1 / unit, first)
         precondition, cost = _precondition.build(self.preconditioner, operator, b)
@@ -70,13 +81,13 @@ class CG(LinearSolver):
         reason = jnp.where(rho < 0, Status.BREAKDOWN, Status.MAX_STEPS).astype(jnp.int32)
         start = _State(_tree.zeros_like(r), r, z, square, rho, reason, jnp.int32(0))
 
-        def unfinished(s: _State):
+        def unfinished(s: _State) -> jax.Array:
             return (s.square > goal) & (s.steps < limit) & (s.reason == Status.MAX_STEPS)
 
-        def step(s: _State):
+        def step(s: _State) -> _State:
             product = operator.matvec(s.direction)
             curvature = _tree.vdot(s.direction, product)
-            alpha = jnp.where(curvature > 0, s.rho / curvature, 0)
+            alpha = jnp.where(curvature > 0, _tree.divide(s.rho, curvature), 0)
             correction = _tree.add_scaled(s.correction, alpha, s.direction)
             r = _tree.add_scaled(s.residual, -alpha, product)
             z = precondition(r)

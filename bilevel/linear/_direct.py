@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -11,41 +12,56 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel import _tree
 from bilevel._status import Status
-from bilevel.linear._base import Attempt, LinearSolver, Prepared
+from bilevel._tree import PyTree
+from bilevel.linear._base import Attempt, LinearSolver, Operator, Prepared
+
+_Substitute = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Direct(LinearSolver):
-    """Form A by n products and factor it.
+    """Form A by n products with it, and factor it.
 
-    Exact up to rounding, O(n³) time and O(n²) memory. Leaves are raveled first, so blocks that couple two leaves count.
-    `"svd"` gives the minimum-norm least-squares answer x = A⁺ b, by eigenvalues where A is symmetric; singular values
-    below n ε of the largest count as zero.
+    Exact up to rounding; O(n³) time and O(n²) memory for n unknowns. Leaves are raveled into one vector first, so that
+    couplings between leaves count. `"svd"` gives the minimum-norm least-squares answer x = A⁺ b, by eigenvalues if A is
+    symmetric; singular values below n ε times the largest count as zero.
 
     Args:
-      method: `"auto"` is SVD where the operator may be singular, else Cholesky where A is positive definite, else LU.
-      max_size: refuse more unknowns than this (ValueError); a dense matrix at scale is never formed silently.
+      rtol: the answer converges when ‖A x − b‖ ≤ max(rtol · ‖b‖, atol); `None` (default) is ε^⅔ of the precision of b.
+      atol: absolute floor of the same test; 0 by default.
+      method: `"auto"` (default) is SVD if the operator may be singular, else Cholesky if A is positive definite, else LU.
+      max_size: more unknowns are refused, so that no large dense matrix is formed unnoticed; 10,000 by default.
 
     Statuses besides `CONVERGED`: `NEGATIVE_CURVATURE` (Cholesky failed), `BREAKDOWN` (LU or QR met a zero pivot),
-    `STAGNATED` (the limit of the precision; under SVD, an inconsistent system: the answer is the least-squares one).
+    `STAGNATED` (the limit of the precision; for SVD an inconsistent system, whose least-squares answer is returned).
+
+    Raises:
+      ValueError: more than `max_size` unknowns, or an unknown method.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, 4.0]) * v, "positive_definite")
+      >>> found = bl.linear.Direct().solve(operator, jnp.array([2.0, 2.0]))
+      >>> print(found.value.round(3), bl.Status(int(found.status)).word)
+      [1.  0.5] converged
     """
 
     method: Literal["auto", "cholesky", "lu", "qr", "svd"] = "auto"
     max_size: int = 10_000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.method not in ("auto", "cholesky", "lu", "qr", "svd"):
             raise ValueError(f"linear.Direct: method must be auto, cholesky, lu, qr or svd, got {self.method!r}")
 
-    def attempt(self, operator, b, init, tolerance):
+    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
         """Factor and solve; the start is not used."""
         prepared = self.prepare(operator, b)
         found = prepared(b, init, tolerance)
         return dataclasses.replace(found, matvecs=found.matvecs + prepared.matvecs)
 
-    def prepare(self, operator, like):
-        """Form and factor A; what is left is a substitution."""
+    def prepare(self, operator: Operator, like: PyTree) -> Prepared:
+        """Form and factor A; each right-hand side then takes a substitution."""
         flat, unravel = ravel_pytree(like)
         if flat.size > self.max_size:
             raise ValueError(
@@ -59,18 +75,18 @@ class Direct(LinearSolver):
         substitute, failure = _FACTORIZATIONS[method](rows.T, operator.structure != "general")
         finite = jnp.isfinite(rows).all()
 
-        def attempt(b, init, tolerance):
+        def attempt(b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
             b_flat = ravel_pytree(b)[0]
             x = substitute(b_flat)
-            # A factorization that failed on finite input is told by its reason, not by the NaN that it left.
+            # A factorization that fails on finite input is reported by its reason, not by the NaN that it leaves.
             failed = ~jnp.isfinite(x).all() & finite & jnp.isfinite(b_flat).all()
             reason = jnp.where(failed, failure, Status.STAGNATED)
             return Attempt(_tree.cast_like(unravel(jnp.where(failed, 0, x)), b), reason, 1, 0)
 
         return Prepared(attempt, flat.size)
 
-    def choose(self, operator) -> str:
-        """The factorization that serves this operator."""
+    def choose(self, operator: Operator) -> str:
+        """The factorization for this operator."""
         if self.method != "auto":
             return self.method
         if operator.singular:
@@ -78,22 +94,22 @@ class Direct(LinearSolver):
         return "cholesky" if operator.structure == "positive_definite" else "lu"
 
 
-def _cholesky(a, symmetric):
+def _cholesky(a: jax.Array, symmetric: bool) -> tuple[_Substitute, Status]:
     factor = jax.scipy.linalg.cho_factor((a + a.T) / 2)
     return lambda b: jax.scipy.linalg.cho_solve(factor, b), Status.NEGATIVE_CURVATURE
 
 
-def _lu(a, symmetric):
+def _lu(a: jax.Array, symmetric: bool) -> tuple[_Substitute, Status]:
     factor = jax.scipy.linalg.lu_factor(a)
     return lambda b: jax.scipy.linalg.lu_solve(factor, b), Status.BREAKDOWN
 
 
-def _qr(a, symmetric):
+def _qr(a: jax.Array, symmetric: bool) -> tuple[_Substitute, Status]:
     q, r = jnp.linalg.qr(a)
     return lambda b: jax.scipy.linalg.solve_triangular(r, q.T @ b), Status.BREAKDOWN
 
 
-def _svd(a, symmetric):
+def _svd(a: jax.Array, symmetric: bool) -> tuple[_Substitute, Status]:
     if symmetric:
         values, right = jnp.linalg.eigh((a + a.T) / 2)
         left = right
@@ -102,7 +118,7 @@ def _svd(a, symmetric):
         right = transposed.T
     size = jnp.abs(values)
     kept = size > a.shape[0] * jnp.finfo(a.dtype).eps * jnp.max(size, initial=0)
-    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+    inverse = _tree.divide(kept.astype(a.dtype), jnp.where(kept, values, 0))
     return lambda b: right @ (inverse * (left.T @ b)), Status.BREAKDOWN
 
 

@@ -1,16 +1,17 @@
 """Restarted GMRES.
 
-Our own, where lineax has one: lineax's also bounds the step in the units of the unknown, so that its cost depends on the
-scale of A (12 times the products for 1e-8·A), it never stops inside a cycle, and it takes leaves of one dtype only.
+Why not lineax's: its stopping test also bounds the step in the units of the unknown, so that its cost depends on the scale
+of A (12 times the products for 1e-8·A); it never stops inside a cycle; and it takes leaves of one dtype only.
 
-The basis is orthogonalized twice by classical Gram–Schmidt, which is one matrix product each; Q accumulates the Givens
-rotations, so that a new column is rotated by one small product too. Residual norms come for free within a cycle, and
-truly at its end.
+The basis is orthogonalized twice by classical Gram–Schmidt, one matrix product each time. Q accumulates the Givens
+rotations, so that one small product rotates a new column. Within a cycle residual norms come from the rotations; at its end
+the residual is computed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,8 +20,9 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel import _checks, _tree
 from bilevel._status import Status
+from bilevel._tree import PyTree
 from bilevel.linear import _precondition
-from bilevel.linear._base import Attempt, LinearSolver
+from bilevel.linear._base import Attempt, LinearSolver, Operator
 
 
 class _Cycle(NamedTuple):
@@ -42,27 +44,38 @@ class _State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GMRES(LinearSolver):
-    """Restarted GMRES (Saad & Schultz 1986), for general A.
+    """Restarted GMRES, for general A.
 
     Args:
-      max_steps: limit on restart cycles; `None` is ten times the number of unknowns.
-      restart: dimension of the Krylov space of one cycle; memory is `restart` vectors.
-      preconditioner: one of `bilevel.linear`, or a function v ↦ M⁻¹ v, linear; it acts from the right, A M⁻¹ (M x) = b, so
-        that residuals stay those of A x = b.
+      rtol: the answer converges when ‖A x − b‖ ≤ max(rtol · ‖b‖, atol); `None` (default) is ε^⅔ of the precision of b.
+      atol: absolute floor of the same test; 0 by default.
+      max_steps: limit on restart cycles; `None` (default) is ten times the number of unknowns.
+      restart: dimension of the Krylov space of one cycle, and the number of vectors in memory; 40 by default.
+      preconditioner: one of `bilevel.linear`, or a linear function v ↦ M⁻¹ v; it acts from the right, A M⁻¹ (M x) = b, so
+        that residuals remain those of A x = b.
 
     Statuses besides `CONVERGED`: `STAGNATED` (a cycle gained nothing), `MAX_STEPS`.
+
+    Reference: Saad & Schultz, GMRES, 1986.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, 4.0]) * v, "general")
+      >>> found = bl.linear.GMRES().solve(operator, jnp.array([2.0, 2.0]))
+      >>> print(found.value.round(3), bl.Status(int(found.status)).word)
+      [1.  0.5] converged
     """
 
     max_steps: int | None = None
     restart: int = 40
     preconditioner: _precondition.Precondition = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _checks.require_positive("linear.GMRES", restart=self.restart, max_steps=self.max_steps)
         _precondition.check("linear.GMRES", self.preconditioner)
 
-    def attempt(self, operator, b, init, tolerance):
+    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
         """Run cycles until the residual is within the tolerance or a cycle gains nothing."""
         apply, cost = _precondition.build(self.preconditioner, operator, b)
         b, unravel = ravel_pytree(b)
@@ -70,16 +83,16 @@ class GMRES(LinearSolver):
         limit = 10 * b.size if self.max_steps is None else self.max_steps
         goal = 0.9 * tolerance.astype(b.dtype)
 
-        def product(v):
+        def product(v: jax.Array) -> jax.Array:
             return ravel_pytree(operator.matvec(unravel(v)))[0].astype(b.dtype)
 
-        def precondition(v):
+        def precondition(v: jax.Array) -> jax.Array:
             return v if self.preconditioner is None else ravel_pytree(apply(unravel(v)))[0].astype(b.dtype)
 
-        def unfinished(s: _State):
+        def unfinished(s: _State) -> jax.Array:
             return (s.norm > goal) & (s.cycles < limit) & (s.reason == Status.MAX_STEPS)
 
-        def cycle(s: _State):
+        def cycle(s: _State) -> _State:
             correction, steps = _cycle(lambda v: product(precondition(v)), s.residual, s.norm, restart, goal)
             x = s.x + precondition(correction)
             residual = b - product(x)
@@ -101,14 +114,16 @@ class GMRES(LinearSolver):
         return Attempt(unravel(end.x), reason, end.cycles, end.matvecs)
 
 
-def _cycle(product, residual, norm, restart: int, goal) -> tuple[jax.Array, jax.Array]:
-    """The correction of one cycle, and the steps that it took."""
+def _cycle(
+    product: Callable[[jax.Array], jax.Array], residual: jax.Array, norm: jax.Array, restart: int, goal: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The correction of one cycle, and its number of steps."""
     dtype, eps = residual.dtype, jnp.finfo(residual.dtype).eps
 
-    def unfinished(c: _Cycle):
+    def unfinished(c: _Cycle) -> jax.Array:
         return (c.step < restart) & (jnp.abs(c.rhs[c.step]) > goal)
 
-    def extend(c: _Cycle):
+    def extend(c: _Cycle) -> _Cycle:
         j = c.step
         w = product(c.basis[j])
         size = _tree.norm(w)
@@ -119,26 +134,25 @@ def _cycle(product, residual, norm, restart: int, goal) -> tuple[jax.Array, jax.
         length = _tree.norm(w)
         independent = length > 10 * eps * size
         length = jnp.where(independent, length, 0)
-        basis = c.basis.at[j + 1].set(jnp.where(independent, w / jnp.where(independent, length, 1), 0))
+        basis = c.basis.at[j + 1].set(jnp.where(independent, w / _tree.positive(length), 0))
         column = c.rotations @ (first + second).at[j + 1].set(length)
         radius = jnp.hypot(column[j], column[j + 1])
-        cosine = jnp.where(radius > 0, column[j] / jnp.where(radius > 0, radius, 1), 1)
-        sine = jnp.where(radius > 0, column[j + 1] / jnp.where(radius > 0, radius, 1), 0)
+        cosine = jnp.where(radius > 0, column[j] / _tree.positive(radius), 1)
+        sine = _tree.divide(column[j + 1], radius)
 
-        def rotate(rows):
+        def rotate(rows: jax.Array) -> jax.Array:
             upper, lower = rows[j], rows[j + 1]
             return rows.at[j].set(cosine * upper + sine * lower).at[j + 1].set(cosine * lower - sine * upper)
 
         triangle = c.triangle.at[j].set(
             jnp.where(jnp.arange(restart, dtype=j.dtype) < j, column[:restart], 0).at[j].set(radius)
         )
-        # Without a new direction the cycle can go no further, whatever the residual.
+        # Without a new direction the cycle ends, whatever the residual.
         step = jnp.where(independent, j + 1, restart)
         return _Cycle(basis, triangle, rotate(c.rotations), rotate(c.rhs), step)
 
-    safe = jnp.where(norm > 0, norm, 1)
     start = _Cycle(
-        jnp.zeros((restart + 1, residual.size), dtype).at[0].set(residual / safe),
+        jnp.zeros((restart + 1, residual.size), dtype).at[0].set(residual / _tree.positive(norm)),
         jnp.zeros((restart, restart), dtype),
         jnp.eye(restart + 1, dtype=dtype),
         jnp.zeros(restart + 1, dtype).at[0].set(norm),

@@ -1,4 +1,4 @@
-"""The Neumann series, as a solver that can tell when the series does not converge."""
+"""The Neumann series, as a solver that detects divergence."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from bilevel import _checks, _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.linear import _sketch, _sweeps
-from bilevel.linear._base import Attempt, LinearSolver
+from bilevel.linear import _correction, _sketch
+from bilevel.linear._base import Attempt, LinearSolver, Operator
 
 
 class _State(NamedTuple):
@@ -25,41 +25,53 @@ class _State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Neumann(LinearSolver):
-    """x = α Σₖ (I − α A)ᵏ b (Lorraine, Vicol & Duvenaud 2020), for A whose eigenvalues have positive real parts.
+    """The Neumann series x = α Σₖ (I − α A)ᵏ b, for A whose eigenvalues have positive real parts.
 
-    The k-th term is the residual after k steps of Richardson's iteration, which is how it is run: a truncated series is a
-    solve with few `max_steps`, reported as such. `CG` or `GMRES` take far fewer products for the same residual.
+    The k-th term is the residual after k steps of Richardson's iteration, and that is how the series is computed: a truncated
+    series is a solve with few `max_steps`, and ends as `MAX_STEPS`. `CG` and `GMRES` take far fewer products for the same
+    residual.
 
     Args:
-      max_steps: terms of the series.
-      step: α; None takes 1 / ‖A‖₂, less 10 %, from the estimate below.
-      power_steps: steps of the power iteration that estimates ‖A‖₂; two products each, one for symmetric A.
+      rtol: the answer converges when ‖A x − b‖ ≤ max(rtol · ‖b‖, atol); `None` (default) is ε^⅔ of the precision of b.
+      atol: absolute floor of the same test; 0 by default.
+      max_steps: number of terms; 1000 by default.
+      step: α; `None` (default) takes 0.9 / ‖A‖₂, with ‖A‖₂ estimated by power iteration.
+      power_steps: steps of the power iteration, 10 by default; two products each, one if A is symmetric.
 
     Statuses besides `CONVERGED`: `MAX_STEPS`, `BREAKDOWN` (the terms grow: α is too large, or A has an eigenvalue with a
-    negative real part; the answer is the start), `STAGNATED` (the terms stay: A is singular, b not in its range).
+    negative real part; the start is returned), `STAGNATED` (the terms do not change: A is singular and b not in its range).
+
+    Reference: Lorraine, Vicol & Duvenaud, Optimizing millions of hyperparameters by implicit differentiation, 2020.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, 4.0]) * v, "positive_definite")
+      >>> found = bl.linear.Neumann().solve(operator, jnp.array([2.0, 2.0]))
+      >>> print(found.value.round(3), bl.Status(int(found.status)).word)
+      [1.  0.5] converged
     """
 
     max_steps: int = 1000
     step: float | None = None
     power_steps: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _checks.require_positive(
             "linear.Neumann", max_steps=self.max_steps, step=self.step, power_steps=self.power_steps
         )
 
-    def attempt(self, operator, b, init, tolerance):
+    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
         """Add terms until they are small, or no longer shrink."""
-        matvec, goal = _sweeps.product(operator), 0.9 * tolerance
+        matvec, goal = _correction.product(operator), 0.9 * tolerance
         step_size, cost = self._step_size(operator, b)
         first = _tree.sub(b, matvec(init))
         first_norm = _tree.norm(first)
 
-        def unfinished(s: _State):
+        def unfinished(s: _State) -> jax.Array:
             return (s.norm > goal) & (s.steps < self.max_steps) & (s.reason == Status.MAX_STEPS)
 
-        def step(s: _State):
+        def step(s: _State) -> _State:
             change = _tree.scale(step_size, matvec(s.term))
             term = _tree.sub(s.term, change)
             norm = _tree.norm(term)
@@ -76,9 +88,9 @@ class Neumann(LinearSolver):
         x = _tree.where(end.norm > first_norm, init, end.x)
         return Attempt(x, reason, end.steps, end.steps + 1 + cost)
 
-    def _step_size(self, operator, b):
-        """α, and the products that it took."""
+    def _step_size(self, operator: Operator, b: PyTree) -> tuple[jax.Array, int]:
+        """α, and the number of products to find it."""
         if self.step is not None:
             return jnp.asarray(self.step, _tree.dtype(b)), 0
         norm = _sketch.norm_estimate(operator, b, self.power_steps)
-        return 0.9 / jnp.where(norm > 0, norm, 1), self.power_steps * (2 if operator.structure == "general" else 1)
+        return 0.9 / _tree.positive(norm), self.power_steps * (2 if operator.structure == "general" else 1)

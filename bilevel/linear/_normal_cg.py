@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.linear import _sweeps
+from bilevel.linear import _correction
+from bilevel.linear._base import Product
 
 
 class _State(NamedTuple):
@@ -26,31 +27,44 @@ class _State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NormalCG(_sweeps.LeastSquares):
-    """CG on AᵀA x = Aᵀ b (Hestenes & Stiefel 1952), for general A. It squares the condition number: never a default.
+class NormalCG(_correction.LeastSquaresSolver):
+    """Conjugate gradients on AᵀA x = Aᵀ b, for general A; the condition number is squared.
 
-    For comparison with libraries that take it by default, and for A near an orthogonal matrix, where nothing is faster. A
-    step is a product with A and one with Aᵀ; `LSMR` is the same space, more stably. From a zero start, the answer of
-    least norm.
+    For comparison with libraries that use it by default, and for A near an orthogonal matrix, where nothing is faster. A step
+    takes one product with A and one with Aᵀ; `LSMR` works in the same space and is more stable. From a zero start it gives the
+    answer of least norm.
 
     Args:
-      max_steps: step limit; `None` is ten times the number of unknowns.
+      rtol: the answer converges when ‖A x − b‖ ≤ max(rtol · ‖b‖, atol); `None` (default) is ε^⅔ of the precision of b.
+      atol: absolute floor of the same test; 0 by default.
+      max_steps: limit on iterations; `None` (default) is ten times the number of unknowns.
 
-    Statuses besides `CONVERGED`: `STAGNATED` (an inconsistent system: the answer is a least-squares one; or the limit of
-    the precision), `MAX_STEPS`. `matvecs` counts the products with Aᵀ too.
+    Statuses besides `CONVERGED`: `STAGNATED` (an inconsistent system, whose least-squares answer is returned; or the limit of
+    the precision), `MAX_STEPS`. `matvecs` includes the products with Aᵀ.
+
+    Reference: Hestenes & Stiefel, Methods of conjugate gradients, 1952.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, 4.0]) * v, "general")
+      >>> found = bl.linear.NormalCG().solve(operator, jnp.array([2.0, 2.0]))
+      >>> print(found.value.round(3), bl.Status(int(found.status)).word)
+      [1.  0.5] converged
     """
 
-    def sweep(self, forward, backward, r, goal, left):
+    def correct(
+        self, forward: Product, backward: Product, r: PyTree, goal: jax.Array, left: jax.Array
+    ) -> _correction.Correction:
         """One run of the recurrence."""
         eps = _tree.eps(r)
 
-        def unfinished(s: _State):
+        def unfinished(s: _State) -> jax.Array:
             return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
 
-        def step(s: _State):
+        def step(s: _State) -> _State:
             product = forward(s.direction)
             square = _tree.vdot(product, product)
-            alpha = s.gamma / jnp.where(square > 0, square, 1)
+            alpha = _tree.divide(s.gamma, square)
             x = _tree.add_scaled(s.x, alpha, s.direction)
             residual = _tree.add_scaled(s.residual, -alpha, product)
             gradient = backward(residual)
@@ -68,6 +82,6 @@ class NormalCG(_sweeps.LeastSquares):
         reason = jnp.where(gamma > 0, Status.MAX_STEPS, Status.STAGNATED).astype(jnp.int32)
         start = _State(_tree.zeros_like(r), r, gradient, gamma, one, jnp.sqrt(gamma), reason, jnp.int32(0))
         end = jax.lax.while_loop(unfinished, step, start)
-        return _sweeps.Sweep(
+        return _correction.Correction(
             end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, 2 * end.steps + 1
         )

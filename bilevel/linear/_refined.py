@@ -10,32 +10,45 @@ import jax.numpy as jnp
 
 from bilevel import _checks, _tree
 from bilevel._status import Status
-from bilevel.linear import _sweeps
-from bilevel.linear._base import LinearSolver, Prepared
+from bilevel._tree import PyTree
+from bilevel.linear import _correction
+from bilevel.linear._base import Attempt, LinearSolver, Operator, Prepared
 from bilevel.linear._direct import Direct
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refined(LinearSolver):
-    """x ← x + Â⁻¹ (b − A x), with Â⁻¹ a solver in a lower precision (Wilkinson 1963; Carson & Higham 2018).
+    """Iterative refinement x ← x + Â⁻¹ (b − A x), with Â⁻¹ a solver that runs in a lower precision.
 
-    Reaches the accuracy of b's precision at the speed of the lower one, while cond(A) is below 1/ε of the latter. `Direct`
-    factors once, in the lower precision. Where that is no lower than b's own, it is plain residual correction.
+    Reaches the accuracy of b's precision at the speed of the lower precision, while cond(A) is below 1/ε of the lower one.
+    `Direct` factors once, in the lower precision. If `dtype` is no lower than b's own, this is plain residual correction.
 
     Args:
-      solver: of the systems in low precision; its rtol and atol are not those of the answer, but of each correction.
-      dtype: precision in which the solver runs; leaves of b that are no wider keep theirs.
-      max_steps: limit on corrections.
+      rtol: the answer converges when ‖A x − b‖ ≤ max(rtol · ‖b‖, atol); `None` (default) is ε^⅔ of the precision of b.
+      atol: absolute floor of the same test; 0 by default.
+      solver: solver of the systems in low precision, `Direct()` by default; its tolerances apply to each correction.
+      dtype: precision in which the solver runs, `"float32"` by default; leaves of b that are no wider keep theirs.
+      max_steps: limit on corrections; 10 by default.
 
-    Statuses besides `CONVERGED`: `STAGNATED` (a correction did not halve the residual), `MAX_STEPS`, and those of the
-    solver where its answer was of no use.
+    Statuses besides `CONVERGED`: `STAGNATED` (a correction did not halve the residual), `MAX_STEPS`, and the solver's own if
+    its answer was unusable.
+
+    References: Wilkinson, Rounding errors in algebraic processes, 1963; Carson & Higham, Accelerating the solution of linear
+    systems by iterative refinement in three precisions, 2018.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, 4.0]) * v, "positive_definite")
+      >>> found = bl.linear.Refined().solve(operator, jnp.array([2.0, 2.0]))
+      >>> print(found.value.round(3), bl.Status(int(found.status)).word)
+      [1.  0.5] converged
     """
 
     solver: LinearSolver = dataclasses.field(default_factory=Direct)
     dtype: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
     max_steps: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.solver, LinearSolver):
             raise TypeError(f"linear.Refined: solver must be a solver of bilevel.linear, got {self.solver!r}")
@@ -43,39 +56,38 @@ class Refined(LinearSolver):
             raise ValueError(f"linear.Refined: dtype must be float64, float32, bfloat16 or float16, got {self.dtype!r}")
         _checks.require_positive("linear.Refined", max_steps=self.max_steps)
 
-    def posed(self, operator):
-        """The system that the solver poses."""
+    def posed(self, operator: Operator) -> Operator:
+        """The system that the solver solves."""
         return self.solver.posed(operator)
 
-    def attempt(self, operator, b, init, tolerance):
+    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
         """Factor once, correct until the residual is within the tolerance."""
         prepared = self.prepare(operator, b)
         found = prepared(b, init, tolerance)
         return dataclasses.replace(found, matvecs=found.matvecs + prepared.matvecs)
 
-    def prepare(self, operator, like):
-        """Prepare the solver on the operator in low precision."""
+    def prepare(self, operator: Operator, like: PyTree) -> Prepared:
+        """Prepare the solver for the operator in low precision."""
         low_like = jax.tree.map(self._lower, like)
 
-        def low_matvec(v):
+        def low_matvec(v: PyTree) -> PyTree:
             return _tree.cast_like(operator.matvec(_tree.cast_like(v, like)), low_like)
 
         solver = self.solver.prepare(dataclasses.replace(operator, matvec=low_matvec), low_like)
-        rtol = _tree.eps(low_like) ** (2 / 3) if self.solver.rtol is None else self.solver.rtol
 
-        def sweep(r, goal, left):
+        def correct(r: PyTree, goal: jax.Array, left: jax.Array) -> _correction.Correction:
             low = jax.tree.map(self._lower, r)
-            accuracy = jnp.maximum(jnp.maximum(goal, rtol), self.solver.atol).astype(_tree.dtype(low))
+            accuracy = jnp.maximum(goal.astype(_tree.dtype(low)), self.solver.tolerance(low))
             found = solver(low, _tree.zeros_like(low), accuracy)
             reason = jnp.where(left <= 1, Status.MAX_STEPS, found.reason)
-            return _sweeps.Sweep(_tree.cast_like(found.value, r), reason, 1, found.matvecs)
+            return _correction.Correction(_tree.cast_like(found.value, r), reason, 1, found.matvecs)
 
-        def attempt(b, init, tolerance):
-            return _sweeps.run(operator, b, init, tolerance, self.max_steps, sweep)
+        def attempt(b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
+            return _correction.run(operator, b, init, tolerance, self.max_steps, correct)
 
         return Prepared(attempt, solver.matvecs)
 
-    def _lower(self, leaf):
+    def _lower(self, leaf: jax.Array) -> jax.Array:
         leaf = jnp.asarray(leaf)
         lower = jnp.dtype(self.dtype)
         return leaf.astype(lower) if lower.itemsize < leaf.dtype.itemsize else leaf

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _tree
 from bilevel._tree import PyTree
-from bilevel.linear._base import Operator
+from bilevel.linear._base import Operator, Product
 
 
 def probes(seed: int, number: int, flat: jax.Array) -> jax.Array:
@@ -19,16 +17,16 @@ def probes(seed: int, number: int, flat: jax.Array) -> jax.Array:
 
 
 def nystrom(operator: Operator, like: PyTree, rank: int, seed: int) -> tuple[jax.Array, jax.Array]:
-    """U (n, r) and Λ (r,), falling, of A ≈ U Λ Uᵀ from r products; NaN if A is not positive semidefinite.
+    """U, shape (n, r), and Λ, shape (r,), descending, with A ≈ U Λ Uᵀ, from r products; NaN if A is not semidefinite.
 
-    The stable form of Frangella, Tropp & Udell (2021), Algorithm 2.1.
+    Frangella, Tropp & Udell (2021), Algorithm 2.1, in its stable form.
     """
     flat, unravel = ravel_pytree(like)
     rank, eps = min(rank, flat.size), jnp.finfo(flat.dtype).eps
     tests = jax.random.normal(jax.random.key(seed), (flat.size, rank), flat.dtype)
     tests = jnp.linalg.qr(tests)[0]
 
-    def product(v):
+    def product(v: jax.Array) -> jax.Array:
         return ravel_pytree(operator.matvec(unravel(v)))[0].astype(flat.dtype)
 
     products = jax.vmap(product, in_axes=1, out_axes=1)(tests)
@@ -42,15 +40,15 @@ def nystrom(operator: Operator, like: PyTree, rank: int, seed: int) -> tuple[jax
     return basis, jnp.maximum(singular**2 - shift, 0)
 
 
-def low_rank(basis: jax.Array, inverse: jax.Array, rest: jax.Array, like: PyTree) -> Callable[[PyTree], PyTree]:
+def low_rank(basis: jax.Array, inverse: jax.Array, rest: jax.Array, like: PyTree) -> Product:
     """v ↦ U diag(inverse) Uᵀ v + rest · (I − U Uᵀ) v, for orthonormal U."""
     unravel = ravel_pytree(like)[1]
 
-    def apply(v):
+    def apply(v: PyTree) -> PyTree:
         flat = ravel_pytree(v)[0].astype(basis.dtype)
         inside = flat @ basis
         outside = flat - basis @ inside
-        outside = outside - basis @ (outside @ basis)  # twice is enough, where `rest` is large
+        outside = outside - basis @ (outside @ basis)  # again, since `rest` may be large
         return _tree.cast_like(unravel(basis @ (inverse * inside) + rest * outside), v)
 
     return apply
@@ -62,13 +60,13 @@ def norm_estimate(operator: Operator, like: PyTree, steps: int) -> jax.Array:
     forward, symmetric = operator.matvec, operator.structure != "general"
     backward = operator.transpose(like).matvec
 
-    def step(carry, _):
-        v, _ = carry
+    def step(carry: tuple[PyTree, jax.Array], _: None) -> tuple[tuple[PyTree, jax.Array], None]:
+        v = carry[0]
         w = _tree.cast_like(forward(v), like)
         size = _tree.norm(w)
-        w = w if symmetric else _tree.cast_like(backward(_tree.scale(1 / jnp.where(size > 0, size, 1), w)), like)
+        w = w if symmetric else _tree.cast_like(backward(_tree.scale(1 / _tree.positive(size), w)), like)
         length = _tree.norm(w)
-        return (_tree.scale(1 / jnp.where(length > 0, length, 1), w), size), None
+        return (_tree.scale(1 / _tree.positive(length), w), size), None
 
     start = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)
     start = unravel(start / jnp.where(flat.size > 0, _tree.norm(start), 1))

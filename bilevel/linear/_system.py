@@ -1,10 +1,9 @@
 """The linear systems of a linearized root, A x = b and Aᵀ u = w, in the form that is best to solve.
 
-A reduced system stands for the full one only if what was declared of the problem is true. So the answer that it gives is
-judged by one product with the full A: with r = b − A x, it counts as converged when ‖r‖ ≤ max(rtol · ‖b‖, atol), as if
-nothing had been reduced. Where the reduction is exact r is the reduced residual times a factor of moderate size, so that
-an r just above the tolerance (by less than `_NEARLY`) is solved for once more; an r far above it shows that the systems
-are not equivalent.
+A reduced system is equivalent to the full one only if what was declared of the problem is true. So its answer is judged by one
+product with the full A: with r = b − A x, it converges when ‖r‖ ≤ max(rtol · ‖b‖, atol), as without a reduction. If the
+reduction is exact, r is the reduced residual times a factor of moderate size. So an r slightly above the tolerance, by less
+than the factor `_NEARLY`, is solved for once more; an r far above it shows that the systems are not equivalent.
 """
 
 from __future__ import annotations
@@ -29,18 +28,27 @@ Reduced = Callable[[PyTree, PyTree, jax.Array], LinearSolution]
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """How a smaller or more symmetric system stands for A x = b: x = `expand`(z, b), where `operator` z = `restrict`(b).
+    """A smaller or more symmetric form of A x = b: x = `expand`(z, b), where `operator` z = `restrict`(b).
 
     The transposed system uses the transposes of both maps, so that one statement serves both modes.
 
     Args:
       operator: the operator of the reduced system.
-      restrict: b ↦ right-hand side of the reduced system, linear.
-      expand: (z, b) ↦ x, linear in both.
-      start: u ↦ a start for the transposed reduced system, from an earlier u; None starts at zero.
-      valid: whether the reduction holds at this point; where it does not, the answer is NaN and its status `BREAKDOWN`.
-      approximate: whether the reduced system differs from A x = b by design, always or (an array) at this point. Its
-        answer is then judged on the reduced system only.
+      restrict: b ↦ right-hand side of the reduced system, linear; the identity by default.
+      expand: (z, b) ↦ x, linear in both; z by default.
+      start: u ↦ start of the transposed reduced system, from an earlier u; `None` (default) starts at zero.
+      valid: whether the reduction holds at this point; if not, the answer is NaN and its status `BREAKDOWN`.
+      approximate: whether the reduced system differs from A x = b by design, everywhere or (a boolean array) at this point.
+        Its answer is then judged on the reduced system only.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> diagonal = jnp.array([2.0, 4.0])
+      >>> symmetric = bl.linear.Operator(lambda z: z, "positive_definite")
+      >>> reduction = bl.linear.Reduction(symmetric, restrict=lambda b: b / diagonal)
+      >>> system = bl.linear.System(bl.linear.Operator(lambda v: diagonal * v), reduction)
+      >>> print(system.solve(bl.linear.CG(), jnp.ones(2)).value)
+      [0.5  0.25]
     """
 
     operator: Operator
@@ -53,11 +61,24 @@ class Reduction:
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A = ∂₁F at one point.
+    """The systems A x = b and Aᵀ u = w with A = ∂₁F at one point, in the form that is best to solve.
+
+    The answer of a reduced system is judged by one product with the full A: it converges when ‖A x − b‖ ≤ max(rtol · ‖b‖, atol),
+    with the tolerances of the solver. A solver that poses another system (`Damped`) is given the full operator.
 
     Args:
       operator: A.
-      reduction: an equivalent smaller or symmetric system, where one is known.
+      reduction: an equivalent smaller or symmetric system, if one is known.
+
+    Statuses: those of the solver, and `WRONG_STRUCTURE` if the reduced system is solved and ‖A x − b‖ is more than 100 times
+    the tolerance: what was declared of the problem does not hold. Below that, `STAGNATED`.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> wrong = bl.linear.Reduction(bl.linear.Operator(lambda z: 3 * z, "positive_definite"))
+      >>> system = bl.linear.System(bl.linear.Operator(lambda v: 2 * v), wrong)
+      >>> print(bl.Status(int(system.solve_transposed(bl.linear.Auto(), jnp.ones(2)).status)).word)
+      wrong_structure
     """
 
     operator: Operator
@@ -176,9 +197,20 @@ def _zeros(shapes: PyTree) -> PyTree:
 
 
 class RootFunction(abc.ABC):
-    """A function F(sol, *args), zero at the solution, that knows more about its linear systems than their products.
+    """A function F(sol, *args), zero at the solution, that knows the best form of its linear systems.
 
-    The engine takes one wherever it takes a plain function.
+    `custom_root`, `root_vjp` and `root_jvp` accept one wherever they accept a plain function.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, bilevel as bl
+      >>> class Cube(bl.linear.RootFunction):
+      ...     def __call__(self, x, theta):
+      ...         return x**3 - theta
+      ...     def system(self, x, theta):
+      ...         return bl.linear.System(bl.linear.Operator(lambda v: 3 * x**2 * v, "positive_definite"))
+      >>> root = bl.custom_root(Cube())(lambda init, theta: jnp.cbrt(theta))
+      >>> print(f"{jax.grad(root, argnums=1)(None, 8.0):.4f}")
+      0.0833
     """
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""What the operators share: arguments in the dtype of x, divisions and norms that are safe to differentiate."""
+"""Helpers of the operators: arguments in the dtype of x, norms that are safe to differentiate, checks."""
 
 from __future__ import annotations
 
@@ -52,11 +52,6 @@ def feasible(who: str, what: str, holds: Any, x: jax.Array, check: bool) -> jax.
     return nan_unless(holds, x)
 
 
-def divide(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The quotient a/b, and 0 with derivative 0 where b = 0."""
-    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
-
-
 def norm(x: Any) -> jax.Array:
     """Euclidean norm over all leaves, without overflow, with derivative 0 at 0."""
     leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(x) if jnp.size(leaf)]
@@ -64,7 +59,7 @@ def norm(x: Any) -> jax.Array:
     if not leaves:
         return jnp.zeros((), dtype)
     largest = jnp.stack([jnp.max(jnp.abs(jax.lax.stop_gradient(leaf))).astype(dtype) for leaf in leaves]).max()
-    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    unit = _tree.positive(jnp.where(jnp.isfinite(largest), largest, 1))
     total = sum((jnp.sum((leaf.astype(dtype) / unit) ** 2) for leaf in leaves), start=jnp.zeros((), dtype))
     return unit * jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
 

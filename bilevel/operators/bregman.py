@@ -31,7 +31,7 @@ def projection_kl_simplex(y: Any, value: Any = 1.0) -> Any:
     Reference: Beck & Teboulle 2003.
     """
 
-    def project(y):
+    def project(y: Any) -> jax.Array:
         y = _numeric.as_float(y)
         return _numeric.radius("projection_kl_simplex", "value", value, y) * jax.nn.softmax(y, axis=-1)
 

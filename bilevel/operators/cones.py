@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bilevel.operators import projection
+
+_Map = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class Cones:
     semidefinite: tuple[int, ...] = ()
     exponential: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "second_order", tuple(self.second_order))
         object.__setattr__(self, "semidefinite", tuple(self.semidefinite))
         sizes = (self.zero, self.nonnegative, *self.second_order, *self.semidefinite, self.exponential)
@@ -57,7 +60,7 @@ class Cones:
         """The Euclidean projection of x on the dual cone K*. Shapes (size,)."""
         return self._project(x, lambda part: part, projection.projection_dual_exponential_cone)
 
-    def _project(self, x, on_zero, on_exponential):
+    def _project(self, x: jax.Array, on_zero: _Map, on_exponential: _Map) -> jax.Array:
         if x.shape != (self.size,):
             raise ValueError(f"operators.cones.Cones: {self} has {self.size} rows, got an array of shape {x.shape}")
         zero, nonnegative, *others, exponential = jnp.split(x, list(np.cumsum(self._sizes())[:-1]))
@@ -84,5 +87,5 @@ def matricize(vector: jax.Array, n: int) -> jax.Array:
     return lower + jnp.tril(lower, -1).T
 
 
-def _on_semidefinite(part, n):
+def _on_semidefinite(part: jax.Array, n: int) -> jax.Array:
     return vectorize(projection.projection_psd_cone(matricize(part, n)))

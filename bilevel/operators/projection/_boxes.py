@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bilevel import _tree
 from bilevel.operators import _numeric
 
 
@@ -32,7 +33,7 @@ def projection_box(x: Any, hyperparams: tuple[Any, Any]) -> Any:
     """
     lower, upper = (_numeric.spread(bound, x) for bound in hyperparams)
 
-    def clip(x, low, high):
+    def clip(x: Any, low: Any, high: Any) -> jax.Array:
         low, high = _numeric.cast(low, x), _numeric.cast(high, x)
         return _numeric.nan_unless(low <= high, jnp.clip(x, low, high))
 
@@ -77,7 +78,7 @@ def projection_box_section(
     free = ~(at_low | at_high) & (w != 0)
     bound = jnp.where(at_low, alpha, jnp.where(at_high, beta, jnp.clip(x, alpha, beta)))
     rest = c - jnp.sum(w * jnp.where(free, x, bound))
-    p = jnp.where(free, x + w * _numeric.divide(rest, jnp.sum(jnp.where(free, w, 0) ** 2)), bound)
+    p = jnp.where(free, x + w * _tree.divide(rest, jnp.sum(jnp.where(free, w, 0) ** 2)), bound)
     size = jnp.abs(c) + jnp.sum(jnp.abs(w) * (jnp.abs(p) + jnp.where(free, jnp.abs(x), 0)))
     slack = _numeric.tolerance(x) * size
     holds = jnp.all(alpha <= beta) & (jnp.abs(jnp.sum(w * p) - c) <= slack)
@@ -85,7 +86,9 @@ def projection_box_section(
 
 
 @jax.jit
-def _section_faces(x, alpha, beta, w, c) -> tuple[jax.Array, jax.Array]:
+def _section_faces(
+    x: jax.Array, alpha: jax.Array, beta: jax.Array, w: jax.Array, c: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Which entries lie at their lower and at their upper bound at the solution."""
     slope = jnp.where(w == 0, 1, w)
     ends = jnp.stack([(alpha - x) / slope, (beta - x) / slope])
@@ -93,10 +96,10 @@ def _section_faces(x, alpha, beta, w, c) -> tuple[jax.Array, jax.Array]:
     last = jnp.where(w == 0, jnp.inf, ends.max(0))
     points = jnp.sort(jnp.concatenate([first, last]))
 
-    def total(tau):
+    def total(tau: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(w == 0, 0, w * jnp.clip(x + tau * slope, alpha, beta)))
 
-    def halve(_, state):
+    def halve(_: Any, state: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
         low, high = state
         middle = (low + high) // 2
         below = total(points[middle]) <= c

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from bilevel import _tree
 from bilevel.operators import _numeric
 from bilevel.operators.projection import _exponential
 
@@ -25,7 +28,7 @@ def projection_second_order_cone(x: jax.Array) -> jax.Array:
     t, z = x[0], x[1:]
     length = _numeric.norm(z)
     mean = (t + length) / 2
-    outside = jnp.concatenate([mean[None], _numeric.divide(mean, length) * z])
+    outside = jnp.concatenate([mean[None], _tree.divide(mean, length) * z])
     return jnp.where(t >= length, x, jnp.where(t <= -length, jnp.zeros_like(x), outside))
 
 
@@ -56,7 +59,7 @@ def positive_part(x: jax.Array) -> jax.Array:
 
 
 @positive_part.defjvp
-def _positive_part_jvp(primals, tangents):
+def _positive_part_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     (x,), (x_dot,) = primals, tangents
     positive = positive_part(x)
     return positive, _derivative(x, positive, x_dot)
@@ -71,24 +74,24 @@ def _derivative(x: jax.Array, positive: jax.Array, direction: jax.Array) -> jax.
     w, v = jnp.linalg.eigh(jax.lax.stop_gradient(x), symmetrize_input=False)
     size, above = jnp.abs(w), jnp.maximum(w, 0)
     total = size[:, None] + size
-    slopes, inverse = _numeric.divide(above[:, None] + above, total), _numeric.divide(jnp.ones_like(total), total)
+    slopes, inverse = _tree.divide(above[:, None] + above, total), _tree.divide(jnp.ones_like(total), total)
     absolute = 2 * positive - x
 
-    def twice(a, b):
+    def twice(a: jax.Array, b: jax.Array) -> jax.Array:
         return a @ b + b @ a
 
-    def turned(coefficients, a):
+    def turned(coefficients: jax.Array, a: jax.Array) -> jax.Array:
         return v @ (coefficients * (v.T @ a @ v)) @ v.T
 
-    def matvec(pair):
+    def matvec(pair: jax.Array) -> jax.Array:
         t, u = pair
         return jnp.stack([twice(absolute, t) - twice(positive, u), u])
 
-    def solve(_, pair):
+    def solve(_: Any, pair: jax.Array) -> jax.Array:
         r, u = pair
         return jnp.stack([turned(inverse, r) + turned(slopes, u), u])
 
-    def transpose_solve(_, pair):
+    def transpose_solve(_: Any, pair: jax.Array) -> jax.Array:
         r, u = pair
         return jnp.stack([turned(inverse, r), u + turned(slopes, r)])
 

@@ -7,8 +7,12 @@ the equation y·e^ρ − m·e^−ρ = t, whose left side increases where y > 0 a
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+from bilevel import _tree
 
 _REACH = 2048  # exp(±_REACH) outweighs every ratio of two floating-point numbers
 _MAX_STEPS = 150
@@ -33,7 +37,7 @@ def project(v: jax.Array) -> jax.Array:
 
 
 @project.defjvp
-def _project_jvp(primals, tangents):
+def _project_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     (v,), (v_dot,) = primals, tangents
     return project(v), _jacobian(v) @ v_dot
 
@@ -41,7 +45,7 @@ def _project_jvp(primals, tangents):
 def _place(v: jax.Array) -> tuple[jax.Array, ...]:
     """Whether v lies in the cone, in its polar, over the face b = 0; v of size 1 (a harmless one elsewhere); its size."""
     r, s, t = v
-    safe_s, safe_r = jnp.where(s > 0, s, 1), jnp.where(r > 0, r, 1)
+    safe_s, safe_r = _tree.positive(s), _tree.positive(r)
     face = (r <= 0) & (s <= 0)
     inside = ((s > 0) & (s * jnp.exp(r / safe_s) <= t)) | ((s == 0) & (r <= 0) & (t >= 0))
     polar = ((r > 0) & (r * jnp.exp(s / safe_r - 1) <= -t)) | ((r == 0) & (s <= 0) & (t <= 0))
@@ -95,20 +99,20 @@ def _excess(rho: jax.Array, v: jax.Array) -> jax.Array:
 def _root(v: jax.Array) -> jax.Array:
     r, s, _ = v
     eps = jnp.finfo(v.dtype).eps
-    low = jnp.where(r > 0, 1 - s / jnp.where(r > 0, r, 1), -jnp.inf)
-    high = jnp.where(s > 0, r / jnp.where(s > 0, s, 1), jnp.inf)
+    low = jnp.where(r > 0, 1 - s / _tree.positive(r), -jnp.inf)
+    high = jnp.where(s > 0, r / _tree.positive(s), jnp.inf)
     low, high = jnp.maximum(low, jnp.minimum(high, 0) - _REACH), jnp.minimum(high, jnp.maximum(low, 0) + _REACH)
 
-    def go_on(state):
+    def go_on(state: tuple[Any, ...]) -> jax.Array:
         low, high, rho, moved, steps = state
         resolved = jnp.minimum(moved, high - low) <= 2 * eps * jnp.maximum(jnp.abs(rho), eps)
         return ~resolved & (steps < _MAX_STEPS)
 
-    def step(state):
+    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         low, high, rho, moved, steps = state
         value, slope = jax.jvp(lambda rho: _excess(rho, v), (rho,), (jnp.ones_like(rho),))
         low, high = jnp.where(value > 0, low, rho), jnp.where(value > 0, rho, high)
-        newton = rho - value / jnp.where(slope > 0, slope, 1)
+        newton = rho - value / _tree.positive(slope)
         # A step of Newton's that does not halve the last one gives way to bisection.
         trusted = (slope > 0) & (newton > low) & (newton < high) & (2 * jnp.abs(newton - rho) <= moved)
         converged = (slope > 0) & (jnp.abs(newton - rho) <= eps * jnp.abs(rho))
@@ -120,9 +124,9 @@ def _root(v: jax.Array) -> jax.Array:
 
 
 @_root.defjvp
-def _root_jvp(primals, tangents):
+def _root_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     (v,), (v_dot,) = primals, tangents
     rho = _root(v)
     _, moved = jax.jvp(lambda v: _excess(rho, v), (v,), (v_dot,))
     _, slope = jax.jvp(lambda rho: _excess(rho, v), (rho,), (jnp.ones_like(rho),))
-    return rho, -moved / jnp.where(slope > 0, slope, 1)
+    return rho, -moved / _tree.positive(slope)

@@ -47,7 +47,7 @@ def _pools(x: jax.Array) -> jax.Array:
     """The number of each entry's pool, by a stack of pools that merge while they are out of order."""
     n = x.size
 
-    def step(state):
+    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         means, counts, top, following = state
         last, before = top - 1, top - 2
         merge = (top > 1) & (means[before] >= means[last])
@@ -59,7 +59,7 @@ def _pools(x: jax.Array) -> jax.Array:
         means, counts = means.at[place].set(mean), counts.at[place].set(count)
         return means, counts, place + 1, jnp.where(merge, following, following + 1)
 
-    def go_on(state):
+    def go_on(state: tuple[Any, ...]) -> jax.Array:
         means, _, top, following = state
         return (following < n) | ((top > 1) & (means[top - 2] >= means[top - 1]))
 

@@ -52,7 +52,9 @@ def projection_polyhedron(
 
 
 @jax.jit
-def _interior_point(x, eq, eq_right, ineq, bound) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _interior_point(
+    x: jax.Array, eq: jax.Array, eq_right: jax.Array, ineq: jax.Array, bound: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A point near the answer, how far off it may be (−1 where it was not found), and which inequalities are active."""
     if not ineq.shape[0]:
         return x, jnp.full((), jnp.inf, x.dtype), jnp.zeros(0, bool)
@@ -68,24 +70,24 @@ def _interior_point(x, eq, eq_right, ineq, bound) -> tuple[jax.Array, jax.Array,
     rest, room = rest / unit, jnp.clip(room / unit, None, 1 / eps)
     scale = 1 + jnp.max(jnp.abs(rest), initial=0)
 
-    def residuals(q, y, mu, s):
+    def residuals(q: jax.Array, y: jax.Array, mu: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         return q + eq.T @ y + ineq.T @ mu, eq @ q - rest, ineq @ q + s - room
 
-    def error(state):
+    def error(state: tuple[jax.Array, ...]) -> jax.Array:
         *_, mu, s = state
         dual, equality, inequality = residuals(*state)
         relative = jnp.max(jnp.abs(inequality) / (1 + jnp.abs(room)))
         largest = jnp.maximum(jnp.max(jnp.abs(dual)), jnp.max(jnp.abs(equality), initial=0))
         return jnp.maximum(largest / scale, jnp.maximum(relative, jnp.max(mu * s / (1 + s))))
 
-    def step(carry):
+    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         state, best, _, steps = carry
         q, y, mu, s = state
         dual, equality, inequality = residuals(*state)
         factor = jsl.cho_factor(jnp.eye(q.size, dtype=q.dtype) + (ineq.T * (mu / s)) @ ineq)
         schur = jsl.cho_factor(eq @ jsl.cho_solve(factor, eq.T) + jnp.diag(spare)) if eq.shape[0] else None
 
-        def direction(complementarity):
+        def direction(complementarity: jax.Array) -> tuple[jax.Array, ...]:
             right = -dual - ineq.T @ ((mu * inequality - complementarity) / s)
             free = jsl.cho_solve(factor, right)
             y_dot = jsl.cho_solve(schur, eq @ free + equality) if schur is not None else jnp.zeros_like(y)
@@ -93,7 +95,7 @@ def _interior_point(x, eq, eq_right, ineq, bound) -> tuple[jax.Array, jax.Array,
             s_dot = -inequality - ineq @ q_dot
             return q_dot, y_dot, (-complementarity - mu * s_dot) / s, s_dot
 
-        def length(ways, share):
+        def length(ways: tuple[tuple[jax.Array, jax.Array], ...], share: float) -> jax.Array:
             ratios = [jnp.where(way < 0, -value / jnp.where(way < 0, way, 1), jnp.inf) for way, value in ways]
             return jnp.minimum(1, share * jnp.min(jnp.concatenate(ratios)))
 
@@ -110,7 +112,7 @@ def _interior_point(x, eq, eq_right, ineq, bound) -> tuple[jax.Array, jax.Array,
         chosen = jax.tree.map(lambda a, b: jnp.where(better, a, b), (state, now), best)
         return state, chosen, sound, steps + 1
 
-    def go_on(carry):
+    def go_on(carry: tuple[Any, ...]) -> jax.Array:
         _, (_, best), sound, steps = carry
         return sound & (best > 4 * eps) & (steps < _MAX_STEPS)
 
@@ -122,7 +124,7 @@ def _interior_point(x, eq, eq_right, ineq, bound) -> tuple[jax.Array, jax.Array,
     return x + unit * q, margin, (mu > s) & ~trivial
 
 
-def _orthonormal(matrix, right) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _orthonormal(matrix: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The same equations with orthonormal rows; 1 where a row is left over and has become zeros."""
     if not matrix.shape[0]:
         return matrix, right, right

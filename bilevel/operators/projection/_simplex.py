@@ -40,7 +40,7 @@ def _simplex(x: jax.Array, value: jax.Array) -> jax.Array:
 
 
 @_simplex.defjvp
-def _simplex_jvp(primals, tangents):
+def _simplex_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     projected = _simplex(*primals)
     x_dot, value_dot = tangents
     support = (projected > 0).astype(projected.dtype)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
+from bilevel import _tree
 from bilevel.operators import _numeric
 from bilevel.operators.projection._simplex import projection_simplex
 
@@ -102,7 +103,9 @@ def _ones(who: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return ones, ones
 
 
-def _arguments(who, x, marginals, make_solver, use_semi_dual) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _arguments(
+    who: str, x: Any, marginals: tuple[Any, Any], make_solver: Any, use_semi_dual: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     del use_semi_dual
     if make_solver is not None:
         raise ValueError(f"{who}: make_solver must be None, the potentials have a solver of their own: drop it")
@@ -152,18 +155,18 @@ def _potentials(model: _Model, x: jax.Array, a: jax.Array, b: jax.Array) -> tupl
     """
     eps = jnp.finfo(x.dtype).eps
     size = jnp.maximum(jnp.max(a), jnp.max(b))
-    size = jnp.where(size > 0, size, 1)
+    size = _tree.positive(size)
     lengths = jnp.array([2.0**k for k in _LENGTHS], x.dtype)
 
-    def shortfall(z):
+    def shortfall(z: jax.Array) -> jax.Array:
         plan = model.plan(z)
         return jnp.concatenate([a - plan.sum(1), b - plan.sum(0)])
 
-    def total(z):
+    def total(z: jax.Array) -> jax.Array:
         error = jnp.max(jnp.abs(shortfall(z))) / size
         return jnp.where(jnp.isnan(error), jnp.inf, error)
 
-    def improve(x, g):
+    def improve(x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """One round at κ = 1."""
         f = jax.vmap(model.shift)(x + g, a)
         g = jax.vmap(model.shift)((x + f[:, None]).T, b)
@@ -182,7 +185,7 @@ def _potentials(model: _Model, x: jax.Array, a: jax.Array, b: jax.Array) -> tupl
         f, g = jnp.where(length > 0, f + length * way_f, f), jnp.where(length > 0, g + length * way_g, g)
         return f, g, total(x + f[:, None] + g)
 
-    def step(state):
+    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         g, kappa, best, _, steps = state
         f, g, error = improve(x / kappa, g / kappa)
         last = kappa <= 1
@@ -191,7 +194,7 @@ def _potentials(model: _Model, x: jax.Array, a: jax.Array, b: jax.Array) -> tupl
         cooler = jnp.where(error < _COOL_BELOW, jnp.maximum(kappa / _COOLING, 1), kappa)
         return kappa * g, cooler, best, jnp.isfinite(error), steps + 1
 
-    def go_on(state):
+    def go_on(state: tuple[Any, ...]) -> jax.Array:
         *_, best, sound, steps = state
         return sound & (best[2] > floor) & (steps < _MAX_ROUNDS)
 
@@ -213,7 +216,7 @@ def _kl_plan(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 @_kl_plan.defjvp
-def _kl_plan_jvp(primals, tangents):
+def _kl_plan_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     x_dot, a_dot, b_dot = tangents
     plan = _kl_plan(*primals)
     moved = jnp.where(plan > 0, plan * x_dot, 0)
@@ -226,4 +229,4 @@ def _kl_plan_jvp(primals, tangents):
 
 
 def _rsqrt(x: jax.Array) -> jax.Array:
-    return jnp.where(x > 0, 1 / jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
+    return jnp.where(x > 0, 1 / jnp.sqrt(_tree.positive(x)), 0)

@@ -36,7 +36,7 @@ def _shrink(x: jax.Array, threshold: jax.Array) -> jax.Array:
 
 
 @_shrink.defjvp
-def _shrink_jvp(primals, tangents):
+def _shrink_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     x, threshold = primals
     x_dot, threshold_dot = tangents
     along_x = jax.jvp(lambda x: _dilated(x, threshold), (x,), (x_dot,))[1]

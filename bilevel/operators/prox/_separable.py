@@ -38,7 +38,7 @@ def _shrink(x: jax.Array, threshold: jax.Array) -> jax.Array:
 def _by_leaf(function: Callable, x: Any, scaling: Any, penalty: Any, *others: Any) -> Any:
     """function(x, scaling·penalty, *others) on every leaf, all in the dtype of the leaf."""
 
-    def apply(x, penalty, *others):
+    def apply(x: Any, penalty: Any, *others: Any) -> jax.Array:
         x = _numeric.as_float(x)
         return function(
             x, _numeric.cast(penalty, x) * _numeric.cast(scaling, x), *(_numeric.cast(other, x) for other in others)
@@ -148,7 +148,7 @@ def _shrink_log(x: jax.Array, tau: jax.Array, width: jax.Array) -> jax.Array:
     sign = jnp.where(x < 0, -1, 1).astype(x.dtype)
     size = sign * x
     square = (size + width) ** 2 - 4 * tau
-    root = jnp.sqrt(jnp.where(square > 0, square, 1))
+    root = jnp.sqrt(_tree.positive(square))
     # Two forms of the same root, each used where it does not cancel.
     small = size < width
     larger = (

@@ -43,7 +43,7 @@ def _jumps(x: jax.Array, threshold: jax.Array) -> jax.Array:
     """
     n = x.size
 
-    def step(state):
+    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         jumps, _, k, first, at_low, at_high, low, high, slack_low, slack_high = state
         ended = k >= n - 1
         following = x[jnp.minimum(k + 1, n - 1)]
@@ -69,7 +69,7 @@ def _jumps(x: jax.Array, threshold: jax.Array) -> jax.Array:
         own_low = jnp.where(hit_low, low + (next_low - threshold) / count, low)
         own_high = jnp.where(hit_high, high + (next_high + threshold) / count, high)
 
-        def pick(when_jump, when_not, when_done):
+        def pick(when_jump: jax.Array, when_not: jax.Array, when_done: jax.Array) -> jax.Array:
             return jnp.where(jump, when_jump, jnp.where(ended, when_done, when_not))
 
         return (

@@ -1,8 +1,8 @@
-"""Residual correction, shared by the methods that carry the residual by a recurrence.
+"""Residual correction, shared by the methods that update the residual by a recurrence.
 
-A recurrence drifts from the true residual, in MINRES by the square of the condition number. So a method runs in sweeps,
-each on the residual that the last one left, computed truly and scaled to norm 1: no square under- or overflows, and the
-final accuracy is that of the product with A.
+A recurrence drifts from the true residual, in MINRES by the square of the condition number. So a method runs in rounds: each
+solves for the residual that the last one left, computed anew and scaled to norm 1. Squares neither over- nor underflow, and
+the final accuracy is that of the product with A.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from bilevel import _checks, _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.linear import _precondition
-from bilevel.linear._base import Attempt, LinearSolver, Operator
+from bilevel.linear._base import Attempt, LinearSolver, Operator, Product
 
 
-class Sweep(NamedTuple):
-    """What one sweep hands back: a correction of x, why it ended (`MAX_STEPS` only at the limit), and its cost."""
+class Correction(NamedTuple):
+    """The result of one round: what to add to x, why the round ended (`MAX_STEPS` only at the limit), and its cost."""
 
-    correction: PyTree
+    value: PyTree
     reason: jax.Array | int
     steps: jax.Array | int
     matvecs: jax.Array | int
@@ -33,37 +33,39 @@ class Sweep(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preconditioned(LinearSolver, abc.ABC):
-    """Base of the methods that sweep with products with A and a preconditioner; a subclass writes `sweep`.
+    """Base class of the methods that take products with A and a preconditioner; a subclass defines `correct`.
 
     Args:
       max_steps: step limit; `None` is ten times the number of unknowns.
-      preconditioner: one of `bilevel.linear`, or a function v ↦ M⁻¹ v, linear.
+      preconditioner: one of `bilevel.linear`, or a linear function v ↦ M⁻¹ v.
     """
 
     max_steps: int | None = None
     preconditioner: _precondition.Precondition = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _checks.require_positive(f"linear.{type(self).__name__}", max_steps=self.max_steps)
         _precondition.check(f"linear.{type(self).__name__}", self.preconditioner)
 
     @abc.abstractmethod
-    def sweep(self, matvec, precondition, r, goal, left) -> Sweep:
+    def correct(
+        self, matvec: Product, precondition: Product, r: PyTree, goal: jax.Array, left: jax.Array
+    ) -> Correction:
         """Solve A d = r, where ‖r‖ = 1, to a residual norm of `goal` in at most `left` steps."""
 
-    def attempt(self, operator, b, init, tolerance):
-        """Sweep until the true residual is within the tolerance."""
+    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
+        """Correct until the true residual is within the tolerance."""
         limit = 10 * _tree.size(b) if self.max_steps is None else self.max_steps
         precondition, cost = _precondition.build(self.preconditioner, operator, b)
         matvec = product(operator)
-        found = run(operator, b, init, tolerance, limit, lambda *args: self.sweep(matvec, precondition, *args))
+        found = run(operator, b, init, tolerance, limit, lambda *args: self.correct(matvec, precondition, *args))
         return dataclasses.replace(found, matvecs=found.matvecs + cost)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LeastSquares(LinearSolver, abc.ABC):
-    """Base of the methods that sweep with products with A and Aᵀ; a subclass writes `sweep`.
+class LeastSquaresSolver(LinearSolver, abc.ABC):
+    """Base class of the methods that take products with A and Aᵀ; a subclass defines `correct`.
 
     Args:
       max_steps: step limit; `None` is ten times the number of unknowns.
@@ -71,19 +73,19 @@ class LeastSquares(LinearSolver, abc.ABC):
 
     max_steps: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _checks.require_positive(f"linear.{type(self).__name__}", max_steps=self.max_steps)
 
     @abc.abstractmethod
-    def sweep(self, forward, backward, r, goal, left) -> Sweep:
-        """Minimize ‖A d − r‖, where ‖r‖ = 1, in at most `left` steps; corrections lie in the range of Aᵀ."""
+    def correct(self, forward: Product, backward: Product, r: PyTree, goal: jax.Array, left: jax.Array) -> Correction:
+        """Minimize ‖A d − r‖, where ‖r‖ = 1, in at most `left` steps, with d in the range of Aᵀ."""
 
-    def attempt(self, operator, b, init, tolerance):
-        """Sweep until the true residual is within the tolerance, or falls no more."""
+    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
+        """Correct until the true residual is within the tolerance, or stops falling."""
         limit = 10 * _tree.size(b) if self.max_steps is None else self.max_steps
         forward, backward = product(operator), product(operator.transpose(b))
-        return run(operator, b, init, tolerance, limit, lambda *args: self.sweep(forward, backward, *args))
+        return run(operator, b, init, tolerance, limit, lambda *args: self.correct(forward, backward, *args))
 
 
 class _State(NamedTuple):
@@ -95,7 +97,7 @@ class _State(NamedTuple):
     matvecs: jax.Array
 
 
-def product(operator: Operator) -> Callable[[PyTree], PyTree]:
+def product(operator: Operator) -> Product:
     """v ↦ A v in the dtypes of v."""
     return lambda v: _tree.cast_like(operator.matvec(v), v)
 
@@ -106,26 +108,26 @@ def run(
     init: PyTree,
     tolerance: jax.Array,
     limit: int,
-    sweep: Callable[[PyTree, jax.Array, jax.Array], Sweep],
+    correct: Callable[[PyTree, jax.Array, jax.Array], Correction],
     enough: float = 0.5,
 ) -> Attempt:
-    """Sweep until the true residual is within the tolerance, or a sweep leaves more than `enough` of it.
+    """Correct until the true residual is within the tolerance, or a round leaves more than `enough` of it.
 
-    `sweep(r, goal, left)` solves A d = r, where ‖r‖ = 1, to a residual norm of `goal` in at most `left` steps.
+    `correct(r, goal, left)` solves A d = r, where ‖r‖ = 1, to a residual norm of `goal` in at most `left` steps.
     """
     matvec = product(operator)
 
-    def residual_of(x):
+    def residual_of(x: PyTree) -> tuple[PyTree, jax.Array]:
         residual = _tree.sub(b, matvec(x))
         return residual, _tree.norm(residual)
 
-    def unfinished(s: _State):
+    def unfinished(s: _State) -> jax.Array:
         return (s.norm > 0.99 * tolerance) & (s.reason == Status.MAX_STEPS) & (s.steps < limit)
 
-    def step(s: _State):
+    def step(s: _State) -> _State:
         goal = jnp.maximum(0.9 * tolerance / s.norm, _tree.eps(b)).astype(s.norm.dtype)
-        found = sweep(_tree.scale(1 / s.norm, s.residual), goal, limit - s.steps)
-        x = _tree.add_scaled(s.x, s.norm, found.correction)
+        found = correct(_tree.scale(1 / s.norm, s.residual), goal, limit - s.steps)
+        x = _tree.add_scaled(s.x, s.norm, found.value)
         residual, norm = residual_of(x)
         reason = jnp.where(norm <= enough * s.norm, Status.MAX_STEPS, found.reason)
         reason = jnp.where(jnp.isfinite(norm), reason, Status.NON_FINITE).astype(jnp.int32)
