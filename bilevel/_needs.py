@@ -57,7 +57,6 @@ QUADRATIC = Need(
         else None
     ),
 )
-FIXED_POINT = Need("a fixed-point map", _parts("fixed_point"))
 PROX = Need("a prox", _parts("prox"))
 SET = Need("a prox or a projection", _any_of("prox", "projection"))
 NO_PROX = Need(

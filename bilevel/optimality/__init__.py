@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
-from bilevel.optimality._base import Bound, Condition, Custom, FixedPoint
+from bilevel import _tree
+from bilevel.optimality._base import Bound, Condition, Custom
 from bilevel.optimality._conic import Conic, ConicPoint, ConicSolution
 from bilevel.optimality._gradient_mapping import BlockProximalGradient, ProjectedGradient, ProximalGradient
 from bilevel.optimality._hull import ConvexHull
@@ -23,7 +26,6 @@ __all__ = [
     "ConicSolution",
     "ConvexHull",
     "Custom",
-    "FixedPoint",
     "KKTSolution",
     "LeastSquares",
     "MirrorStep",
@@ -70,10 +72,15 @@ def bind(problem: Problem) -> Bound:
     return Bound(of(problem), problem)
 
 
+def _displacement(fixed_point: Callable[..., Any], params: Any, hparams: Any, data: Any) -> Any:
+    """x − T(x)."""
+    return _tree.sub(params, _tree.cast_like(fixed_point(params, hparams, data), params))
+
+
 def _implied(problem: Problem) -> Condition:
     parts = problem.parts
     if parts.fixed_point is not None:
-        return FixedPoint()
+        return Custom(function=functools.partial(_displacement, parts.fixed_point))
     if parts.kind == "set":
         return ProximalGradient() if parts.projection is None else ProjectedGradient()
     return {"free": Stationary, "kkt": KKT, "conic": Conic}[parts.kind]()

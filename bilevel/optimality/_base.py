@@ -99,16 +99,3 @@ class Custom(Condition):
         value = self.function(params, at.hparams, at.data)
         _tree.check_like("the value of Problem.optimality", value, "params", params)
         return value
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FixedPoint(Condition):
-    """F = x − T(x) with T the problem's `fixed_point`. ∂₁F is general; differentiable where it is invertible, as it is where T
-    is a differentiable contraction.
-    """
-
-    needs: ClassVar[tuple[Need, ...]] = (_needs.FIXED_POINT,)
-
-    def residual(self, at: At, params: PyTree) -> PyTree:
-        """x − T(x)."""
-        return _tree.sub(params, _tree.cast_like(at.fixed_point(params), params))
