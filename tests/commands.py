@@ -117,7 +117,7 @@ def _restored() -> Iterator[None]:
         HydraConfig.instance().cfg = None
 
 
-def begin(*arguments, cwd, **more):
+def begin(*arguments: str, cwd: Path, **more: str | None) -> subprocess.Popen[bytes]:
     """`python -m bilevel.run`, begun; what it prints is left in `printed.txt`."""
     with (cwd / "printed.txt").open("wb") as printed:
         return subprocess.Popen(
@@ -130,7 +130,7 @@ def begin(*arguments, cwd, **more):
         )
 
 
-def wait_for_rows(folder, count, process, seconds=120):
+def wait_for_rows(folder: Path, count: int, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
     """Wait until a run has written that many rows; fail if it ends before."""
     deadline = time.monotonic() + seconds
     path = folder / "metrics.jsonl"
@@ -140,7 +140,7 @@ def wait_for_rows(folder, count, process, seconds=120):
         time.sleep(0.001)
 
 
-def wait_for_tracker(folder, name, count, seconds=300):
+def wait_for_tracker(folder: Path, name: str, count: int, seconds: float = 300) -> None:
     """Wait until a tracker has sent that many rows and has ended; on a busy machine, long: it comes last in line."""
     deadline = time.monotonic() + seconds
     cursor, lock = (folder / "trackers" / f"{name}.{suffix}" for suffix in ("json", "lock"))
@@ -149,35 +149,35 @@ def wait_for_tracker(folder, name, count, seconds=300):
         time.sleep(0.1)
 
 
-def is_free(path):
+def is_free(path: Path) -> bool:
     """Whether no process holds the lock of a file."""
     with path.open("rb") as file:
         return _files.lock(file.fileno())
 
 
-def timeless(values):
+def timeless(values: dict[str, Any]) -> dict[str, Any]:
     """Without what a second run does not repeat."""
     return {key: value for key, value in values.items() if key != "seconds"}
 
 
-def status(folder):
+def status(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "status.json").read_text(encoding="utf-8"))
 
 
-def rows(folder):
+def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def files(folder):
+def files(folder: Path) -> dict[Path, bytes]:
     """Every file below a folder, with what is in it."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def result(folder):
+def result(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
-def error_of(done, code=2):
+def error_of(done: Done, code: int = 2) -> str:
     """The sentence that a refused command ends with."""
     assert done.returncode == code, done.stderr
     sentence, hint = done.stderr.splitlines()

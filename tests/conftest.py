@@ -11,7 +11,9 @@ import shutil
 import tempfile
 import zlib
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -37,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of the cases of a test marked `slice(n)`, every n-th runs by default, at least one of each kind; the others are slow.
 
     The kind is what stands before a colon in the name of a case. Which of the n depends on the test, so that tests of the same
@@ -57,9 +59,10 @@ def pytest_collection_modifyitems(items):
 
 
 @contextlib.contextmanager
-def precision(name):
+def precision(name: str) -> Iterator[None]:
     """Set for the whole process: callbacks run in threads of their own, which a thread's own setting does not reach."""
-    before = jax.config.jax_enable_x64
+    config: Any = jax.config
+    before = config.jax_enable_x64
     jax.config.update("jax_enable_x64", name == "float64")
     try:
         yield
@@ -68,21 +71,21 @@ def precision(name):
 
 
 @pytest.fixture
-def x64():
+def x64() -> Iterator[None]:
     """Double precision for one test."""
     with precision("float64"):
         yield
 
 
 @pytest.fixture
-def strict():
+def strict() -> Iterator[None]:
     """Double precision, and no implicit dtype promotion: for tests of our own rooms."""
     with precision("float64"), jax.numpy_dtype_promotion("strict"):
         yield
 
 
 @pytest.fixture(params=["float32", "float64"])
-def dtype(request):
+def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
     """Both precisions."""
     with precision(request.param):
         yield request.param
@@ -92,7 +95,7 @@ _tests = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
-def few_memory_maps():
+def few_memory_maps() -> Iterator[None]:
     """Compiled programs hold memory maps, of which Linux allows a process 65530; past that, the compiler crashes."""
     yield
     maps = Path("/proc/self/maps")

@@ -9,11 +9,13 @@ import os
 import pickle
 import subprocess
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from commands import command, error_of, files, here, module_here, rows, status
+from commands import Done, command, error_of, files, here, module_here, rows, status
 
 from bilevel import _explain
 from bilevel.io import _files, _rows
@@ -157,7 +159,7 @@ def check_left(bad, folder, before, message):
         assert not (folder / "runs").exists()
 
 
-def check_told(name, run, folder):
+def check_told(name: str, run: Callable[..., Done], folder: Path) -> None:
     """Run a situation and see that it is told in a sentence, and what it left."""
     bad = CATALOG[name]
     prepare(bad, folder)

@@ -8,12 +8,13 @@ import functools
 import importlib
 import inspect
 import sys
+from typing import Any
 
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from bilevel import _schema, config
 from bilevel._schema import Field
@@ -72,7 +73,7 @@ def yaml_targets():
 TARGETS = yaml_targets()
 
 
-def own(*kinds, top_only=False):
+def own(*kinds: str, top_only: bool = False) -> list[tuple[str, str, dict[str, Any]]]:
     return [each for each in TARGETS if each[1].split(".")[0] in kinds and not (top_only and "#" in each[0])]
 
 
@@ -113,7 +114,7 @@ def test_every_choice_composes_passes_and_builds_what_it_names(group):
             assert [node for node in chosen if not is_built_from(config.build(node), node)] == []
 
 
-def is_built_from(built, node):
+def is_built_from(built: Any, node: DictConfig) -> bool:
     """Whether an object is what the target of a node makes."""
     target = get_object(node._target_)
     if node.get("_partial_"):
@@ -140,6 +141,7 @@ def test_the_schema_read_from_source_is_the_class():
 def test_every_plain_setting_has_a_value_that_is_refused():
     for name, target, node in own("bilevel", "experiments", "optax"):
         known = _schema.fields(target)
+        assert known is not None
         for key, value in settings(node).items():
             refers = isinstance(value, dict) or (isinstance(value, str) and value.startswith("${"))
             refused = [x for x in ("no such value", 0.5, True) if _schema.complaint(known[key], x)]
@@ -228,13 +230,17 @@ def test_complaint_accepts_what_fits():
 
 def test_complaint_refuses_what_does_not():
     for annotation, value, told in REFUSED:
-        assert _schema.complaint(Field(annotation, False), value).text == told
+        found = _schema.complaint(Field(annotation, False), value)
+        assert found is not None
+        assert found.text == told, annotation
     for collection in ([1], {"a": 1}):
         assert _schema.complaint(Field("int", False), collection) is not None
 
 
 def test_complaint_carries_the_literals_for_the_close_match():
-    assert _schema.complaint(Field("Literal['svm', 'ridge'] | None", False), "smv").choices == ["svm", "ridge"]
+    found = _schema.complaint(Field("Literal['svm', 'ridge'] | None", False), "smv")
+    assert found is not None
+    assert found.choices == ["svm", "ridge"]
 
 
 def test_close_words():

@@ -8,6 +8,7 @@ import itertools
 import random
 import warnings
 from collections import defaultdict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import precision
+from omegaconf import DictConfig
 from test_config import compose
 
 import bilevel as bl
@@ -43,7 +45,7 @@ SAMPLE = 60
 BIASED = ("damped",)  # solves another system than the one given, on purpose
 
 
-def composed_task(name):
+def composed_task(name: str) -> DictConfig:
     return compose(f"task={name}", *(f"task.{setting}" for setting in SMALL[name]))
 
 
@@ -58,7 +60,7 @@ def setup(name):
 
 
 @functools.cache
-def choices():
+def choices() -> dict[str, dict[str, DictConfig]]:
     """The node of each choice of each group: two groups at a time, since a composition costs the same for one choice."""
     found = defaultdict(dict)
     for groups in (("inner", "linear"), ("optimality", "hypergrad")):
@@ -71,7 +73,7 @@ def choices():
 
 
 @functools.cache
-def part(group, choice):
+def part(group: str, choice: str) -> Any:
     node = choices()[group][choice]
     return config.build(node) if node else None
 

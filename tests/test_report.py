@@ -25,16 +25,9 @@ HOSTILE = "<script>alert('$x$')</script>&\"x\""
 
 def seen(address):
     """The text of a page as Chromium makes it."""
+    options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom")
     done = subprocess.run(
-        [
-            CHROMIUM,
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--virtual-time-budget=10000",
-            "--dump-dom",
-            address,
-        ],
+        [CHROMIUM, *options, address],
         capture_output=True,
         text=True,
         timeout=120,

@@ -179,22 +179,15 @@ def test_half_a_row_is_cut(cut, ridge):
     assert_the_same(cut, ridge)
 
 
-def test_a_truncated_checkpoint_is_named_and_the_one_before_used(cut, ridge):
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-100], lambda content: content[:-1] + bytes([content[-1] ^ 1])]
+)
+def test_a_checkpoint_truncated_or_with_a_wrong_bit_is_named_and_the_one_before_used(damage, cut, ridge):
     path = cut / "checkpoints" / "00000006.npz"
-    path.write_bytes(path.read_bytes()[:-100])
+    path.write_bytes(damage(path.read_bytes()))
     printed = go_on(cut)
     assert "00000006.npz is not used: its checksum is wrong" in printed
     assert "going on after step 4" in printed
-    assert_the_same(cut, ridge)
-
-
-def test_a_checkpoint_with_a_wrong_bit_is_named_and_the_one_before_used(cut, ridge):
-    path = cut / "checkpoints" / "00000006.npz"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    printed = go_on(cut)
-    assert "00000006.npz is not used: its checksum is wrong" in printed
     assert_the_same(cut, ridge)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -381,7 +383,8 @@ def test_the_user_may_choose_another_cache_or_none(variable, tmp_path, monkeypat
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv(variable, "0")
-    before = jax.config.jax_compilation_cache_dir
+    jax_config: Any = jax.config
+    before = jax_config.jax_compilation_cache_dir
     _cache.use()
-    assert jax.config.jax_compilation_cache_dir == before
+    assert jax_config.jax_compilation_cache_dir == before
     assert list(tmp_path.iterdir()) == []

@@ -32,7 +32,7 @@ PLAIN = re.compile(r"python -m bilevel\.(run|report) (?!.*(?:launcher|tracker|bl
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
-def shell(line, cwd, PATH=PATH, **more):
+def shell(line: str, cwd: Path, PATH: str = PATH, **more: str) -> str:
     """A line of the page, with the variables that lines before it exported."""
     if plain := PLAIN.fullmatch(line):
         done = module_here(plain[1], *shlex.split(plain[2]), cwd=cwd)
@@ -103,9 +103,8 @@ def test_watch(tmp_path):
     tracked, *lines, dashboard = COMMANDS["Watch"]
     shell(tracked, tmp_path)
     wait_for_tracker(tmp_path / "runs" / "third", "wandb", 20)  # which may go on after the command
-    for line in lines:
-        printed = shell(line, tmp_path)
-    assert "outer_loss" in printed
+    printed = [shell(line, tmp_path) for line in lines]
+    assert "outer_loss" in printed[-1]
     assert dashboard.startswith("python -m bilevel.dashboard")
     with (tmp_path / "printed.txt").open("w") as output:
         process = subprocess.Popen(

@@ -110,12 +110,8 @@ def sweep(tmp_path_factory):
 def test_a_sweep_writes_one_folder_per_job(sweep):
     _, folder = sweep
     lines = sweeps.read(folder)
-    assert [(line.given["seed"], line.given["steps"]) for line in lines] == [
-        ("0", "2"),
-        ("0", "3"),
-        ("1", "2"),
-        ("1", "3"),
-    ]
+    jobs = [("0", "2"), ("0", "3"), ("1", "2"), ("1", "3")]
+    assert [(line.given["seed"], line.given["steps"]) for line in lines] == jobs
     for line in lines:
         assert result(line.folder)["seed"] == int(line.given["seed"])
         assert len(rows(line.folder)) == int(line.given["steps"])
