@@ -1,4 +1,4 @@
-"""Arithmetic on pytrees. Scalars that multiply a leaf are cast to its dtype: nothing here promotes."""
+"""Arithmetic on pytrees. Scalars that multiply a leaf are cast to its dtype, so that nothing is promoted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def as_data(tree: PyTree) -> PyTree:
 
 
 def split(tree: PyTree) -> tuple[PyTree, PyTree]:
-    """Split a tree in two of the same shape: the differentiable leaves and the rest, `None` in the gaps."""
+    """Split a tree into two of the same shape: the differentiable leaves and the rest, with `None` in the gaps."""
     moving = jax.tree.map(lambda x: x if is_inexact(x) else None, tree)
     fixed = jax.tree.map(lambda x: None if is_inexact(x) else x, tree)
     return moving, fixed
@@ -88,8 +88,8 @@ def zeros_like(x: PyTree) -> PyTree:
 def tie(x: PyTree) -> PyTree:
     """The same values, with every leaf linear in some element of every leaf.
 
-    JAX differentiates and transposes `custom_linear_solve` only if each leaf of its right-hand side, its products and
-    its answer takes part; a block of F that does not depend on θ, or of x that is not used, is a symbolic zero there.
+    JAX differentiates and transposes `custom_linear_solve` only if each leaf of its right-hand side, its products and its
+    answer takes part; a block of F that does not depend on θ, or of x that is not used, would be a symbolic zero.
     """
     leaves = [a for a in jax.tree.leaves(x) if a.size]
     if len(leaves) < 2:
@@ -115,7 +115,7 @@ def where(condition: Any, x: PyTree, y: PyTree) -> PyTree:
 
 
 def with_derivative_of(y: PyTree, x: PyTree) -> PyTree:
-    """The values of `x` with the derivatives of `y`: a point that is kept, while what leads to it is differentiated."""
+    """The values of `x` with the derivatives of `y`."""
     return jax.tree.map(lambda x, y: jax.lax.stop_gradient(x - y) + y, x, y)
 
 
@@ -160,7 +160,7 @@ def dtype(x: PyTree) -> Any:
 
 
 def eps(x: PyTree) -> float:
-    """The largest machine epsilon among the leaves: what the least precise one can resolve."""
+    """The largest machine epsilon among the leaves."""
     leaves = [float(jnp.finfo(a.dtype).eps) for a in jax.tree.leaves(x) if is_inexact(a)]
     return max(leaves, default=float(jnp.finfo(float).eps))
 
@@ -184,5 +184,5 @@ def check_like(name: str, value: PyTree, reference_name: str, reference: PyTree)
 
 
 def cast_like(value: PyTree, reference: PyTree) -> PyTree:
-    """Each leaf in the dtype of its counterpart: the inner variable decides the precision."""
+    """Each leaf in the dtype of its counterpart in `reference`."""
     return jax.tree.map(lambda a, b: jnp.asarray(a, jnp.result_type(b)), value, reference)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -201,19 +203,18 @@ class TestStart:
         assert status_of(found) == Status.CONVERGED
         assert relative_error(found.value, np.linalg.solve(SPD, RHS)) < 1e-8
 
-    @each_solver
-    def test_start_of_another_shape_is_refused(self, solver):
-        with pytest.raises(ValueError, match=r"init|y0"):
-            solver.solve(Operator(lambda v: SPD @ v), jnp.ones(N), jnp.ones((N, N)))
+    def test_start_of_another_shape_is_refused(self):
+        for solver in SOLVERS:
+            with pytest.raises(ValueError, match="init must have the structure and shapes of b"):
+                solver.solve(Operator(lambda v: SPD @ v), jnp.ones(N), jnp.ones((N, N)))
 
 
 @pytest.mark.usefixtures("x64")
 class TestTolerance:
-    @each_solver
-    @pytest.mark.parametrize("name", ["rtol", "atol"])
-    def test_negative_is_refused(self, solver, name):
-        with pytest.raises(ValueError, match=f"{type(solver).__name__}: rtol and atol must not be negative"):
-            type(solver)(**{**vars(solver), name: -1e-3})
+    def test_negative_is_refused(self):
+        for solver, name in itertools.product(SOLVERS, ("rtol", "atol")):
+            with pytest.raises(ValueError, match=f"{type(solver).__name__}: rtol and atol must not be negative"):
+                dataclasses.replace(solver, **{name: -1e-3})
 
     @pytest.mark.parametrize("solver", [type(s)(**{**vars(s), "rtol": 1e-4}) for s in ITERATIVE], ids=title)
     def test_a_tolerance_takes_the_place_of_rtol(self, solver):
@@ -353,13 +354,13 @@ class TestChoice:
         assert as_solver(given, default) is given
         assert as_solver(dense, default) == Wrapped(function=dense)
 
-    @pytest.mark.parametrize("garbage", ["cg", 3, {"rtol": 1e-3}])
-    def test_garbage_is_not_a_solver(self, garbage):
-        with pytest.raises(TypeError, match=r"solve must be a solver of bilevel\.linear"):
-            as_solver(garbage, CG())
+    def test_garbage_is_not_a_solver(self):
+        for garbage in ("cg", 3, {"rtol": 1e-3}):
+            with pytest.raises(TypeError, match=r"solve must be a solver of bilevel\.linear"):
+                as_solver(garbage, CG())
 
-    @pytest.mark.parametrize("answer", [jnp.ones(N - 1), jnp.ones((N, 1)), jnp.asarray(1.0), (jnp.ones(N),), None])
-    def test_answer_of_another_shape_is_refused(self, answer):
-        solver = Wrapped(function=lambda matvec, b: answer)
-        with pytest.raises(ValueError, match=r"answer of solve\(matvec, b\) must have the structure and shapes of b"):
-            solver.solve(Operator(lambda v: v), jnp.ones(N))
+    def test_answer_of_another_shape_is_refused(self):
+        for answer in (jnp.ones(N - 1), jnp.ones((N, 1)), jnp.asarray(1.0), (jnp.ones(N),), None):
+            solver = Wrapped(function=lambda matvec, b, answer=answer: answer)
+            with pytest.raises(ValueError, match=r"answer of solve\(matvec, b\) must have the structure and shapes"):
+                solver.solve(Operator(lambda v: v), jnp.ones(N))

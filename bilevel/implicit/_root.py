@@ -171,7 +171,7 @@ def _decorator(
     reference_signature: Signature,
     on_failure: OnFailure,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """The decorator of solvers; `stated` is the function that the user gave, whose arguments are those of F."""
+    """The decorator of solvers; `stated` is the function that the user gave, which has the arguments of F."""
     linear_solver = linear.as_solver(solve, linear.Auto())
     if on_failure not in ("nan", "ignore"):
         raise ValueError(f"on_failure must be 'nan' or 'ignore', got {on_failure!r}")

@@ -185,7 +185,7 @@ class LinearSolver(abc.ABC):
         """Solve A x = b.
 
         Args:
-          operator: A; a bare function v ↦ A v stands for an operator of general structure.
+          operator: A; a plain function v ↦ A v is taken as an operator of general structure.
           b: right-hand side, any pytree of floating-point arrays.
           init: start, for example the last solution; zeros if None.
           tolerance: residual norm to reach, instead of max(rtol · ‖b‖, atol); for a b that is part of a larger vector.

@@ -2,7 +2,7 @@
 
 A recurrence drifts from the true residual, in MINRES by the square of the condition number. So a method runs in rounds: each
 solves for the residual that the last one left, computed anew and scaled to norm 1. Squares neither over- nor underflow, and
-the final accuracy is that of the product with A.
+the final accuracy is limited by the product with A only.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Damped(LinearSolver):
 
     @property
     def tolerances(self) -> tuple[float | None, float]:
-        """This solver's own where they are given, else those of the solver that it wraps."""
+        """Its own tolerances if they are given, else those of the wrapped solver."""
         rtol, atol = self.solver.tolerances
         return rtol if self.rtol is None else self.rtol, self.atol or atol
 

@@ -30,7 +30,7 @@ def spread(value: Any, x: Any) -> Any:
 
 
 def radius(who: str, name: str, value: Any, x: Any) -> jax.Array:
-    """A size in the dtype of x: an error where a plain number is negative, NaN where a traced value is."""
+    """A size in the dtype of x: an error if a plain number is negative, NaN if a traced value is."""
     if isinstance(value, int | float) and value < 0:
         raise ValueError(f"{who}: {name} must be at least 0, got {value}: no point has that size")
     value = cast(value, jnp.zeros((), _tree.dtype(x)))
@@ -43,7 +43,7 @@ def nan_unless(holds: Any, x: jax.Array) -> jax.Array:
 
 
 def feasible(who: str, what: str, holds: Any, x: jax.Array, check: bool) -> jax.Array:
-    """The array x where a set is not empty, else NaN; a ValueError if that is to be checked and the values are known."""
+    """The array x if a set is not empty, else NaN; a ValueError instead if `check`, and the values are known."""
     if check and not isinstance(holds, jax.core.Tracer) and not holds:
         raise ValueError(
             f"{who}: {what} is empty, or its projection was not found to the tolerance: (a) correct the constraints, "
@@ -65,7 +65,7 @@ def norm(x: Any) -> jax.Array:
 
 
 def tolerance(x: jax.Array) -> float:
-    """Relative residual up to which an iterative operator calls its answer a solution: 1e-10, in float32 1e-4."""
+    """Relative residual up to which the answer of an iterative operator is a solution: 1e-10, in float32 1e-4."""
     return 10 * float(jnp.finfo(x.dtype).eps) ** 0.7
 
 

@@ -19,8 +19,8 @@ _Map = Callable[[jax.Array], jax.Array]
 class Cones:
     """K = {0}^zero × R₊^nonnegative × second-order cones × positive semidefinite cones × exponential cones, in this order.
 
-    A symmetric matrix of a semidefinite cone stands as the columns of its lower triangle, off-diagonal entries times √2,
-    so that inner products agree.
+    A symmetric matrix of a semidefinite cone is stored as the columns of its lower triangle, with off-diagonal entries times
+    √2, so that inner products agree.
 
     Args:
       zero: number of equalities.

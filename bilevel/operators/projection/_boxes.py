@@ -55,8 +55,8 @@ def projection_box_section(
 ) -> jax.Array:
     """Project on a box cut by a hyperplane, {p: α ≤ p ≤ β, ⟨w, p⟩ = c}: p = clip(x + τw, α, β).
 
-    τ is exact: its interval between two breakpoints is found by bisection over the sorted breakpoints. The derivative is
-    that of the face on which the answer lies. NaN where the set is empty.
+    τ is exact: its interval between two breakpoints is found by bisection over the sorted breakpoints. The derivative is the
+    derivative of the projection on the face of the answer. NaN if the set is empty.
 
     Args:
       x: vector, shape (n,).
@@ -89,7 +89,7 @@ def projection_box_section(
 def _section_faces(
     x: jax.Array, alpha: jax.Array, beta: jax.Array, w: jax.Array, c: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Which entries lie at their lower and at their upper bound at the solution."""
+    """Which entries are at their lower and at their upper bound at the solution."""
     slope = jnp.where(w == 0, 1, w)
     ends = jnp.stack([(alpha - x) / slope, (beta - x) / slope])
     first = jnp.where(w == 0, -jnp.inf, ends.min(0))

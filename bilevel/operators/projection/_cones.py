@@ -102,8 +102,8 @@ def _derivative(x: jax.Array, positive: jax.Array, direction: jax.Array) -> jax.
 def projection_exponential_cone(x: jax.Array) -> jax.Array:
     """Project (a, b, c) on the exponential cone, the closure of {(a, b, c): b > 0, b·exp(a/b) ≤ c}.
 
-    The order of the entries is that of SCS, CVXPY and diffcp. Differentiable in all modes but on the boundaries of the
-    cone and of its polar, where the derivative is the identity and 0, and where a < 0, b = 0 or a, b < 0, c = 0.
+    The entries are ordered as in SCS, CVXPY and diffcp. Differentiable in all modes, except on the boundaries of the cone and
+    of its polar, where the derivative is the identity and 0, and where a < 0, b = 0 or a, b < 0, c = 0.
 
     Args:
       x: vector, shape (3,).

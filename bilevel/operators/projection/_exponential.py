@@ -1,8 +1,8 @@
 """The projection on the exponential cone: one equation in one unknown, and the derivative in closed form.
 
 Outside the cone K and its polar, v = (r, s, t) with r > 0 or s > 0 is the sum of p = y·(ρ, 1, e^ρ) on the boundary of K
-and q = m·(1, 1 − ρ, −e^−ρ) on that of the polar. The first two entries give y and m as functions of ρ, the last one
-the equation y·e^ρ − m·e^−ρ = t, whose left side increases where y > 0 and m > 0.
+and q = m·(1, 1 − ρ, −e^−ρ) on the boundary of the polar. The first two entries give y and m as functions of ρ; the last one
+gives the equation y·e^ρ − m·e^−ρ = t, whose left side increases where y > 0 and m > 0.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _project_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
 
 
 def _place(v: jax.Array) -> tuple[jax.Array, ...]:
-    """Whether v lies in the cone, in its polar, over the face b = 0; v of size 1 (a harmless one elsewhere); its size."""
+    """Whether v is in the cone, in its polar, over the face b = 0; v scaled to size 1 (or a safe value); its size."""
     r, s, t = v
     safe_s, safe_r = _tree.positive(s), _tree.positive(r)
     face = (r <= 0) & (s <= 0)

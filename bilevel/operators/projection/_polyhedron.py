@@ -23,9 +23,9 @@ def projection_polyhedron(
 ) -> jax.Array:
     """Project on the polyhedron {p: A p = b, G p ≤ h}.
 
-    Redundant constraints are fine. The derivative is that of the affine set of the active constraints, in every
-    argument (an element of the conservative Jacobian where a constraint is just active). NaN where the polyhedron is
-    empty.
+    Constraints may be redundant. The derivative, in every argument, is the derivative of the projection on the affine set of
+    the active constraints (an element of the conservative Jacobian if a constraint is just active). NaN if the polyhedron
+    is empty.
 
     Args:
       x: vector, shape (n,).
@@ -64,7 +64,7 @@ def _interior_point(
     ineq = jnp.where(trivial[:, None], 0, ineq)
     eq, rest, spare = _orthonormal(eq, eq_right - eq @ x)
     unit = jnp.maximum(jnp.max(jnp.abs(rest), initial=0), jnp.max(-room))
-    # Where x violates nothing but rounding errors there is no scale to be had from it.
+    # If x violates the constraints by rounding errors only, it gives no scale.
     noise = 100 * eps * (jnp.max(jnp.abs(x), initial=0) + jnp.max(jnp.abs(jnp.where(trivial, 0, bound))))
     unit = jnp.where(unit > noise, unit, 1)
     rest, room = rest / unit, jnp.clip(room / unit, None, 1 / eps)

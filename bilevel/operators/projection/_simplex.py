@@ -15,8 +15,8 @@ _NETWORK_BELOW = 17
 def projection_simplex(x: jax.Array, value: Any = 1.0) -> jax.Array:
     """Project a vector on the simplex {p ≥ 0, Σp = value}: p = max(x − τ, 0).
 
-    The derivative is that of the face on which the answer lies, p > 0 (an element of the conservative Jacobian where an
-    entry is just zero): ṗ = s∘(ẋ − mean over s of ẋ) + s·valuė/|s|, with s the support. NaN where value < 0.
+    The derivative is the derivative of the projection on the face of the answer, p > 0 (an element of the conservative
+    Jacobian if an entry is just zero): ṗ = s∘(ẋ − mean over s of ẋ) + s·valuė/|s|, with s the support. NaN if value < 0.
 
     Args:
       x: vector, shape (n,).

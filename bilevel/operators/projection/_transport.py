@@ -29,9 +29,9 @@ def projection_transport(
 ) -> jax.Array:
     """Project a matrix on the transportation polytope {P ≥ 0, P 1 = a, Pᵀ 1 = b}, in the Euclidean sense.
 
-    The derivative is that of the face P > 0 on which the answer lies; in the marginals, of changes that keep Σa = Σb
-    (others are first projected on these). NaN where Σa ≠ Σb, a marginal is negative, or the potentials were not found.
-    Each round costs O((m + n)³).
+    The derivative is the derivative of the projection on the face of the answer, P > 0; changes of the marginals are first
+    projected on those that keep Σa = Σb. NaN if Σa ≠ Σb, a marginal is negative, or the potentials were not found. Each round
+    takes O((m + n)³) operations.
 
     Args:
       sim_matrix: similarities X = −costs, shape (m, n); −inf forbids an entry.
@@ -59,9 +59,9 @@ def kl_projection_transport(
 ) -> jax.Array:
     """Project exp(X) on the transportation polytope {P ≥ 0, P 1 = a, Pᵀ 1 = b}, in the Kullback-Leibler sense.
 
-    Minimizes Σ P log P − ⟨P, X⟩: P = exp(X + f 1ᵀ + 1 gᵀ). Smooth in X and in positive marginals (in these for
-    changes that keep Σa = Σb; others are first projected on these). A marginal of 0 gives zeros. NaN where Σa ≠ Σb or the
-    potentials were not found. Each round costs O((m + n)³).
+    Minimizes Σ P log P − ⟨P, X⟩: P = exp(X + f 1ᵀ + 1 gᵀ). Smooth in X and in positive marginals,
+    whose changes are first projected on those that keep Σa = Σb. A marginal of 0 gives zeros. NaN if Σa ≠ Σb or the potentials
+    were not found. Each round takes O((m + n)³) operations.
 
     Args:
       sim_matrix: similarities X = −costs, shape (m, n); −inf forbids an entry.
@@ -138,7 +138,7 @@ class _Model(NamedTuple):
     plan: Callable  # P from Z
     slope: Callable  # dP/dZ from Z and P
     shift: Callable  # what to add to a row of Z so that its plan has a given sum
-    spread: Callable  # how far apart the entries of X may lie for an easy start, given the largest marginal
+    spread: Callable  # how far apart the entries of X may be for an easy start, given the largest marginal
 
 
 _EUCLIDEAN = _Model(jax.nn.relu, lambda z, plan: (z > 0).astype(z.dtype), _simplex_shift, lambda largest: largest)
@@ -151,7 +151,7 @@ _ENTROPIC = _Model(
 def _potentials(model: _Model, x: jax.Array, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Potentials f, g for which plan(x + f 1ᵀ + 1 gᵀ) has the marginals a, b.
 
-    Starts from plan((x + f 1ᵀ + 1 gᵀ)/κ), with κ so large that the entries of x/κ lie close together, and lets κ fall to 1.
+    Starts from plan((x + f 1ᵀ + 1 gᵀ)/κ), with κ so large that the entries of x/κ are close, and lets κ fall to 1.
     """
     eps = jnp.finfo(x.dtype).eps
     size = jnp.maximum(jnp.max(a), jnp.max(b))

@@ -15,7 +15,7 @@ def prox_nuclear_norm(x: jax.Array, reg: Any = 1.0, scaling: Any = 1.0) -> jax.A
     """The prox of reg times the sum of the singular values: U max(s − scaling·reg, 0) Vᵀ for x = U diag(s) Vᵀ.
 
     Differentiable to any order where no singular value equals the threshold, repeated ones included; there, an element
-    of the conservative Jacobian. The value costs a thin decomposition, a derivative an eigendecomposition of size m + n.
+    of the conservative Jacobian. The value takes a thin SVD, a derivative an eigendecomposition of size m + n.
 
     Args:
       x: matrix, shape (m, n).
@@ -41,7 +41,7 @@ def _shrink_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...])
     x_dot, threshold_dot = tangents
     along_x = jax.jvp(lambda x: _dilated(x, threshold), (x,), (x_dot,))[1]
     along_threshold = jax.jvp(lambda threshold: _dilated(x, threshold), (threshold,), (threshold_dot,))[1]
-    # With no penalty the operator is the identity, of matrices without full rank too.
+    # Without a penalty the operator is the identity, also for matrices without full rank.
     return _shrink(x, threshold), jnp.where(threshold == 0, x_dot, along_x) + along_threshold
 
 

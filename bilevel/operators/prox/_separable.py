@@ -82,9 +82,9 @@ def prox_elastic_net(x: Any, hyperparams: Any = (1.0, 1.0), scaling: Any = 1.0) 
 
 
 def prox_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
-    """The prox of g(y) = l2reg·‖y‖²: x/(1 + scaling·l2reg), which is jaxopt's parametrization.
+    """The prox of g(y) = l2reg·‖y‖² in jaxopt's parametrization: x/(1 + scaling·l2reg).
 
-    The operator is that of l2reg·‖y‖²/2 in the usual form argmin ½‖y − x‖² + scaling·g(y).
+    In the usual form argmin ½‖y − x‖² + scaling·g(y) this is the prox of l2reg·‖y‖²/2.
 
     Args:
       x: any pytree.
@@ -122,7 +122,7 @@ def prox_group_lasso(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
     threshold = _numeric.cast(1.0 if l2reg is None else l2reg, length) * _numeric.cast(scaling, length)
     outside = length > threshold
     shrink = 1 - threshold / jnp.where(outside, length, 1)
-    # With no penalty the operator is the identity, at 0 too.
+    # Without a penalty the operator is the identity, also at 0.
     return _tree.scale(jnp.where(outside | (threshold == 0), shrink, 0), x)
 
 
