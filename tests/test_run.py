@@ -35,6 +35,7 @@ RESULT_KEYS = {
     "status",
     "steps",
     "best_step",
+    "failures",
     "seconds",
     "versions",
     "device",
