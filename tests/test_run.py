@@ -18,6 +18,7 @@ from bilevel.datasets import DataError
 ROW_KEYS = {
     "step",
     "outer_loss",
+    "outer_error",
     "grad_norm",
     "inner_residual",
     "adjoint_residual",
