@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel import config
-from bilevel.io import RunFolder, following
+from bilevel.runs import RunFolder, following
 
 TRACKERS = ("wandb", "trackio", "tensorboard")
 WINDOW = 100  # steps

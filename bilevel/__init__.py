@@ -7,13 +7,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bilevel import diagnostics, hypergrad, implicit, inner, io, linear, operators, optimality, outer, statements
+    from bilevel import diagnostics, hypergrad, implicit, inner, linear, operators, optimality, outer, runs, statements
     from bilevel._status import Status
     from bilevel.diagnostics import check_derivative, check_hypergradient, check_optimality
     from bilevel.implicit import custom_fixed_point, custom_root, root_jvp, root_vjp
-    from bilevel.io import load
     from bilevel.outer import Result, minimize
     from bilevel.problem import At, Problem
+    from bilevel.runs import load
     from bilevel.statements import QP, Batches, ConeProgram, Factored, LinearModel, Minimization, Program
 
 _HOMES = {
@@ -33,7 +33,7 @@ _HOMES = {
     "check_optimality": "bilevel.diagnostics",
     "custom_fixed_point": "bilevel.implicit",
     "custom_root": "bilevel.implicit",
-    "load": "bilevel.io",
+    "load": "bilevel.runs",
     "minimize": "bilevel.outer",
     "root_jvp": "bilevel.implicit",
     "root_vjp": "bilevel.implicit",
@@ -43,11 +43,11 @@ _ROOMS = (
     "hypergrad",
     "implicit",
     "inner",
-    "io",
     "linear",
     "operators",
     "optimality",
     "outer",
+    "runs",
     "statements",
 )
 
@@ -73,7 +73,6 @@ __all__ = [
     "hypergrad",
     "implicit",
     "inner",
-    "io",
     "linear",
     "load",
     "minimize",
@@ -82,6 +81,7 @@ __all__ = [
     "outer",
     "root_jvp",
     "root_vjp",
+    "runs",
     "statements",
 ]
 

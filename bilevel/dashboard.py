@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io as text_io
+import io
 import os
 import sys
 import time
@@ -38,11 +38,11 @@ def main() -> None:
 
 
 def _show(folder: Path, port: int | None, open_browser: bool) -> None:
-    from bilevel.io.mirror import Mirror
+    from bilevel.runs.collecting import Collector
 
-    mirror = Mirror(folder, _PROJECT)
+    collector = Collector(folder, _PROJECT)
     with _silence():
-        runs = mirror.update()
+        runs = collector.update()
     if not runs:
         raise FileNotFoundError(f"{folder}: no run in it; run something, for example python -m bilevel.run task=svm")
     os.environ.setdefault("TRACKIO_TELEMETRY", "0")
@@ -56,11 +56,11 @@ def _show(folder: Path, port: int | None, open_browser: bool) -> None:
     while True:
         time.sleep(_PAUSE)
         with _silence():
-            mirror.update()
+            collector.update()
 
 
 def _silence() -> contextlib.AbstractContextManager[Any]:
-    return contextlib.redirect_stdout(text_io.StringIO())
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 if __name__ == "__main__":

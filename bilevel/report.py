@@ -29,7 +29,7 @@ def main() -> None:
 def write(folder: Path) -> Path:
     """Write `report.html` into a folder, and return its path."""
     from bilevel import pages
-    from bilevel.io import write_text
+    from bilevel.runs import write_text
 
     path = folder / "report.html"
     write_text(path, pages.page_of(folder))

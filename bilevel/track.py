@@ -33,7 +33,7 @@ def _known() -> list[str]:
 
 def _send(folder: Path, name: str, follow: bool) -> None:
     from bilevel.cli import job
-    from bilevel.io import following
+    from bilevel.runs import following
 
     over = threading.Event()
     if follow:

@@ -71,8 +71,8 @@ MUTATIONS = [
     ),
     ("bilevel/outer/_loop.py", "perf_counter() - done.seconds, set()", "perf_counter(), set()", RESUME, "its_progress"),
     ("bilevel/cli/_task.py", "session.files.keep_rows(step)", "session.files.keep_rows(step + 1)", RESUME, "truncated"),
-    ("bilevel/io/checkpoints.py", "if rows < step:", "if rows < 0:", RESUME, "counts_on"),
-    ("bilevel/io/checkpoints.py", '!= manifest["sha256"]', "== None", RESUME, "wrong_bit"),
+    ("bilevel/runs/checkpoints.py", "if rows < step:", "if rows < 0:", RESUME, "counts_on"),
+    ("bilevel/runs/checkpoints.py", '!= manifest["sha256"]', "== None", RESUME, "wrong_bit"),
     ("bilevel/config.py", 'not in (*NEUTRAL, "resume", "hydra")}', 'not in ("resume", "hydra")}', RESUME, "more_steps"),
     (
         "bilevel/pages/_html.py",
@@ -82,7 +82,7 @@ MUTATIONS = [
         "escaped",
     ),
     (
-        "bilevel/io/_rows.py",
+        "bilevel/runs/_rows.py",
         "                os.ftruncate(self._file, before)\n",
         "",
         "tests/test_bad_input.py",

@@ -21,7 +21,7 @@ import jax
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from bilevel.io import _files
+from bilevel.runs import _files
 
 HINT = "(HYDRA_FULL_ERROR=1 shows the traceback)"
 DROPPED = (

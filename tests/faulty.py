@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from bilevel.datasets import DataError
-from bilevel.io import trackers
+from bilevel.runs import trackers
 from bilevel.tasks import Ridge
 
 

@@ -16,8 +16,8 @@ import pytest
 
 import bilevel as bl
 from bilevel.hypergrad import Estimator, Hypergradient, Solve
-from bilevel.io.checkpoints import Checkpoints
 from bilevel.outer import Point, Progress, Report, run_loop
+from bilevel.runs.checkpoints import Checkpoints
 
 # A stochastic single-loop algorithm
 

@@ -46,24 +46,24 @@ MAY_IMPORT = {
     "datasets": set(),
     "tasks": GROUND | {"optimality", "implicit", "inner", "datasets"},  # solvers for metrics alone
     "study": set(),
-    "io": BASE,
-    "pages": BASE | {"io"},
+    "runs": BASE,
+    "pages": BASE | {"runs"},
     "_schema": set(),
     "config": {"_schema"},
     "_explain": {"config"},
-    "cli": {"config", "_explain", "_schema", "outer", "tasks", "study", "io", "__init__"},
+    "cli": {"config", "_explain", "_schema", "outer", "tasks", "study", "runs", "__init__"},
     "run": {"config", "_explain", "cli"},
-    "track": {"config", "_explain", "cli", "io"},
-    "report": {"_explain", "pages", "io"},
-    "dashboard": {"_explain", "io"},
-    "__init__": HYPERGRAD | {"diagnostics", "outer", "io"},
+    "track": {"config", "_explain", "cli", "runs"},
+    "report": {"_explain", "pages", "runs"},
+    "dashboard": {"_explain", "runs"},
+    "__init__": HYPERGRAD | {"diagnostics", "outer", "runs"},
 }
-FOR_EXPERIMENTS = HYPERGRAD | {"outer", "datasets", "tasks", "study", "io", "__init__"}
+FOR_EXPERIMENTS = HYPERGRAD | {"outer", "datasets", "tasks", "study", "runs", "__init__"}
 OF_CONFIGURATION = ("job", "execute", "resume", "sweep", "_task", "_study", "_origin", "_trials")
 HOME = {
     "hydra": ("run.py", "config.py", "cli/resume.py", "cli/sweep.py"),
     "omegaconf": ("run.py", "config.py", *(f"cli/{name}.py" for name in OF_CONFIGURATION)),
-    "wandb": ("io/trackers.py",),
+    "wandb": ("runs/trackers.py",),
     "jaxopt": (),
     "experiments": (),
 }
@@ -150,7 +150,7 @@ def test_imports_follow_the_levels():
 def test_every_file_has_a_rule():
     rooms = {room_of(relative(path)) for path in FILES} - {"hydra_plugins"}
     assert rooms <= set(MAY_IMPORT)
-    assert {"problem", "inner", "outer", "tasks", "io"} <= rooms
+    assert {"problem", "inner", "outer", "tasks", "runs"} <= rooms
 
 
 def test_the_levels_have_no_cycle():
@@ -172,18 +172,18 @@ WRONG = (
     ("optimality/_base.py", "from bilevel import inner"),
     ("operators/prox.py", "from bilevel.problem import Problem"),
     ("hypergrad/_implicit.py", "class A:\n    from bilevel import outer"),
-    ("outer/_loop.py", "from bilevel.io import console"),
-    ("io/console.py", "from bilevel.outer import Result"),
+    ("outer/_loop.py", "from bilevel.runs import console"),
+    ("runs/console.py", "from bilevel.outer import Result"),
     ("tasks/svm.py", "from bilevel import hypergrad"),
     ("tasks/svm.py", "from bilevel.linear import CG"),
     ("datasets/_splits.py", "from bilevel import _tree"),
     ("outer/_loop.py", "from bilevel import config"),
-    ("io/console.py", "import omegaconf"),
+    ("runs/console.py", "import omegaconf"),
     ("tasks/svm.py", "def f():\n    from hydra.utils import instantiate"),
-    ("io/_folder.py", "def f():\n    import wandb"),
+    ("runs/_folder.py", "def f():\n    import wandb"),
     ("datasets/_sources.py", "from sklearn import datasets"),
     ("datasets/_sources.py", "try:\n    import sklearn\nexcept ImportError:\n    pass"),
-    ("io/console.py", "import matplotlib.pyplot as plt"),
+    ("runs/console.py", "import matplotlib.pyplot as plt"),
     ("linear/_cg.py", "def f():\n    import jaxopt"),
     ("linear/_cg.py", "if TYPE_CHECKING:\n    import jaxopt"),
     ("cli/_study.py", "def f():\n    from experiments import steps"),
@@ -193,7 +193,7 @@ RIGHT = (
     ("linear/_cg.py", "from bilevel.linear._base import Attempt\nfrom . import _base"),
     ("problem.py", "from bilevel.statements import Parts"),
     ("datasets/_sources.py", "def f():\n    from sklearn import datasets"),
-    ("io/trackers.py", "def f():\n    import wandb"),
+    ("runs/trackers.py", "def f():\n    import wandb"),
     ("run.py", "import hydra"),
     ("hydra_plugins/own_sweeper.py", "import hydra\nfrom omegaconf import DictConfig"),
 )

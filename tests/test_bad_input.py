@@ -18,7 +18,7 @@ import pytest
 from commands import Done, command, error_of, files, here, module_here, rows, status
 
 from bilevel import _explain
-from bilevel.io import _files, _rows
+from bilevel.runs import _files, _rows
 
 DICE = np.random.default_rng(0)
 X, Y = DICE.normal(size=(60, 4)), DICE.normal(size=60)

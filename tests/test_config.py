@@ -281,7 +281,7 @@ WRONG = (
     ("inner.linear._target_", "os.system", "inner.linear._target_: ", "'os.system'"),
     ("task._target_", "bilevel.tasks.Rigde", "task._target_: ", "'bilevel.tasks.Rigde'"),
     ("task._target_", "bilevel.no_such_room.Ridge", "task._target_: ", "'bilevel.no_such_room.Ridge'"),
-    ("task._target_", "bilevel.io._folder.os.system", "task._target_: ", "os.system"),
+    ("task._target_", "bilevel.runs._folder.os.system", "task._target_: ", "os.system"),
     ("study", {"_target_": "experiments.no.Such"}, "'experiments.no.Such'", "repository", "root of a checkout"),
     ("optimizer._target_", "optax.no.adam", "optimizer._target_: ", "'optax.no.adam'"),
     ("tracker.extra", {"_target_": "os.system"}, "tracker.extra._target_: ", "'os.system'"),

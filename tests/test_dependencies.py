@@ -62,7 +62,7 @@ def test_what_is_declared_is_pinned():
 
 def test_imports_are_found_wherever_they_are():
     source = (
-        "import os, yaml.nodes\ndef f():\n    from scipy import linalg\n    from . import own\n    import bilevel.io"
+        "import os, yaml.nodes\ndef f():\n    from scipy import linalg\n    from . import own\n    import bilevel.runs"
     )
     assert imported(source) == {"yaml", "scipy"}
     assert name_of("hydra_core>=1.3; python_version < '4'") == "hydra-core"

@@ -15,8 +15,8 @@ import time
 import pytest
 from commands import environment, here, module_here, rows
 
-from bilevel.io import sweeps
 from bilevel.pages import _html, page_of
+from bilevel.runs import sweeps
 
 CHROMIUM = shutil.which("chromium")
 browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")

@@ -19,7 +19,7 @@ from commands import begin, error_of, files, here, result, rows, status, timeles
 
 import bilevel
 from bilevel import outer
-from bilevel.io import checkpoints
+from bilevel.runs import checkpoints
 
 STEPS = 30
 COMPILED_AS_HERE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]}

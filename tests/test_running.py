@@ -13,7 +13,7 @@ from pathlib import Path
 
 from commands import environment, module_here, result, status, wait_for_tracker
 
-from bilevel.io import sweeps
+from bilevel.runs import sweeps
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")

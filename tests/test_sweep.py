@@ -18,7 +18,7 @@ import bilevel
 from bilevel import config
 from bilevel.cli.job import Job
 from bilevel.cli.sweep import supervise
-from bilevel.io import sweeps
+from bilevel.runs import sweeps
 
 HERE = {"PYTHONPATH": str(Path(__file__).parent), "RAY_AUTH_MODE": "disabled"}
 LAUNCHERS = {

@@ -29,7 +29,7 @@ from commands import (
 )
 
 from bilevel import config
-from bilevel.io import RunFolder, _files, following, read_rows, sweeps
+from bilevel.runs import RunFolder, _files, following, read_rows, sweeps
 
 HERE = {"PYTHONPATH": str(Path(__file__).parent)}
 KEY = "0123456789abcdef0123456789abcdef01234567"

@@ -10,7 +10,7 @@ from typing import Any
 from bilevel import _explain
 from bilevel.cli._signals import Stop
 from bilevel.cli.job import Job
-from bilevel.io import RunFolder, console, following
+from bilevel.runs import RunFolder, console, following
 
 
 class Session(contextlib.ExitStack):

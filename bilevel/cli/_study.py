@@ -11,7 +11,7 @@ from bilevel import config
 from bilevel.cli import _origin
 from bilevel.cli._session import Session
 from bilevel.cli.job import Ended, Job
-from bilevel.io import console
+from bilevel.runs import console
 from bilevel.study import Study
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bilevel import _explain
-from bilevel.io import console, sweeps, write_text
+from bilevel.runs import console, sweeps, write_text
 
 _NAMED = 8  # jobs that are named on the console; all are in the table
 

@@ -13,8 +13,8 @@ from bilevel import config, outer
 from bilevel.cli import _origin
 from bilevel.cli._session import Session
 from bilevel.cli.job import Ended, Job
-from bilevel.io import console
-from bilevel.io.checkpoints import Checkpoints, fingerprint
+from bilevel.runs import console
+from bilevel.runs.checkpoints import Checkpoints, fingerprint
 from bilevel.tasks import Setup
 
 _PARTS = {"inner": "inner", "hypergrad": "hypergradient", "optimizer": "optimizer"}  # of an algorithm, for the header

@@ -61,7 +61,7 @@ def configure_jax(cfg: DictConfig) -> None:
 
 
 def _already(job: Job, result: dict[str, Any]) -> Ended:
-    from bilevel.io import console
+    from bilevel.runs import console
 
     loss = result.get("outer_loss", 0.0)
     told = "" if job.is_study else f" at outer loss {loss:.6g} after {result['steps']} steps"

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bilevel import config, io
+from bilevel import config, runs
 
 
 class FolderTakenError(ValueError):
@@ -90,7 +90,7 @@ def read(folder: Path) -> Job:
         raise config.ConfigError(f"{path}: not readable ({str(error).splitlines()[0]})") from error
     assert isinstance(cfg, DictConfig)
     whole = config.with_defaults(cfg)
-    status = io.read_status(folder)
+    status = runs.read_status(folder)
     return Job(whole, folder, status.get("choices") or _targets(whole), status.get("overrides", []))
 
 
@@ -110,7 +110,7 @@ def past(job: Job) -> dict[str, Any] | None:
     Raises:
       FolderTakenError: it holds another one; nothing was touched.
     """
-    if not io.holds_run(job.folder):
+    if not runs.holds_run(job.folder):
         return None
     try:
         there = read(job.folder)
@@ -123,13 +123,13 @@ def past(job: Job) -> dict[str, Any] | None:
             f"{job.folder} already holds a run of another configuration ({shown}): choose another hydra.run.dir, "
             f"or move it away"
         )
-    return io.read_status(job.folder)
+    return runs.read_status(job.folder)
 
 
 def finished(job: Job) -> dict[str, Any] | None:
     """The result of the run, if it is at its end and this configuration does not take it further."""
-    result = io.read_result(job.folder)
-    failed = io.read_status(job.folder).get("state") == "failed"
+    result = runs.read_result(job.folder)
+    failed = runs.read_status(job.folder).get("state") == "failed"
     if result is None or failed or result.get("status") == "interrupted":
         return None
     if job.is_study:
@@ -148,7 +148,7 @@ def newest_unfinished(job: Job) -> Path | None:
     own = [job.folder] if (job.folder / "config.yaml").is_file() else []
     beside = [path.parent for path in job.folder.parent.glob("*/config.yaml")]
     for folder in sorted({*own, *beside}, key=lambda path: os.path.getmtime(path / "config.yaml"), reverse=True):
-        if io.read_status(folder).get("config") == job.identity:
+        if runs.read_status(folder).get("config") == job.identity:
             there = dataclasses.replace(job, folder=folder)
             if finished(there) is None:
                 return folder

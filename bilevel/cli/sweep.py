@@ -16,12 +16,12 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from bilevel import _explain, io
+from bilevel import _explain, runs
 from bilevel.cli import _table, _trials
 from bilevel.cli import job as jobs
 from bilevel.cli._signals import PARENT
 from bilevel.cli.job import Job
-from bilevel.io import sweeps
+from bilevel.runs import sweeps
 
 _GRACE = 10.0  # seconds that a job that was told to stop has for its step and its checkpoint
 _OUTPUT = "output.txt"
@@ -40,8 +40,8 @@ def supervise(job: Job) -> float:
         _run_child(job)
     except Exception as error:
         _note(job, "failed", _explain.explain(error)[0])
-    done = io.read_status(job.folder).get("state") == "done"
-    return _objective(io.read_result(job.folder) if done else None)
+    done = runs.read_status(job.folder).get("state") == "done"
+    return _objective(runs.read_result(job.folder) if done else None)
 
 
 def exit_code() -> int:
@@ -80,25 +80,25 @@ def _run_child(job: Job) -> None:
         return
     except BaseException:
         _end(child)
-        if io.read_status(job.folder).get("state") == "running":
+        if runs.read_status(job.folder).get("state") == "running":
             _note(job, "interrupted", "the sweep was interrupted")
         raise
     if code < 0:
         _note(job, "failed", f"its process was killed by {signal.Signals(-code).name}")
-    elif io.read_status(job.folder).get("state") == "running":
+    elif runs.read_status(job.folder).get("state") == "running":
         _note(job, "failed", f"its process ended with exit code {code}; {_OUTPUT} says more")
 
 
 def _stop_jobs(folder: Path) -> None:
     """Tell the jobs on this machine to stop, and wait for their checkpoints: some launchers kill what they started."""
-    running = [line.folder for line in sweeps.read(folder) if io.is_locked(line.folder)]
+    running = [line.folder for line in sweeps.read(folder) if runs.is_locked(line.folder)]
     for job in running:
-        record = io.read_status(job)
+        record = runs.read_status(job)
         if record.get("host") == platform.node():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(record["pid"], signal.SIGTERM)
     deadline = time.monotonic() + _GRACE
-    while any(map(io.is_locked, running)) and time.monotonic() < deadline:
+    while any(map(runs.is_locked, running)) and time.monotonic() < deadline:
         time.sleep(0.1)
     raise KeyboardInterrupt
 
@@ -114,9 +114,9 @@ def _end(child: subprocess.Popen) -> None:
 
 def _note(job: Job, state: Any, error: str | None) -> None:
     """Write `status.json`, of a job whose process cannot."""
-    record = {**job.record, **{key: value for key, value in io.read_status(job.folder).items() if key == "data"}}
+    record = {**job.record, **{key: value for key, value in runs.read_status(job.folder).items() if key == "data"}}
     job.folder.mkdir(parents=True, exist_ok=True)
-    io.write_status(job.folder, state, **record, pid=os.getpid(), **({} if error is None else {"error": error}))
+    runs.write_status(job.folder, state, **record, pid=os.getpid(), **({} if error is None else {"error": error}))
 
 
 class Sweep(Callback):

@@ -171,7 +171,7 @@ class LinearSolver(abc.ABC):
             f"linear.{type(self).__name__} takes no preconditioner of a symmetric system: use linear.CG or linear.MINRES"
         )
 
-    def posed(self, operator: Operator) -> Operator:
+    def effective_operator(self, operator: Operator) -> Operator:
         """The system that is solved, and on which the answer is judged: A itself, except for `Damped`."""
         return operator
 
@@ -202,7 +202,7 @@ class LinearSolver(abc.ABC):
           >>> print(found.value.round(3), bl.Status(int(found.status)).word)
           [1.  0.5] converged
         """
-        operator = self.posed(operator if isinstance(operator, Operator) else Operator(operator))
+        operator = self.effective_operator(operator if isinstance(operator, Operator) else Operator(operator))
         if init is not None:
             _tree.check_like("init", init, "b", b)
         return self._judged(operator, lambda *args: self.attempt(operator, *args), b, init, tolerance)
@@ -232,7 +232,7 @@ class LinearSolver(abc.ABC):
           >>> print(found.value.round(3).tolist(), found.status)
           [[0.5, 0.0], [0.0, 0.25]] [0 0]
         """
-        operator = self.posed(operator if isinstance(operator, Operator) else Operator(operator))
+        operator = self.effective_operator(operator if isinstance(operator, Operator) else Operator(operator))
         if len({jnp.shape(x)[:1] for x in jax.tree.leaves(b)} - {()}) != 1 or any(
             jnp.ndim(x) == 0 for x in jax.tree.leaves(b)
         ):

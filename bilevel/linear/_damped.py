@@ -55,9 +55,9 @@ class Damped(LinearSolver):
         rtol, atol = self.solver.tolerances
         return rtol if self.rtol is None else self.rtol, self.atol or atol
 
-    def posed(self, operator: Operator) -> Operator:
+    def effective_operator(self, operator: Operator) -> Operator:
         """A + ridge · I."""
-        return self.solver.posed(damped(operator, self.ridge))
+        return self.solver.effective_operator(damped(operator, self.ridge))
 
     def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
         """Call the solver; the operator is already the damped one."""

@@ -56,9 +56,9 @@ class Refined(LinearSolver):
             raise ValueError(f"linear.Refined: dtype must be float64, float32, bfloat16 or float16, got {self.dtype!r}")
         _checks.require_positive("linear.Refined", max_steps=self.max_steps)
 
-    def posed(self, operator: Operator) -> Operator:
+    def effective_operator(self, operator: Operator) -> Operator:
         """The system that the solver solves."""
-        return self.solver.posed(operator)
+        return self.solver.effective_operator(operator)
 
     def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
         """Factor once, correct until the residual is within the tolerance."""

@@ -128,7 +128,7 @@ class System:
         """The reduction, unless the solver poses another system (`Damped`), for which it would not be equivalent."""
         if self.reduction is None or self.reduction.approximate is True:
             return self.reduction
-        return self.reduction if solver.posed(self.operator) is self.operator else None
+        return self.reduction if solver.effective_operator(self.operator) is self.operator else None
 
 
 class _State(NamedTuple):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bilevel.io import sweeps
 from bilevel.pages import _run, _sweep
+from bilevel.runs import sweeps
 
 __all__ = ["page_of"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from bilevel.io import Run, load, read_status
 from bilevel.pages import _charts
 from bilevel.pages._html import Html, element, facts, folded, image, section, shown, table
 from bilevel.pages._html import page as whole_page
+from bilevel.runs import Run, load, read_status
 
 _ENDED = {
     "completed": "all steps done",

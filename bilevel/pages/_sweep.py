@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from bilevel.io import load, read_rows, sweeps
 from bilevel.pages import _charts
 from bilevel.pages._html import Html, beside, element, facts, folded, group, image, section, table
 from bilevel.pages._html import page as whole_page
+from bilevel.runs import load, read_rows, sweeps
 
 _CURVES = 60  # at most so many
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from bilevel.io import Run
+from bilevel.runs import Run
 
 COLORS = {"mirror_descent": "tab:blue", "projected_gradient": "tab:orange", "block_coordinate_descent": "tab:green"}
 STYLES = {"implicit": "-", "conditional": ":", "plain": "--", "checkpointed": "-."}

@@ -29,14 +29,14 @@ class _State:
     slope: PyTree  # the gradient there
     momentum: jax.Array
     step_size: jax.Array
-    reach: jax.Array  # 1/L, the step by which the stopping test is taken
+    test_step: jax.Array  # 1/L, the step by which the stopping test is taken
     cuts: jax.Array  # how often curvature has shortened the step
     progress: SolveProgress
 
 
 class _Choice(NamedTuple):
     step_size: jax.Array
-    reach: jax.Array
+    test_step: jax.Array
     cuts: jax.Array
     overshot: jax.Array
 
@@ -96,7 +96,7 @@ class FISTA(InnerSolver):
             slope=_tree.zeros_like(params),
             momentum=jnp.ones((), dtype),
             step_size=step_size,
-            reach=step_size,
+            test_step=step_size,
             cuts=jnp.zeros((), jnp.int32),
             progress=SolveProgress.start(dtype, grad_evals, hvps),
         )
@@ -123,14 +123,14 @@ class FISTA(InnerSolver):
             slope=gradient,
             momentum=jax.lax.stop_gradient(momentum.astype(state.momentum.dtype)),
             step_size=step_size,
-            reach=chosen.reach,
+            test_step=chosen.test_step,
             cuts=chosen.cuts,
             progress=self.advance(
                 state.progress,
                 params,
                 self._distance(at, y, gradient, moved, chosen),
                 grad_evals=1,
-                failed=step_size < _tree.eps(params) ** 0.75 * chosen.reach,
+                failed=step_size < _tree.eps(params) ** 0.75 * chosen.test_step,
                 failure=Status.BREAKDOWN,
             ),
         )
@@ -141,15 +141,15 @@ class FISTA(InnerSolver):
             return _tree.norm(moved)
 
         def longer():
-            pushed = _tree.add_scaled(y, -chosen.reach, gradient)
-            return _tree.norm(_tree.sub(at.proximal_step(pushed, chosen.reach), y))
+            pushed = _tree.add_scaled(y, -chosen.test_step, gradient)
+            return _tree.norm(_tree.sub(at.proximal_step(pushed, chosen.test_step), y))
 
-        return jax.lax.cond(chosen.step_size < chosen.reach, longer, lambda: _tree.norm(moved))
+        return jax.lax.cond(chosen.step_size < chosen.test_step, longer, lambda: _tree.norm(moved))
 
     def _choose(self, at, state, value, gradient) -> _Choice:
         """The next step, from the curvature between the last two gradients where rounding does not drown it."""
         if self.step_size is not None or not self.adaptive:
-            return _Choice(state.step_size, state.reach, state.cuts, jnp.array(False))
+            return _Choice(state.step_size, state.test_step, state.cuts, jnp.array(False))
         y, base, slope, gradient = jax.lax.stop_gradient((state.extrapolated, state.base, state.slope, gradient))
         length, bend = _tree.norm(_tree.sub(y, base)), _tree.norm(_tree.sub(gradient, slope))
         later = state.progress.steps > 0
@@ -159,15 +159,15 @@ class FISTA(InnerSolver):
         overshot = later & (~finite | (visible & (curvature * state.step_size > _OVERSHOT)))
 
         allowed = _SAFETY / jnp.maximum(curvature, jnp.finfo(length.dtype).tiny)
-        reach = state.reach
+        test_step = state.test_step
         if at.parts.lipschitz is None:
-            reach = jnp.where(visible & finite & ~overshot, jnp.minimum(reach, allowed), reach)
+            test_step = jnp.where(visible & finite & ~overshot, jnp.minimum(test_step, allowed), test_step)
         else:
-            allowed = jnp.maximum(allowed, reach)
+            allowed = jnp.maximum(allowed, test_step)
         growth = 1 + _GROWTH * _PATIENCE / (_PATIENCE + state.cuts.astype(length.dtype))
         growth = jnp.where(state.cuts > 0, growth, _FIRST_GROWTH)
         following = jnp.minimum(state.step_size * growth, allowed)
         following = jnp.where(finite, following, state.step_size * (_SAFETY / _OVERSHOT**2))
         step_size = jnp.where(later & (visible | ~finite), following, state.step_size)
         cuts = state.cuts + (step_size < state.step_size).astype(jnp.int32)
-        return _Choice(step_size, reach, cuts, overshot)
+        return _Choice(step_size, test_step, cuts, overshot)

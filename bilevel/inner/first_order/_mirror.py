@@ -25,7 +25,7 @@ class _State:
     logs: PyTree  # log x, −∞ where x is zero
     gradient: PyTree
     step_size: jax.Array
-    reach: jax.Array  # 1/L, the step by which the stopping test is taken
+    test_step: jax.Array  # 1/L, the step by which the stopping test is taken
     progress: SolveProgress
 
 
@@ -63,10 +63,10 @@ class MirrorDescent(InnerSolver):
         params = _softmax(logs)
         gradient, curvature = curvature_along_gradient(at, params)
         lipschitz = at.lipschitz()
-        reach = 1 / (curvature if lipschitz is None else lipschitz)
-        reach = jax.lax.stop_gradient(reach.astype(dtype))
-        step_size = reach if self.step_size is None else jnp.asarray(self.step_size, dtype)
-        return _State(params, logs, gradient, step_size, reach, SolveProgress.start(dtype, 1, 1))
+        test_step = 1 / (curvature if lipschitz is None else lipschitz)
+        test_step = jax.lax.stop_gradient(test_step.astype(dtype))
+        step_size = test_step if self.step_size is None else jnp.asarray(self.step_size, dtype)
+        return _State(params, logs, gradient, step_size, test_step, SolveProgress.start(dtype, 1, 1))
 
     def step(self, at: At, state: _State) -> _State:
         """One exponentiated-gradient step, taken back if it is too long."""
@@ -80,10 +80,10 @@ class MirrorDescent(InnerSolver):
             )
         else:
             step_size = self._scheduled(state, self.step_size)
-        pushed = at.proximal_step(_tree.add_scaled(params, -state.reach, gradient), state.reach)
+        pushed = at.proximal_step(_tree.add_scaled(params, -state.test_step, gradient), state.test_step)
         distance = _tree.norm(_tree.sub(pushed, params))
         progress = self.advance(state.progress, params, distance, grad_evals=1)
-        return _State(params, logs, gradient, step_size, state.reach, progress)
+        return _State(params, logs, gradient, step_size, state.test_step, progress)
 
     def _judged(self, state, logs, params, value, gradient):
         """The next step size, and whether this step is to be taken back, by the curvature relative to the entropy's."""

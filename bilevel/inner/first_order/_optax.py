@@ -23,7 +23,7 @@ from bilevel.problem import At, Problem
 class _State:
     params: PyTree
     optimizer: PyTree
-    reach: jax.Array
+    test_step: jax.Array
     progress: SolveProgress
 
 
@@ -99,11 +99,11 @@ class Optax(InnerSolver):
             update = optax.with_extra_args_support(self.optimizer).update
             updates, moved = update(gradient, optimizer, x, value=value, grad=gradient, value_fn=value_fn)
             x = _tree.cast_like(optax.apply_updates(x, updates), x)
-            length = state.reach if self.prox_step is None else jnp.asarray(self.prox_step, state.reach.dtype)
+            length = state.test_step if self.prox_step is None else jnp.asarray(self.prox_step, state.test_step.dtype)
             return at.proximal_step(x, length), _tree.cast_like(moved, optimizer)
 
         value, gradient = jax.value_and_grad(at.inner_loss)(x)
-        pushed = at.proximal_step(_tree.add_scaled(x, -state.reach, gradient), state.reach)
+        pushed = at.proximal_step(_tree.add_scaled(x, -state.test_step, gradient), state.test_step)
         passes = 0
         if self.batch_size is None:
             moved, optimizer = follow(x, state.optimizer, value, gradient, at.inner_loss)
@@ -113,7 +113,7 @@ class Optax(InnerSolver):
         progress = self.advance(state.progress, x, _tree.norm(_tree.sub(pushed, x)), grad_evals=1 + passes)
         held = _tree.with_derivative_of(moved, x)
         x = _tree.where(progress.status == Status.CONVERGED, held, moved)
-        return _State(x, optimizer, state.reach, progress)
+        return _State(x, optimizer, state.test_step, progress)
 
     def _epoch(
         self, at: At, state: _State, full_gradient: PyTree, follow: Callable[..., tuple[PyTree, PyTree]]

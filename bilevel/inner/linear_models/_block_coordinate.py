@@ -26,7 +26,7 @@ _LEAST = 100  # blocks in a working set
 class _State:
     params: jax.Array
     image: jax.Array
-    reach: jax.Array  # 1/L, the step by which the stopping test is taken
+    test_step: jax.Array  # 1/L, the step by which the stopping test is taken
     progress: SolveProgress
 
 
@@ -99,7 +99,7 @@ class BlockCoordinateDescent(InnerSolver):
         """One working set, swept until it is nearly solved; after the stopping test just the proximal gradient step."""
         x = state.params
         blocks = blocks_of(at, x)
-        pushed = blocks.prox_all(x - state.reach * blocks.gradient(blocks.image(x)), state.reach)
+        pushed = blocks.prox_all(x - state.test_step * blocks.gradient(blocks.image(x)), state.test_step)
         progress = self.advance(state.progress, x, _tree.norm(pushed - x), grad_evals=1)
 
         still = jax.lax.stop_gradient
@@ -109,13 +109,13 @@ class BlockCoordinateDescent(InnerSolver):
             lambda: still((pushed, state.image)),
             lambda: self._swept(constant, still(state), still(pushed)),
         )
-        return _State(pushed + still(new - pushed), still(image), state.reach, progress)
+        return _State(pushed + still(new - pushed), still(image), state.test_step, progress)
 
     def _swept(self, blocks: Blocks, state: _State, pushed: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Choose the working set at a point, from the proximal gradient step there, and sweep: the new point, its image."""
         x = state.params
         rows = x.reshape(x.shape[0], -1)
-        away = jnp.linalg.norm(rows - pushed.reshape(rows.shape), axis=1) / state.reach
+        away = jnp.linalg.norm(rows - pushed.reshape(rows.shape), axis=1) / state.test_step
         occupied = jnp.any(rows != 0, axis=1)
         key = jnp.where(occupied, jnp.inf, away)
         size = jnp.minimum(jnp.sum(key > 0), jnp.maximum(2 * jnp.sum(occupied), _LEAST))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bilevel.io import _files
+from bilevel.runs import _files
 
 
 class FolderLockedError(OSError):

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bilevel.io import _files
-from bilevel.io._rows import FolderLockedError, Rows, plain, read_rows
+from bilevel.runs import _files
+from bilevel.runs._rows import FolderLockedError, Rows, plain, read_rows
 
 CONFIG, METRICS, RESULT, SOLUTION, LOG = "config.yaml", "metrics.jsonl", "result.json", "solution.npz", "log.txt"
 STATUS = "status.json"

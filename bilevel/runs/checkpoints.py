@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.io import _files
+from bilevel.runs import _files
 
 FORMAT = 1
 _KEPT = 2

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bilevel.io._rows import plain
-from bilevel.io.sweeps import is_sweep
+from bilevel.runs._rows import plain
+from bilevel.runs.sweeps import is_sweep
 
 _SUMMARY = ("outer_loss", "status", "best_step", "seconds", "metrics", "hparams", "summary")
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bilevel.io import _files
-from bilevel.io._folder import CONFIG, METRICS, RESULT, load
-from bilevel.io.trackers import Trackio
+from bilevel.runs import _files
+from bilevel.runs._folder import CONFIG, METRICS, RESULT, load
+from bilevel.runs.trackers import Trackio
 
 _HOME = ".trackio"
 
 
-class Mirror:
+class Collector:
     """Copies what run folders below a folder have written since the last time.
 
     Args:

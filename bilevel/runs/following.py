@@ -16,10 +16,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bilevel.io import _files
-from bilevel.io._folder import METRICS, load
-from bilevel.io._rows import Tail
-from bilevel.io.trackers import Tracker
+from bilevel.runs import _files
+from bilevel.runs._folder import METRICS, load
+from bilevel.runs._rows import Tail
+from bilevel.runs.trackers import Tracker
 
 PATIENCE = 20.0  # seconds that a run waits, once it is over, for what its trackers still send
 MINUTES_ALONE = 10  # that a tracker has to end, once the run is over

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bilevel.io import _files
-from bilevel.io._folder import STATUS, read_result, read_status
+from bilevel.runs import _files
+from bilevel.runs._folder import STATUS, read_result, read_status
 
 SWEEP, TABLE = "sweep.json", "sweep.csv"
 

@@ -1,8 +1,8 @@
 """Run folders, checkpoints, trackers and the console."""
 
-from bilevel.io._files import write_text
-from bilevel.io._folder import Run, RunFolder, holds_run, is_locked, load, read_result, read_status, write_status
-from bilevel.io._rows import FolderLockedError, plain, read_rows
+from bilevel.runs._files import write_text
+from bilevel.runs._folder import Run, RunFolder, holds_run, is_locked, load, read_result, read_status, write_status
+from bilevel.runs._rows import FolderLockedError, plain, read_rows
 
 __all__ = [
     "FolderLockedError",
