@@ -24,10 +24,8 @@ from hydra.core.hydra_config import HydraConfig
 from bilevel.runs import _files
 
 HINT = "(HYDRA_FULL_ERROR=1 shows the traceback)"
-DROPPED = (
-    *("HYDRA_FULL_ERROR", "NETRC", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "PYTHONPATH"),
-    "JAX_DISABLE_MOST_OPTIMIZATIONS",
-)
+DROPPED = ("HYDRA_FULL_ERROR", "NETRC", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "PYTHONPATH")
+OPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": None, "XLA_FLAGS": None}  # for the programs that users run
 CONFIGURED = ("jax_enable_x64", "jax_platforms")
 Done = subprocess.CompletedProcess[str]
 
@@ -38,12 +36,10 @@ def environment(**more: str | None) -> dict[str, str]:
     return {key: value for key, value in (kept | more).items() if value is not None}
 
 
-def module(
-    name: str, *arguments: str, cwd: Path, flags: tuple[str, ...] = (), timeout: float = 180, **more: Any
-) -> Done:
+def module(name: str, *arguments: str, cwd: Path, timeout: float = 180, **more: str | None) -> Done:
     """`python -m bilevel.<name>`, run to its end in a process of its own."""
     return subprocess.run(
-        [sys.executable, *flags, "-m", f"bilevel.{name}", *arguments],
+        [sys.executable, "-m", f"bilevel.{name}", *arguments],
         cwd=cwd,
         env=environment(**more),
         stdin=subprocess.DEVNULL,
@@ -59,7 +55,7 @@ def command(*arguments: str, cwd: Path, **more: Any) -> Done:
     return module("run", *arguments, cwd=cwd, **more)
 
 
-def module_here(name: str, *arguments: str, cwd: Path) -> Done:
+def module_here(name: str, *arguments: str, cwd: Path, **more: str | None) -> Done:
     """`python -m bilevel.<name>`, run to its end in this process, which is left as it was."""
     main = importlib.import_module(f"bilevel.{name}").main
     code: Any = 0
@@ -71,7 +67,7 @@ def module_here(name: str, *arguments: str, cwd: Path) -> Done:
         ),  # Hydra closes those in it, some of which hold pytest's own files
         _restored(),
     ):
-        _set_environment(environment())
+        _set_environment(environment(**more))
         os.chdir(cwd)
         sys.argv = [f"bilevel.{name}", *arguments]
         try:
@@ -81,9 +77,9 @@ def module_here(name: str, *arguments: str, cwd: Path) -> Done:
     return subprocess.CompletedProcess(sys.argv, code or 0, out.getvalue(), err.getvalue())
 
 
-def here(*arguments: str, cwd: Path) -> Done:
+def here(*arguments: str, cwd: Path, **more: str | None) -> Done:
     """`python -m bilevel.run`, run to its end in this process."""
-    return module_here("run", *arguments, cwd=cwd)
+    return module_here("run", *arguments, cwd=cwd, **more)
 
 
 def _set_environment(wanted: dict[str, str]) -> None:
@@ -128,6 +124,24 @@ def begin(*arguments: str, cwd: Path, **more: str | None) -> subprocess.Popen[by
             stdout=printed,
             stderr=printed,
         )
+
+
+@contextlib.contextmanager
+def going_on(command: list[str], *, cwd: Path, until: str, seconds: float = 60, **more: str | None) -> Iterator[Path]:
+    """A command that ends on Ctrl-C, once it has printed some words: the file in which it prints."""
+    path = cwd / "printed.txt"
+    with path.open("wb") as printed:
+        process = subprocess.Popen(command, cwd=cwd, env=environment(**more), stdout=printed, stderr=printed)
+    deadline = time.monotonic() + seconds
+    while until not in path.read_text(encoding="utf-8"):
+        assert process.poll() is None, path.read_text(encoding="utf-8")
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    try:
+        yield path
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
 
 
 def wait_for_rows(folder: Path, count: int, process: subprocess.Popen[bytes], seconds: float = 120) -> None:

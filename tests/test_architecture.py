@@ -134,12 +134,6 @@ def relative(path):
     return path.relative_to(ROOT / "bilevel").as_posix()
 
 
-def python(*code):
-    done = subprocess.run([sys.executable, "-c", "\n".join(code)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
-
-
 # Levels
 
 
@@ -252,24 +246,24 @@ def test_experiments_use_the_library_not_the_command_line():
 # The lazy package
 
 
-def test_importing_the_package_loads_no_jax():
-    loaded = python("import sys, bilevel", "print(*{name.split('.')[0] for name in sys.modules})")
-    assert "bilevel" in loaded
-    assert not {"jax", "jaxlib", "numpy", "optax", "hydra", "wandb"} & set(loaded)
+TOOLS = {"hydra", "omegaconf", "wandb", "matplotlib", "sklearn"}
 
 
-def test_the_engine_loads_no_tools():
-    loaded = python(
-        "import sys, bilevel", "bilevel.custom_root", "print(*{name.split('.')[0] for name in sys.modules})"
-    )
-    assert "jax" in loaded
-    assert not {"hydra", "omegaconf", "wandb", "matplotlib", "sklearn"} & set(loaded)
-
-
-def test_the_command_line_loads_no_jax():
-    loaded = python("import sys, bilevel.run", "print(*{name.split('.')[0] for name in sys.modules})")
-    assert "hydra" in loaded
-    assert not {"jax", "jaxlib", "optax", "wandb", "matplotlib", "sklearn"} & set(loaded)
+@pytest.mark.parametrize(
+    ("code", "needed", "unneeded"),
+    [
+        ("import bilevel", "bilevel", {"jax", "jaxlib", "numpy", "optax", *TOOLS}),
+        ("import bilevel; bilevel.custom_root", "jax", TOOLS),
+        ("import bilevel.run", "hydra", {"jax", "jaxlib", "optax", *TOOLS} - {"hydra", "omegaconf"}),
+    ],
+)
+def test_imports_load_what_they_need(code, needed, unneeded):
+    script = f"{code}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert needed in loaded
+    assert unneeded & loaded == set()
 
 
 def test_every_public_name_resolves():

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from commands import Done, command, error_of, files, here, module_here, rows, status
+from commands import Done, command, error_of, files, here, rows, status
 
 from bilevel import _explain
 from bilevel.runs import _files, _rows
@@ -36,9 +36,10 @@ class Bad(NamedTuple):
     content: bytes | None = None
 
 
-def table(words, task="ridge", **arrays):
+def table(kind, *words, task="ridge", more=(), **arrays):
     """A task on `bad.npz`."""
-    return Bad("data", (f"task={task}", "task.data=bad.npz"), ("bad.npz", *words), table={"X": X, "y": Y} | arrays)
+    overrides = (f"task={task}", "task.data=bad.npz", *more)
+    return Bad(kind, overrides, ("bad.npz", *words), table={"X": X, "y": Y} | arrays)
 
 
 def with_value(array, index, value):
@@ -57,7 +58,7 @@ CATALOG = {
     ),
     "a word for a number": Bad("type", ("steps=many",), ("steps", "a whole number", "'many'")),
     "a fraction for a count": Bad("type", ("steps=2.5",), ("steps", "a whole number", "2.5")),
-    "a word for a precision": Bad("type", ("precision=flot32",), ("precision", "did you mean float32")),
+    "a word for a precision": Bad("type", ("precision=flot32",), ("precision: ", "'flot32'", "did you mean float32")),
     "a list for a number": Bad("type", ("inner.rtol=[1,2]",), ("inner.rtol", "a number")),
     "a number for a table": Bad("type", ("task.data=3",), ("task.data", ".npz")),
     "no steps": Bad("range", ("steps=0",), ("steps", "at least 1")),
@@ -65,11 +66,22 @@ CATALOG = {
     "a negative time between checkpoints": Bad("range", ("checkpoint.seconds=-1",), ("checkpoint.seconds", "positive")),
     "a limit of no time": Bad("range", ("time_limit=0",), ("time_limit", "positive")),
     "a negative seed": Bad("range", ("seed=-1",), ("seed", "at least 0")),
+    "a group with a typo": Bad("group", ("innr=fista",), ("innr", "did you mean inner")),
+    "a word that is no setting": Bad("group", ("foo",), ("foo", "known: ", "steps")),
+    "a key of an optimizer with a typo": Bad(
+        "optimizer", ("optimizer.learning_rte=1",), ("optimizer.learning_rte", "did you mean learning_rate?")
+    ),
+    "a word for a rate": Bad(
+        "optimizer", ("optimizer.learning_rate=abc",), ("optimizer.learning_rate", "'abc'", "a number")
+    ),
+    "an unknown table": Bad("choice", ("task.data=digit",), ("task.data", "'digit'", "diabetes")),
     "an unknown choice": Bad("choice", ("task=svn",), ("task=svn", "did you mean svm?")),
     "an unknown tracker among others": Bad("choice", ("tracker=[wandb,trakio]",), ("trakio", "did you mean trackio?")),
     "an unknown optimizer of optax": Bad("choice", ("optimizer=optax", "optimizer.name=adamm"), ("adamm", "adam")),
     "an unknown group": Bad("choice", ("solver=fista",), ("solver", "no such key")),
-    "a smooth solver for a constrained task": Bad("combination", ("task=svm", "inner=lbfgs"), ("LBFGS", "projection")),
+    "a smooth solver for a constrained task": Bad(
+        "combination", ("task=svm", "inner=lbfgs"), ("LBFGS", "projection", "FISTA")
+    ),
     "Newton for a prox": Bad("combination", ("task=lasso", "inner=newton"), ("Newton", "prox")),
     "unrolling foreign code": Bad(
         "combination", ("task=ridge", "inner=sklearn_ridge", "hypergrad=unrolled"), ("Unrolled", "SklearnRidge")
@@ -78,7 +90,11 @@ CATALOG = {
         "combination", ("experiment=penalties", "steps=3"), ("steps", "study.*")
     ),
     "resume with -m": Bad("combination", ("-m", "resume=auto", "seed=0,1"), ("resume", "-m")),
-    "a target outside the packages": Bad("target", ("inner._target_=os.system",), ("os.system", "allow_targets=[os]")),
+    "a target outside the packages": Bad(
+        "target",
+        ("inner._target_=os.system",),
+        ("inner._target_: ", "'os.system'", "bilevel, experiments, optax", "allow_targets=[os]"),
+    ),
     "a target that is not there": Bad("target", ("inner._target_=bilevel.inner.Fistaa",), ("bilevel.inner.Fistaa",)),
     "a target through an import": Bad("target", ("task._target_=bilevel.run.os.system",), ("bilevel.run.os.system",)),
     "a target in a part": Bad("target", ("+inner.x._target_=subprocess.run",), ("inner",)),
@@ -92,20 +108,21 @@ CATALOG = {
     ),
     "a csv without numbers": Bad("file", ("task.data=bad.csv",), ("bad.csv",), content=b"a,y\none,1\ntwo,2\n"),
     "no y": Bad("shape", ("task.data=bad.npz",), ("bad.npz", "needs arrays X", "y"), table={"X": X}),
-    "a vector for X": table(("X",), X=Y)._replace(kind="shape"),
-    "more y than rows": table(("60", "59"), y=Y[:-1])._replace(kind="shape"),
-    "no rows": table((), X=X[:0], y=Y[:0])._replace(kind="shape"),
-    "a NaN": table(("NaN",), X=with_value(X, (3, 2), np.nan)),
-    "an infinity in y": table(("finite",), y=with_value(Y, 5, np.inf)),
-    "constant columns": table(("every column of X is constant",), X=np.ones_like(X)),
-    "words for numbers": table(("numbers",), X=X.astype(str)),
-    "one class only": table(("one class only",), task="logistic", y=np.zeros(60))._replace(kind="labels"),
-    "a label that is NaN": table(("NaN",), task="logistic", y=with_value(LABELS, 7, np.nan))._replace(kind="labels"),
-    "labels between classes": table(("fractional",), task="logistic", y=LABELS + 0.5)._replace(kind="labels"),
+    "a vector for X": table("shape", "X", X=Y),
+    "more y than rows": table("shape", "60", "59", y=Y[:-1]),
+    "no rows": table("shape", X=X[:0], y=Y[:0]),
+    "a NaN": table("data", "NaN", X=with_value(X, (3, 2), np.nan)),
+    "an infinity in y": table("data", "finite", y=with_value(Y, 5, np.inf)),
+    "constant columns": table("data", "every column of X is constant", X=np.ones_like(X)),
+    "words for numbers": table("data", "numbers", X=X.astype(str)),
+    "one class only": table("labels", "one class only", task="logistic", y=np.zeros(60)),
+    "a label that is NaN": table("labels", "NaN", task="logistic", y=with_value(LABELS, 7, np.nan)),
+    "labels between classes": table("labels", "fractional", task="logistic", y=LABELS + 0.5),
     "a class without training rows": table(
-        ("lack one of the",), task="logistic", y=np.where(np.arange(60) == 0, 7, LABELS)
-    )._replace(
-        kind="labels", overrides=("task=logistic", "task.data=bad.npz", "task.validation=0.49", "task.test=0.49")
+        *("labels", "lack one of the"),
+        task="logistic",
+        more=("task.validation=0.49", "task.test=0.49"),
+        y=np.where(np.arange(60) == 0, 7, LABELS),
     ),
     "an empty part": Bad("split", ("task.validation=0.0001",), ("0 validation", "at least one")),
     "more test rows than rows": Bad("split", ("task.test=100000",), ("cannot be split", "at least one")),
@@ -115,12 +132,6 @@ CATALOG = {
         ("task=svm", "task.data=synthetic", "task.features=1000", "hypergrad=unrolled", "hypergrad.steps=20000000"),
         ("out of memory", "one outer step needs", "GiB are free", "hypergrad.steps"),
         code=3,
-    ),
-    "a solve that fails": Bad(
-        "run",
-        ("task=svm", "task.data=iris", "inner.max_steps=1", "on_failure=raise"),
-        ("outer step 0", "max_steps"),
-        code=1,
     ),
     "an optimizer that diverges": Bad(
         "run",
@@ -164,7 +175,9 @@ def check_told(name: str, run: Callable[..., Done], folder: Path) -> None:
     bad = CATALOG[name]
     prepare(bad, folder)
     before = files(folder)
-    message = error_of(run(*bad.overrides, cwd=folder), bad.code)
+    done = run(*bad.overrides, cwd=folder)
+    message = error_of(done, bad.code)
+    assert bad.code != 2 or done.stdout == ""
     assert [word for word in bad.words if word not in message] == []
     assert message.count(". ") <= 2
     assert len(message) < 420
@@ -176,9 +189,8 @@ def test_it_is_told_in_a_sentence_and_leaves_nothing(name, tmp_path):
     check_told(name, here, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["an optimizer that diverges", "no GPU"])
-def test_it_is_told_so_in_a_process_of_its_own(name, tmp_path):
-    check_told(name, command, tmp_path)
+def test_it_is_told_so_in_a_process_of_its_own(tmp_path):
+    check_told("no GPU", command, tmp_path)
 
 
 def test_a_pickle_is_never_opened(tmp_path):
@@ -204,14 +216,6 @@ def test_a_target_outside_is_refused_before_it_is_imported(tmp_path):
 # Folders
 
 
-def test_another_run_in_the_folder(tmp_path):
-    assert here("task=ridge", "steps=2", "hydra.run.dir=out", cwd=tmp_path).returncode == 0
-    before = files(tmp_path)
-    message = error_of(here("task=ridge", "steps=2", "seed=3", "hydra.run.dir=out", cwd=tmp_path))
-    assert "out already holds a run of another configuration (seed is 0 there and 3 here)" in message
-    assert files(tmp_path) == before
-
-
 def test_a_configuration_cut_short(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.yaml").write_text("task: {data: [")
@@ -226,12 +230,6 @@ def test_a_file_where_the_folder_should_be(tmp_path):
     message = error_of(here("task=ridge", "steps=2", "hydra.run.dir=out", cwd=tmp_path))
     assert "out" in message
     assert (tmp_path / "out").read_text() == "mine"
-
-
-def test_a_report_of_nothing(tmp_path):
-    done = module_here("report", "nowhere", cwd=tmp_path)
-    assert done.returncode == 3
-    assert "nowhere holds no run" in done.stderr
 
 
 @contextlib.contextmanager

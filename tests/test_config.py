@@ -7,12 +7,12 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import itertools
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-import hydra
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,6 +22,7 @@ from bilevel.cli import _task
 
 ROOT = config.config_dir()
 CHOICES = [(group, choice) for group, choices in config.groups().items() for choice in choices]
+SETTINGS = {"debug", "experiment", "sweep"}  # groups that hold settings of several others
 ROOMS = ("datasets", "hypergrad", "implicit", "inner", "linear", "optimality", "outer", "tasks")
 
 
@@ -29,20 +30,13 @@ def compose(*overrides):
     return copy.deepcopy(_composed(overrides))
 
 
-@functools.cache
-def _composed(overrides):
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(ROOT), version_base="1.3"):
-        return hydra.compose("config", overrides=list(overrides))
+_composed = functools.cache(config.compose)
 
 
-def with_values(values, *overrides):
-    """A composed configuration with values put in by dotted key, known or not."""
-    cfg = compose(*overrides)
-    OmegaConf.set_struct(cfg, False)
-    for key, value in values.items():
-        OmegaConf.update(cfg, key, value, force_add=True)
-    OmegaConf.set_struct(cfg, True)
+def with_value(key, value):
+    """A composed configuration with a value put in by dotted key, known or not."""
+    cfg = compose()
+    OmegaConf.update(cfg, key, value, merge=False, force_add=True)
     return cfg
 
 
@@ -100,16 +94,24 @@ def public_callables():
 # Every YAML file
 
 
-@pytest.mark.parametrize("group", config.groups())
-def test_every_choice_composes_passes_and_builds_what_it_names(group):
-    for choice in config.groups()[group]:
-        cfg = compose(f"{group}={choice}")
+def compositions() -> Iterator[tuple[dict[str, str], DictConfig]]:
+    """Every choice, with its composition: one of each group at a time, since a composition takes a quarter of a second."""
+    parts = {group: choices for group, choices in config.groups().items() if group not in SETTINGS}
+    made = [zip(parts, choices, strict=True) for choices in itertools.zip_longest(*parts.values())]
+    alone = [[(group, choice)] for group in SETTINGS for choice in config.groups()[group]]
+    for pairs in (*made, *alone):
+        chosen = {group: choice for group, choice in pairs if choice}
+        yield chosen, compose(*(f"{group}={choice}" for group, choice in chosen.items()))
+
+
+def test_every_choice_composes_passes_and_builds_what_it_names():
+    for made, cfg in compositions():
         config.check(cfg)
         nodes = [node for value in cfg.values() if OmegaConf.is_dict(value) for node in (value, *value.values())]
         nodes = [node for node in nodes if OmegaConf.is_dict(node) and "_target_" in node]
-        assert len(nodes) >= 5, choice
+        assert len(nodes) >= 5, made
         assert [node for node in nodes if config.build(node) is None] == []
-        if group not in ("debug", "experiment", "sweep"):
+        for group in made.keys() - SETTINGS:
             chosen = [cfg[group]] if "_target_" in cfg[group] else list(cfg[group].values())
             assert [node for node in chosen if not is_built_from(config.build(node), node)] == []
 
@@ -194,32 +196,29 @@ ACCEPTED = (
     ("Any", object()),
     ("linear.LinearSolver", {"_target_": "bilevel.linear.CG"}),
 )
+TABLE = "a or the path of an .npz or .csv file or openml:NAME"
 REFUSED = (
-    ("float", "abc", "expected a number, got 'abc'"),
-    ("float", True, "expected a number, got True"),
-    ("float", None, "expected a number, got None"),
-    ("float | None", "abc", "expected a number or null, got 'abc'"),
-    ("Optional[float]", "abc", "expected a number or null, got 'abc'"),
-    ("int", True, "expected a whole number, got True"),
-    ("int", 1.5, "expected a whole number, got 1.5"),
-    ("int", "3", "expected a whole number, got '3'"),
-    ("bool", 1, "expected true or false, got 1"),
-    ("bool", "yes", "expected true or false, got 'yes'"),
-    ("str", 3, "expected a text, got 3"),
-    ("str", None, "expected a text, got None"),
-    ("Literal['a', 'b']", "c", "expected a or b, got 'c'"),
-    ("Literal['a', 'b']", None, "expected a or b, got None"),
-    ("Literal[1, 2]", True, "expected 1 or 2, got True"),
-    (
-        "Literal['a'] | TablePath",
-        "table.txt",
-        "expected a or the path of an .npz or .csv file or openml:NAME, got 'table.txt'",
-    ),
-    ("list[int]", [1, 0.5], "expected a list, each a whole number, got [1, 0.5]"),
-    ("list[int]", 3, "expected a list, each a whole number, got 3"),
-    ("list[Literal['a', 'b']]", ["c"], "expected a list, each a or b, got ['c']"),
-    ("dict[str, int] | None", {"a": "b"}, "expected a mapping of names to a whole number or null, got {'a': 'b'}"),
-    ("Literal['a'] | TablePath", 3, "expected a or the path of an .npz or .csv file or openml:NAME, got 3"),
+    ("float", "abc", "a number"),
+    ("float", True, "a number"),
+    ("float", None, "a number"),
+    ("float | None", "abc", "a number or null"),
+    ("Optional[float]", "abc", "a number or null"),
+    ("int", True, "a whole number"),
+    ("int", 1.5, "a whole number"),
+    ("int", "3", "a whole number"),
+    ("bool", 1, "true or false"),
+    ("bool", "yes", "true or false"),
+    ("str", 3, "a text"),
+    ("str", None, "a text"),
+    ("Literal['a', 'b']", "c", "a or b"),
+    ("Literal['a', 'b']", None, "a or b"),
+    ("Literal[1, 2]", True, "1 or 2"),
+    ("Literal['a'] | TablePath", "table.txt", TABLE),
+    ("Literal['a'] | TablePath", 3, TABLE),
+    ("list[int]", [1, 0.5], "a list, each a whole number"),
+    ("list[int]", 3, "a list, each a whole number"),
+    ("list[Literal['a', 'b']]", ["c"], "a list, each a or b"),
+    ("dict[str, int] | None", {"a": "b"}, "a mapping of names to a whole number or null"),
 )
 
 
@@ -229,21 +228,18 @@ def test_complaint_accepts_what_fits():
 
 
 def test_complaint_refuses_what_does_not():
-    for annotation, value, told in REFUSED:
+    for annotation, value, expected in REFUSED:
         found = _schema.complaint(Field(annotation, False), value)
         assert found is not None
-        assert found.text == told, annotation
+        assert found.text == f"expected {expected}, got {value!r}"
     for collection in ([1], {"a": 1}):
         assert _schema.complaint(Field("int", False), collection) is not None
 
 
-def test_complaint_carries_the_literals_for_the_close_match():
+def test_close_words():
     found = _schema.complaint(Field("Literal['svm', 'ridge'] | None", False), "smv")
     assert found is not None
     assert found.choices == ["svm", "ridge"]
-
-
-def test_close_words():
     assert config.close("smv", ["svm", "ridge"]) == "; did you mean svm?"
     assert config.close("xyz", ["svm", "ridge"]) == "; known: ridge, svm"
     assert config.close("xyz", ["svm", "ridge"], hint_only=True) == ""
@@ -253,35 +249,29 @@ def test_close_words():
 # check
 
 
-WRONG = (
+WRONG = (  # wrong values that `test_bad_input.py` has are left out
     ("stps", 3, "stps: ", "did you mean steps?"),
     ("innr", {"_target_": "bilevel.inner.FISTA"}, "innr: ", "did you mean inner"),
     ("foo", 1, "foo: ", "known: ", "steps"),
     ("inner.rtoll", 1.0, "inner.rtoll: ", "Quadratic", "did you mean rtol"),
-    ("inner.linear.rtoll", 1.0, "inner.linear.rtoll: ", "Auto", "did you mean rtol"),
-    ("outer.innr", "${inner}", "outer.innr: ", "Nested", "did you mean inner?"),
     ("task.dta", "x", "task.dta: ", "Ridge", "did you mean data?"),
     ("optimizer.learning_rte", 1.0, "optimizer.learning_rte: ", "adam", "did you mean learning_rate?"),
-    ("steps", "abc", "steps: ", "a whole number", "'abc'"),
-    ("steps", 2.5, "steps: ", "a whole number", "2.5"),
+    ("inner.linear.rtoll", 1.0, "inner.linear.rtoll: ", "Auto", "did you mean rtol"),
+    ("outer.innr", "${inner}", "outer.innr: ", "Nested", "did you mean inner?"),
     ("steps", True, "steps: ", "a whole number", "True"),
-    ("steps", 0, "steps: ", "at least 1", "0"),
     ("steps", [1], "steps: ", "a whole number"),
     ("steps", {"a": 1}, "steps", "a whole number"),
     ("patience", 0, "patience: ", "at least 1"),
+    ("time_limit", 0, "time_limit: ", "positive"),
+    ("time_limit", -1.0, "time_limit: ", "positive"),
     ("gtol", None, "gtol: ", "a number", "None"),
     ("inner.rtol", "abc", "inner.rtol: ", "a number", "'abc'"),
-    ("inner.rtol", [1.0], "inner.rtol: ", "a number"),
     ("optimizer.b1", "abc", "optimizer.b1: ", "a number", "'abc'"),
-    ("precision", "flot32", "precision: ", "'flot32'", "did you mean float32"),
     ("platform", "tpu", "platform: ", "cpu or gpu", "'tpu'"),
     ("on_failure", "rase", "on_failure: ", "did you mean raise?"),
     ("task.data", "diabets", "task.data: ", "did you mean diabetes?"),
-    ("task._target_", "os.system", "task._target_: ", "'os.system'", "bilevel, experiments, optax"),
     ("inner.linear._target_", "os.system", "inner.linear._target_: ", "'os.system'"),
-    ("task._target_", "bilevel.tasks.Rigde", "task._target_: ", "'bilevel.tasks.Rigde'"),
     ("task._target_", "bilevel.no_such_room.Ridge", "task._target_: ", "'bilevel.no_such_room.Ridge'"),
-    ("task._target_", "bilevel.runs._folder.os.system", "task._target_: ", "os.system"),
     ("study", {"_target_": "experiments.no.Such"}, "'experiments.no.Such'", "repository", "root of a checkout"),
     ("optimizer._target_", "optax.no.adam", "optimizer._target_: ", "'optax.no.adam'"),
     ("tracker.extra", {"_target_": "os.system"}, "tracker.extra._target_: ", "'os.system'"),
@@ -291,34 +281,27 @@ WRONG = (
 
 def test_check_refuses():
     for key, value, *words in WRONG:
-        message = refusal(with_values({key: value}))
+        message = refusal(with_value(key, value))
         assert [word for word in words if word not in message] == [], (key, value, message)
 
 
-def test_check_refuses_a_missing_key():
-    cfg = compose()
-    OmegaConf.set_struct(cfg, False)
-    del cfg["seed"]
-    assert refusal(cfg).startswith("seed: ")
-
-
-def test_check_refuses_a_missing_required_field():
+def test_check_refuses_a_missing_key_and_a_missing_required_field():
     cfg = compose()
     OmegaConf.set_struct(cfg, False)
     del cfg.optimizer.learning_rate
     assert refusal(cfg).startswith("optimizer.learning_rate: ")
+    del cfg["seed"]
+    assert refusal(cfg).startswith("seed: ")
 
 
-def test_a_time_limit_is_positive_and_may_be_a_fraction_of_a_second():
+def test_a_time_limit_may_be_a_fraction_of_a_second():
     config.check(compose("time_limit=0.5"))
-    for limit in (0, -1.0):
-        assert refusal(with_values({"time_limit": limit})).startswith("time_limit: ")
 
 
 def test_a_foreign_target_is_refused_without_importing_it(tmp_path, monkeypatch):
     (tmp_path / "foreign_target.py").write_text("class Bomb:\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    cfg = with_values({"task": {"_target_": "foreign_target.Bomb"}})
+    cfg = with_value("task", {"_target_": "foreign_target.Bomb"})
     assert "'foreign_target.Bomb'" in refusal(cfg)
     with pytest.raises(config.ConfigError, match=r"foreign_target\.Bomb"):
         config.build(cfg.task)
@@ -331,12 +314,8 @@ def test_an_allowed_target_is_checked_without_importing_it(tmp_path, monkeypatch
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(config, "ALLOWED", (*config.ALLOWED, "allowed_target"))
-    cfg = compose()
-    OmegaConf.set_struct(cfg, False)
-    cfg.task = {"_target_": "allowed_target.Task", "size": 1, "nam": "b"}
-    assert "did you mean name?" in refusal(cfg)
-    cfg.task = {"_target_": "allowed_target.Task"}
-    assert refusal(cfg).startswith("task.size: ")
+    for values, words in (({"size": 1, "nam": "b"}, "did you mean name?"), ({}, "task.size: ")):
+        assert words in refusal(with_value("task", {"_target_": "allowed_target.Task", **values}))
     assert "allowed_target" not in sys.modules
 
 
@@ -396,7 +375,6 @@ def test_a_part_of_a_part_that_is_refused_is_named():
 
 
 def test_an_interpolated_node_is_checked_at_its_home():
-    cfg = with_values({"linear.rtl": 1.0})
-    message = refusal(cfg)
+    message = refusal(with_value("linear.rtl", 1.0))
     assert message.startswith("linear.rtl: ")
     assert "hypergrad" not in message

@@ -41,26 +41,19 @@ def rows_of(split):
 
 
 class TestBundled:
-    @pytest.mark.parametrize(
-        ("name", "shape", "classes"),
-        [
+    def test_shapes_types_and_classes(self):
+        for name, shape, classes in (
             ("breast_cancer", (569, 30), 2),
             ("digits", (1797, 64), 10),
             ("iris", (150, 4), 3),
             ("wine", (178, 13), 3),
-        ],
-    )
-    def test_classification(self, name, shape, classes):
-        found = load_table(name, "classification")
-        assert (found.name, found.classes) == (name, classes)
-        assert (found.features.shape, found.features.dtype) == (shape, np.float64)
-        assert (found.targets.shape, found.targets.dtype) == (shape[:1], np.int64)
-        assert np.unique(found.targets).tolist() == list(range(classes))
-
-    def test_regression(self):
-        found = load_table("diabetes", "regression")
-        assert (found.features.shape, found.targets.shape, found.classes) == ((442, 10), (442,), 0)
-        assert found.targets.dtype == np.float64
+            ("diabetes", (442, 10), 0),
+        ):
+            found = load_table(name, "classification" if classes else "regression")
+            assert (found.name, found.classes) == (name, classes)
+            assert (found.features.shape, found.features.dtype) == (shape, np.float64)
+            assert (found.targets.shape, found.targets.dtype) == (shape[:1], np.int64 if classes else np.float64)
+            assert not classes or np.unique(found.targets).tolist() == list(range(classes))
 
     def test_unknown_name(self):
         for kind in ("regression", "classification"):
@@ -196,9 +189,10 @@ class TestRefusedArrays:
             (X, np.array(1.0), r"X must be samples × features .* got shapes \(6, 2\), \(\)"),
             (X.astype(str), Y, "X must hold numbers, got <U"),
             (X + 1j, Y, "X must hold"),
-            (np.where(last, np.nan, X), Y, "X holds a NaN or an infinity, first at row 4, column 1"),
-            (np.where(last, np.inf, X), Y, "X holds a NaN or an infinity, first at row 4, column 1"),
-            (np.where(last, -np.inf, X), Y, "X holds a NaN or an infinity, first at row 4, column 1"),
+            *[
+                (np.where(last, value, X), Y, "X holds a NaN or an infinity, first at row 4, column 1")
+                for value in (np.nan, np.inf, -np.inf)
+            ],
         ):
             for kind in ("regression", "classification"):
                 refused(saved(tmp_path, X=x, y=y), problem, kind)
@@ -223,15 +217,11 @@ class TestRefusedArrays:
 
 
 class TestMade:
-    def test_shapes(self):
-        found = make_classification(60, 8, 3, 0.5, 0)
-        assert found.features.shape == (60, 8)
-        assert found.targets.shape == (60,)
-        assert np.unique(found.targets).tolist() == [0, 1, 2]
-        assert (found.name, found.classes) == ("synthetic", 3)
-
-    def test_seed(self):
-        one, same, other = (make_classification(40, 5, 2, 0.6, seed) for seed in (0, 0, 1))
+    def test_shapes_and_seed(self):
+        one, same, other = (make_classification(60, 8, 3, 0.5, seed) for seed in (0, 0, 1))
+        assert (one.name, one.classes) == ("synthetic", 3)
+        assert (one.features.shape, one.targets.shape) == ((60, 8), (60,))
+        assert np.unique(one.targets).tolist() == [0, 1, 2]
         assert np.array_equal(one.features, same.features)
         assert np.array_equal(one.targets, same.targets)
         assert not np.array_equal(one.features, other.features)
@@ -249,25 +239,18 @@ class TestMade:
 
 
 class TestSplit:
-    @pytest.mark.parametrize(
-        ("validation", "test", "sizes"),
-        [
+    def test_sizes(self):
+        for validation, test, sizes in (
             (5, 7, [18, 5, 7]),
             (0.2, 0.3, [15, 6, 9]),
             (0.1, 4, [23, 3, 4]),
             (14, 15, [1, 14, 15]),
             (0, 5, [25, 0, 5]),
             (5, 0, [25, 5, 0]),
-        ],
-    )
-    def test_sizes(self, validation, test, sizes):
-        split = split_rows(table(), validation, test, seed=0)
-        assert [len(part.features) for part in split] == sizes
-        assert [len(part.targets) for part in split] == sizes
-
-    def test_parts_are_disjoint_and_cover_all_rows(self):
-        parts = rows_of(split_rows(table(), 0.25, 0.25, seed=3))
-        assert sorted(row for part in parts for row in part) == list(range(30))
+        ):
+            split = split_rows(table(), validation, test, seed=0)
+            assert [len(part.features) for part in split] == sizes
+            assert [len(part.targets) for part in split] == sizes
 
     def test_rows_stay_whole(self):
         whole = table(classes=3)
@@ -276,12 +259,11 @@ class TestSplit:
             assert np.array_equal(part.targets, whole.targets[rows])
             assert (part.name, part.classes) == ("made", 3)
 
-    def test_seed(self):
-        assert rows_of(split_rows(table(), 5, 5, 0)) == rows_of(split_rows(table(), 5, 5, 0))
-        assert rows_of(split_rows(table(), 5, 5, 0)) != rows_of(split_rows(table(), 5, 5, 1))
-
-    def test_rows_are_shuffled(self):
-        assert rows_of(split_rows(table(), 5, 5, 0))[0] != list(range(20))
+    def test_rows_are_shuffled_by_the_seed_and_all_are_taken_once(self):
+        one, same, other = (rows_of(split_rows(table(), 5, 5, seed)) for seed in (0, 0, 1))
+        assert one == same != other
+        assert one[0] != list(range(20))
+        assert sorted(row for part in one for row in part) == list(range(30))
 
     def test_table_is_left_alone(self):
         whole = table()
@@ -307,15 +289,12 @@ class TestSplit:
 
 
 class TestStandardize:
-    def test_training_rows(self):
-        scaled = standardize(split_rows(table(), 8, 8, 0))
-        np.testing.assert_allclose(scaled.train.features.mean(0), 0, atol=1e-14)
-        np.testing.assert_allclose(scaled.train.features.std(0), 1, rtol=1e-13)
-
-    def test_other_rows_by_the_training_statistics(self):
+    def test_all_rows_by_the_training_statistics(self):
         split = split_rows(table(), 8, 8, 0)
         mean, deviation = split.train.features.mean(0), split.train.features.std(0)
         scaled = standardize(split)
+        np.testing.assert_allclose(scaled.train.features.mean(0), 0, atol=1e-14)
+        np.testing.assert_allclose(scaled.train.features.std(0), 1, rtol=1e-13)
         for part, before in zip(scaled[1:], split[1:], strict=True):
             np.testing.assert_allclose(part.features, (before.features - mean) / deviation, rtol=1e-12, atol=1e-14)
             assert np.array_equal(part.targets, before.targets)

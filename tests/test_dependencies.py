@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+
+from test_architecture import imports
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = {"bilevel", "hydra_plugins"}
@@ -33,13 +34,7 @@ def declared() -> set[str]:
 
 def imported(source: str) -> set[str]:
     """The top-level packages that a file imports anywhere, but for the standard library and our own."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.split(".")[0])
-    return found - OWN - sys.stdlib_module_names
+    return {item.name.split(".")[0] for item in imports(source, "bilevel")} - OWN - sys.stdlib_module_names
 
 
 def imported_by_the_package() -> set[str]:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import task_cases
+from task_cases import elsewhere
 
 import bilevel as bl
 from bilevel import datasets, tasks
@@ -17,51 +19,32 @@ from experiments.implicit_diff_2021.dictionary_learning import DictionaryLearnin
 PRECISE = bl.inner.FISTA(rtol=1e-13, atol=0.0, max_steps=100_000)
 
 
-@pytest.fixture
-def table(tmp_path):
+RNG = np.random.default_rng(0)
+TARGETS = RNG.permutation(np.repeat([0, 1], 30))
+FEATURES = RNG.normal(size=(60, 8)) + TARGETS[:, None] * RNG.normal(size=8)
+
+
+def saved(folder, targets=TARGETS):
     """Sixty rows of two classes, as a path."""
-    rng = np.random.default_rng(0)
-    targets = rng.permutation(np.repeat([0, 1], 30))
-    features = rng.normal(size=(60, 8)) + targets[:, None] * rng.normal(size=8)
-    path = tmp_path / "table.npz"
-    np.savez(path, X=features, y=targets)
-    return str(path)
+    np.savez(folder / "table.npz", X=FEATURES, y=targets)
+    return str(folder / "table.npz")
 
 
 @pytest.fixture
-def setup(x64, table):
-    return tasks.Dictionary(data=table, atoms=3).setup(0, "float64")
-
-
-def elsewhere(setup, seed=1):
-    """Hyperparameters at which nothing is special."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape), setup.hparams)
-
-
-@jax.jit
-def estimate(params, hparams, data):
-    return bl.hypergrad.Implicit().run(dictionary.problem, PRECISE, params, hparams, data)
+def setup(x64, tmp_path):
+    return tasks.Dictionary(data=saved(tmp_path), atoms=3).setup(0, "float64")
 
 
 def codes_of(setup, hparams):
-    return estimate(setup.params, hparams, setup.data).params
-
-
-def elastic_net(row, atoms, l1, l2):
-    """The codes of one row by scikit-learn, whose loss is divided by the number of features."""
-    from sklearn.linear_model import ElasticNet
-
-    alpha = (l1 + l2) / len(row)
-    model = ElasticNet(alpha=alpha, l1_ratio=l1 / (l1 + l2), fit_intercept=False, tol=1e-14, max_iter=100_000)
-    return model.fit(atoms.T, row).coef_
+    return task_cases.estimate(setup, PRECISE, hparams).params
 
 
 def test_codes_are_those_of_scikit_learn(setup):
     hparams = elsewhere(setup)
     atoms, l1, l2 = np.asarray(dictionary.atoms(hparams)), float(setup.data["l1"]), float(setup.data["l2"])
     features = np.asarray(setup.data["features"])
-    expected = np.stack([elastic_net(row, atoms, l1, l2) for row in features])
+    shares = l1 / features.shape[1], l2 / features.shape[1]  # scikit-learn divides the loss by the number of features
+    expected = np.stack([task_cases.elastic_net(atoms.T, row, *shares) for row in features])
     assert 0.1 < np.mean(expected == 0) < 0.9
     np.testing.assert_allclose(codes_of(setup, hparams), expected, atol=1e-6)
     np.testing.assert_allclose(dictionary.encode(features, atoms, l1, l2), expected, atol=1e-6)
@@ -100,8 +83,7 @@ def _one_row(data):
 
 
 def test_hypergradient_matches_differences(setup):
-    report = bl.check_hypergradient(setup.problem, elsewhere(setup), setup.params, setup.data, inner=PRECISE, rtol=1e-6)
-    assert report.ok, str(report)
+    task_cases.check_gradient(setup, PRECISE, elsewhere(setup), rtol=1e-6)
 
 
 def test_atoms_are_on_the_sphere_whatever_the_length_of_the_rows(setup):
@@ -109,7 +91,7 @@ def test_atoms_are_on_the_sphere_whatever_the_length_of_the_rows(setup):
     np.testing.assert_allclose(np.linalg.norm(dictionary.atoms(hparams), axis=1), 1, rtol=1e-12)
     longer = {**hparams, "dictionary": hparams["dictionary"] * jnp.array([[0.1], [3.0], [70.0]])}
     np.testing.assert_allclose(codes_of(setup, longer), codes_of(setup, hparams), atol=1e-10)
-    found = estimate(setup.params, hparams, setup.data)
+    found = task_cases.estimate(setup, PRECISE, hparams)
     along = jnp.sum(found.grad["dictionary"] * hparams["dictionary"], axis=1)
     np.testing.assert_allclose(along, 0, atol=1e-10 * float(jnp.linalg.norm(found.grad["dictionary"])) + 1e-12)
     assert float(jnp.linalg.norm(found.grad["dictionary"])) > 1e-3
@@ -130,9 +112,7 @@ def test_optimization_sees_the_training_rows_alone(setup):
 
 
 def test_metrics_and_pictures(setup):
-    found = bl.minimize(
-        setup.problem, setup.hparams, setup.params, setup.data, optimizer=optax.adam(0.1), steps=20, on_failure="raise"
-    )
+    found = task_cases.minimize(setup, optimizer=optax.adam(0.1), steps=20, on_failure="raise")
     assert found.outer_loss < 0.9 * found.history[0]["outer_loss"]
     metrics = setup.metrics(found.hparams, found.params)
     assert set(metrics) == {"train_auc", "validation_auc", "test_auc", "zero_codes"}
@@ -150,29 +130,9 @@ def test_auc_is_that_of_scikit_learn():
     assert auc(targets, scores) == pytest.approx(roc_auc_score(targets, scores), abs=1e-12)
 
 
-def test_float32_runs(table):
-    setup = tasks.Dictionary(data=table, atoms=3).setup(0, "float32")
-    found = bl.minimize(setup.problem, setup.hparams, setup.params, setup.data, steps=3, on_failure="raise")
-    assert {x.dtype for x in jax.tree.leaves((found.hparams, found.params))} == {jnp.dtype("float32")}
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"atoms": 0}, "task.atoms must be at least 1, got 0"),
-        ({"sparsity": 1.0}, "task.sparsity must be a share from 0 to below 1, got 1.0"),
-        ({"l1": -1.0}, "task.l1 must not be negative, got -1.0"),
-        ({"l2": float("nan")}, "task.l2 must not be negative, got nan"),
-    ],
-)
-def test_wrong_settings_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
-        tasks.Dictionary(**settings)
-
-
-def test_what_does_not_fit_the_data_is_refused(tmp_path, table):
+def test_what_does_not_fit_the_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"task.atoms must be at most .* 8 and 36 .* got 9"):
-        tasks.Dictionary(data=table, atoms=9).setup(0, "float32")
+        tasks.Dictionary(data=saved(tmp_path), atoms=9).setup(0, "float32")
     path = tmp_path / "three.npz"
     np.savez(path, X=np.random.default_rng(0).normal(size=(30, 4)), y=np.arange(30) % 3)
     with pytest.raises(datasets.DataError, match="3 classes"):
@@ -202,17 +162,12 @@ def run_study(path):
 @pytest.fixture(scope="module")
 def flipped(tmp_path_factory):
     """The study on a table, and on the same table with the classes of the first split's test rows exchanged."""
-    rng = np.random.default_rng(0)
-    targets = rng.permutation(np.repeat([0, 1], 30))
-    features = rng.normal(size=(60, 8)) + targets[:, None] * rng.normal(size=8)
-    path = tmp_path_factory.mktemp("study") / "table.npz"
-    np.savez(path, X=features, y=targets)
+    folder = tmp_path_factory.mktemp("study")
     numbered = datasets.Table("rows", np.arange(60.0)[:, None], np.arange(60) % 2, 2)
     test = datasets.split_rows(numbered, 0.2, 0.2, 0).test.features[:, 0].astype(int)
-    first = run_study(str(path))
+    targets = TARGETS.copy()
     targets[test] = 1 - targets[test]
-    np.savez(path, X=features, y=targets)
-    return first, run_study(str(path))
+    return run_study(saved(folder)), run_study(saved(folder, targets))
 
 
 def test_the_study_chooses_without_the_test_rows(flipped):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import task_cases
 
 import bilevel as bl
 from bilevel import tasks
@@ -16,28 +19,12 @@ LBFGS = bl.inner.LBFGS(rtol=1e-11, atol=0.0, max_steps=20_000)
 ANDERSON = bl.inner.Anderson(rtol=1e-13, atol=0.0)
 
 
-def elsewhere(setup, scale=0.1, seed=1):
-    """Hyperparameters at which nothing is special."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: leaf + scale * rng.normal(size=leaf.shape), setup.hparams)
-
-
-def estimate(estimator, setup, inner, hparams):
-    run = jax.jit(lambda params, hparams, data: estimator.run(setup.problem, inner, params, hparams, data))
-    return run(setup.params, hparams, setup.data)
+def elsewhere(setup):
+    return task_cases.elsewhere(setup, scale=0.1)
 
 
 def train(setup, inner, steps=100):
-    return bl.minimize(
-        setup.problem,
-        setup.hparams,
-        setup.params,
-        setup.data,
-        inner=inner,
-        optimizer=optax.rmsprop(0.01),
-        steps=steps,
-        on_failure="raise",
-    )
+    return task_cases.minimize(setup, inner=inner, optimizer=optax.rmsprop(0.01), steps=steps, on_failure="raise")
 
 
 def assert_close(found, expected, share):
@@ -53,7 +40,7 @@ def equilibrium(x64):
 
 def test_deq_comes_to_rest_where_its_cell_does(equilibrium):
     hparams = elsewhere(equilibrium)
-    found = ANDERSON.solve(equilibrium.problem, equilibrium.params, hparams, equilibrium.data).params
+    found = task_cases.solve(equilibrium, ANDERSON, hparams).params
     cell, features = jax.tree.map(np.asarray, hparams["cell"]), np.asarray(equilibrium.data["train"][0])
     recurrent = cell["recurrent"] * min(1, 0.9 / np.linalg.norm(cell["recurrent"], 2))
     hidden = np.zeros(found.shape)
@@ -64,9 +51,10 @@ def test_deq_comes_to_rest_where_its_cell_does(equilibrium):
 
 def test_deq_gradient_is_that_of_unrolling(equilibrium):
     hparams = elsewhere(equilibrium)
-    implicit = estimate(bl.hypergrad.Implicit(linear=bl.linear.Auto(rtol=1e-12)), equilibrium, ANDERSON, hparams)
+    precise = bl.hypergrad.Implicit(linear=bl.linear.Auto(rtol=1e-12))
+    implicit = task_cases.estimate(equilibrium, ANDERSON, hparams, precise)
     plain = bl.inner.FixedPointIteration(rtol=0.0, atol=1e-300)
-    unrolled = estimate(bl.hypergrad.Unrolled(steps=400), equilibrium, plain, hparams)
+    unrolled = task_cases.estimate(equilibrium, plain, hparams, bl.hypergrad.Unrolled(steps=400))
     assert_close(implicit.grad, unrolled.grad, 1e-9)
     assert float(jnp.max(jnp.abs(implicit.grad["cell"]["recurrent"]))) > 1e-3
 
@@ -76,16 +64,13 @@ def test_deq_gradient_is_that_of_unrolling_at_full_size(x64):
     """On digits, after some training, to 1e-5."""
     setup = tasks.DEQ().setup(0, "float64")
     hparams = train(setup, bl.inner.Anderson(), steps=5).hparams
-    implicit = estimate(bl.hypergrad.Implicit(), setup, bl.inner.Anderson(rtol=1e-8), hparams)
-    unrolled = estimate(bl.hypergrad.Unrolled(steps=100), setup, bl.inner.FixedPointIteration(), hparams)
+    implicit = task_cases.estimate(setup, bl.inner.Anderson(rtol=1e-8), hparams)
+    unrolled = task_cases.estimate(setup, bl.inner.FixedPointIteration(), hparams, bl.hypergrad.Unrolled(steps=100))
     assert_close(implicit.grad, unrolled.grad, 1e-5)
 
 
 def test_deq_hypergradient_matches_differences(equilibrium):
-    report = bl.check_hypergradient(
-        equilibrium.problem, elsewhere(equilibrium), equilibrium.params, equilibrium.data, inner=ANDERSON, rtol=1e-6
-    )
-    assert report.ok, str(report)
+    task_cases.check_gradient(equilibrium, ANDERSON, elsewhere(equilibrium), rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -110,26 +95,15 @@ def representation(x64):
 
 
 def test_the_classifier_of_learned_features_is_that_of_scikit_learn(representation):
-    from sklearn.linear_model import LogisticRegression
-
-    found = LBFGS.solve(representation.problem, representation.params, representation.hparams, representation.data)
+    found = task_cases.solve(representation, LBFGS).params
     network, (features, targets) = jax.tree.map(np.asarray, (representation.hparams, representation.data["train"]))
     hidden = np.tanh(features @ network["layers_0"]["kernel"] + network["layers_0"]["bias"])
     outputs = np.tanh(hidden @ network["layers_2"]["kernel"] + network["layers_2"]["bias"])
-    model = LogisticRegression(C=1 / (0.1 * len(targets)), fit_intercept=False, tol=1e-12, max_iter=10_000)
-    np.testing.assert_allclose(found.params.T, model.fit(outputs, targets).coef_, atol=1e-6)
+    np.testing.assert_allclose(found.T, task_cases.logistic_regression(outputs, targets, 0.1).coef_, atol=1e-6)
 
 
 def test_representation_hypergradient_matches_differences(representation):
-    report = bl.check_hypergradient(
-        representation.problem,
-        elsewhere(representation),
-        representation.params,
-        representation.data,
-        inner=bl.inner.Newton(rtol=1e-12),
-        rtol=1e-6,
-    )
-    assert report.ok, str(report)
+    task_cases.check_gradient(representation, bl.inner.Newton(rtol=1e-12), elsewhere(representation), rtol=1e-6)
 
 
 def test_representation_learns_digits():
@@ -147,22 +121,6 @@ def test_weights_are_the_same_numbers_in_every_precision(made, x64):
     assert_close(single, double, 1e-7)
 
 
-@pytest.mark.parametrize(
-    ("task", "settings", "words"),
-    [
-        (tasks.DEQ, {"width": 0}, "task.width must be at least 1, got 0"),
-        (tasks.DEQ, {"contraction": 1.0}, "task.contraction must be above 0 and below 1, got 1.0"),
-        (tasks.DEQ, {"decay": -1.0}, "task.decay must not be negative, got -1.0"),
-        (tasks.HyperRepresentation, {"widths": []}, "task.widths must be numbers of at least 1"),
-        (tasks.HyperRepresentation, {"widths": [4, 0]}, "task.widths must be numbers of at least 1"),
-        (tasks.HyperRepresentation, {"l2": 0.0}, "task.l2 must be positive, got 0.0"),
-    ],
-)
-def test_wrong_settings_are_refused(task, settings, words):
-    with pytest.raises(ValueError, match=words):
-        task(**settings)
-
-
 # Few-shot learning
 
 
@@ -177,25 +135,22 @@ def few_shots(request, x64):
 def test_episodes_learn_from_their_own_rows_alone(few_shots):
     """The joint problem is that of each episode by itself."""
     hparams, data = elsewhere(few_shots), few_shots.data
-    together = LBFGS.solve(few_shots.problem, few_shots.params, hparams, data).params
+    together = task_cases.solve(few_shots, LBFGS, hparams).params
     for number in range(3):
-        one = {**data, "episodes": jax.tree.map(lambda x, n=number: x[n : n + 1], data["episodes"])}
-        start = jax.tree.map(lambda x, n=number: x[n : n + 1], few_shots.params)
-        alone = LBFGS.solve(few_shots.problem, start, hparams, one).params
-        assert_close(jax.tree.map(lambda x, n=number: x[n : n + 1], together), alone, 1e-6)
+        params, some, expected = jax.tree.map(
+            lambda x, n=number: x[n : n + 1], (few_shots.params, data["episodes"], together)
+        )
+        one = dataclasses.replace(few_shots, params=params, data={**data, "episodes": some})
+        assert_close(task_cases.solve(one, LBFGS, hparams).params, expected, 1e-6)
 
 
 def test_few_shot_hypergradient_matches_differences(few_shots):
-    report = bl.check_hypergradient(
-        few_shots.problem, elsewhere(few_shots), few_shots.params, few_shots.data, inner=LBFGS, rtol=1e-5
-    )
-    assert report.ok, str(report)
+    task_cases.check_gradient(few_shots, LBFGS, elsewhere(few_shots), rtol=1e-5)
 
 
 def test_weights_stay_at_the_start_where_the_penalty_is_large(x64):
     setup = tasks.Meta(shots=2, penalty=1e7, **FEW).setup(0, "float64")
-    found = LBFGS.solve(setup.problem, setup.params, setup.hparams, setup.data).params
-    assert_close(found, setup.params, 1e-5)
+    assert_close(task_cases.solve(setup, LBFGS).params, setup.params, 1e-5)
 
 
 def test_sinusoids_are_what_they_say():
@@ -243,16 +198,3 @@ def test_few_shot_sinusoids_are_learned():
 def test_too_many_rows_of_a_digit_are_refused():
     with pytest.raises(ValueError, match=r"task.shots \+ task.queries / task.ways must be at most .* got 210"):
         tasks.Meta(data="digits", shots=200).setup(0, "float32")
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"episodes": 0}, "task.episodes must be at least 1, got 0"),
-        ({"ways": 11}, "task.ways must be from 2 to 10, got 11"),
-        ({"penalty": 0.0}, "task.penalty must be positive, got 0.0"),
-    ],
-)
-def test_wrong_settings_of_meta_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
-        tasks.Meta(**settings)

@@ -18,6 +18,18 @@ from bilevel.outer import SolveError
 
 QUADRATIC = bl.inner.Quadratic()
 DATA = jnp.array([2.0, 3.0])
+ROW_KEYS = [
+    "step",
+    "outer_loss",
+    "outer_error",
+    "grad_norm",
+    "status",
+    "inner_residual",
+    "adjoint_residual",
+    "grad_evals",
+    "hvps",
+    "seconds",
+]
 
 
 def shrink(params, hparams, data):
@@ -36,6 +48,10 @@ def minimize(problem=SHRINK, hparams=0.0, data=DATA, **kwargs):
     return bl.minimize(problem, hparams, jnp.zeros(2), data, **{"inner": QUADRATIC, "steps": 30, **kwargs})
 
 
+def minimize_named(name, **kwargs):
+    return bl.minimize(problems.ALL[name], problems.hparams(name), problems.start(), problems.data(), **kwargs)
+
+
 def test_sgd_steps_are_those_of_the_closed_form(x64):
     """Three plain gradient steps on ridge, to the last digits."""
     theta = problems.hparams("ridge")
@@ -47,9 +63,7 @@ def test_sgd_steps_are_those_of_the_closed_form(x64):
     for _ in range(3):
         losses.append(float(closed(expected)))
         expected = expected - 0.5 * jax.grad(closed)(expected)
-    result = bl.minimize(
-        problems.ridge, theta, problems.start(), problems.data(), inner=QUADRATIC, optimizer=optax.sgd(0.5), steps=3
-    )
+    result = minimize_named("ridge", inner=QUADRATIC, optimizer=optax.sgd(0.5), steps=3)
     np.testing.assert_allclose(result.state.hparams, expected, rtol=1e-10)
     np.testing.assert_allclose([row["outer_loss"] for row in result.history], losses, rtol=1e-10)
 
@@ -138,34 +152,23 @@ def test_pytree_hparams_with_an_integer_leaf(x64):
 
 
 def test_defaults_serve_smooth_and_constrained_problems(x64):
-    smooth = bl.minimize(problems.ridge, problems.hparams("ridge"), problems.start(), problems.data(), steps=5)
-    bounded = bl.minimize(problems.simplex, problems.hparams("simplex"), problems.start(), problems.data(), steps=5)
-    for result in (smooth, bounded):
+    for name in ("ridge", "simplex"):
+        result = minimize_named(name, steps=5)
         assert result.failures == 0
         assert result.history[-1]["outer_loss"] < result.history[0]["outer_loss"]
 
 
 def test_warm_starts_lower_the_cost(x64):
-    result = bl.minimize(
-        problems.logistic,
-        problems.hparams("logistic"),
-        problems.start(),
-        problems.data(),
-        hypergrad=bl.hypergrad.Implicit(linear=bl.linear.CG(rtol=1e-6)),
-        optimizer=optax.adam(1e-4),
-        steps=4,
-    )
+    hypergrad = bl.hypergrad.Implicit(linear=bl.linear.CG(rtol=1e-6))
+    result = minimize_named("logistic", hypergrad=hypergrad, optimizer=optax.adam(1e-4), steps=4)
     first, last = result.history[0], result.history[-1]
     assert last["grad_evals"] < first["grad_evals"]
     assert last["hvps"] < first["hvps"]
 
 
 class TestFailurePolicy:
-    weak = bl.inner.FISTA(max_steps=2)
-
     def run(self, **kwargs):
-        theta, data = problems.hparams("ridge"), problems.data()
-        return bl.minimize(problems.ridge, theta, problems.start(), data, inner=self.weak, steps=4, **kwargs)
+        return minimize_named("ridge", inner=bl.inner.FISTA(max_steps=2), steps=4, **kwargs)
 
     def test_raise_names_step_solve_and_cause(self, x64):
         with pytest.raises(
@@ -190,11 +193,8 @@ class TestFailurePolicy:
 
     def test_a_failed_adjoint_is_told_apart(self, x64):
         crippled = bl.hypergrad.Implicit(linear=bl.linear.CG(max_steps=1, rtol=1e-10))
-        theta, data = problems.hparams("ridge"), problems.data()
         with pytest.raises(SolveError, match="the adjoint solve did not converge"):
-            bl.minimize(
-                problems.ridge, theta, problems.start(), data, inner=QUADRATIC, hypergrad=crippled, on_failure="raise"
-            )
+            minimize_named("ridge", inner=QUADRATIC, hypergrad=crippled, on_failure="raise")
 
     def test_a_gradient_that_is_not_finite_is_never_applied(self, x64):
         problem = bl.Problem(shrink, lambda p, h, d: jnp.sum(p) + jnp.log(h - 5.0))
@@ -207,11 +207,8 @@ class TestFailurePolicy:
 
     def test_a_solution_too_rough_for_the_outer_loss_is_told(self, x64, caplog):
         """Both solves converge, to tolerances that leave the outer loss uncertain."""
-        rough = bl.inner.FISTA(rtol=0.3)
         with caplog.at_level(logging.WARNING, logger="bilevel"):
-            result = bl.minimize(
-                problems.ridge, problems.hparams("ridge"), problems.start(), problems.data(), inner=rough, steps=1
-            )
+            result = minimize_named("ridge", inner=bl.inner.FISTA(rtol=0.3), steps=1)
         assert result.failures == 0
         assert "off by an estimated" in caplog.text
 
@@ -228,69 +225,60 @@ def test_stop_rules(x64):
 def test_rows_have_the_documented_keys(x64):
     rows = []
     minimize(steps=2, callback=lambda row, state: rows.append(row))
-    keys = [
-        "step",
-        "outer_loss",
-        "outer_error",
-        "grad_norm",
-        "status",
-        "inner_residual",
-        "adjoint_residual",
-        "grad_evals",
-        "hvps",
-        "seconds",
-    ]
-    assert all(list(row) == keys for row in rows)
+    assert [list(row) for row in rows] == [ROW_KEYS] * 2
     assert [row["step"] for row in rows] == [0, 1]
 
 
-class TestEagerChecks:
-    def test_losses_must_be_scalars(self):
-        with pytest.raises(ValueError, match=r"Problem\.outer_loss must return a scalar, got float32\[2\]"):
-            minimize(bl.Problem(shrink, lambda p, h, d: p))
+def with_condition(problem, optimality):
+    return dataclasses.replace(problem, optimality=optimality)
 
-    def test_starts_must_be_finite_and_float(self):
-        with pytest.raises(ValueError, match="hparams must start finite"):
-            minimize(hparams=jnp.nan)
-        with pytest.raises(TypeError, match="hparams has no floating-point leaf"):
-            minimize(hparams=1)
-        with pytest.raises(TypeError, match="params has no floating-point leaf"):
-            bl.minimize(SHRINK, 0.0, jnp.arange(2), DATA)
 
-    def test_parts_that_do_not_fit_are_refused_before_tracing(self):
-        with pytest.raises(ValueError, match=r"inner\.LBFGS needs a smooth unconstrained inner problem"):
-            minimize(problems.simplex, inner=bl.inner.LBFGS())
-        condition = dataclasses.replace(SHRINK, optimality=bl.optimality.ProximalGradient())
-        with pytest.raises(
-            ValueError, match=r"optimality\.ProximalGradient needs a prox, and this one has no Problem\.prox"
-        ):
-            minimize(condition)
-        condition = dataclasses.replace(problems.simplex, optimality=bl.optimality.Stationary())
-        with pytest.raises(ValueError, match=r"optimality\.Stationary needs a smooth"):
-            minimize(condition, inner=bl.inner.FISTA())
+REFUSED_BEFORE_TRACING = (
+    (ValueError, "Problem.outer_loss must return a scalar, got float32[2]", bl.Problem(shrink, lambda p, h, d: p), {}),
+    (ValueError, "hparams must start finite", SHRINK, {"hparams": jnp.nan}),
+    (TypeError, "hparams has no floating-point leaf", SHRINK, {"hparams": 1}),
+    (ValueError, "inner.LBFGS needs a smooth unconstrained inner", problems.simplex, {"inner": bl.inner.LBFGS()}),
+    (
+        ValueError,
+        "optimality.ProximalGradient needs a prox, and this one has no Problem.prox",
+        with_condition(SHRINK, bl.optimality.ProximalGradient()),
+        {},
+    ),
+    (
+        ValueError,
+        "optimality.Stationary needs a smooth",
+        with_condition(problems.simplex, bl.optimality.Stationary()),
+        {"inner": bl.inner.FISTA()},
+    ),
+    (
+        ValueError,
+        "value of Problem.optimality must have the structure and shapes of params",
+        with_condition(SHRINK, lambda p, h, d: p[:1]),
+        {},
+    ),
+    (ValueError, "on_failure must be 'raise', 'skip' or 'warn', got 'nan'", SHRINK, {"on_failure": "nan"}),
+    (ValueError, "steps must be at least 1", SHRINK, {"steps": 0}),
+)
 
-    def test_a_condition_of_the_wrong_shape(self):
-        problem = dataclasses.replace(SHRINK, optimality=lambda p, h, d: p[:1])
-        with pytest.raises(
-            ValueError, match=r"value of Problem\.optimality must have the structure and shapes of params"
-        ):
-            minimize(problem)
 
-    def test_problem_parts_must_agree(self):
-        with pytest.raises(ValueError, match="a prox or a projection, not both"):
-            bl.Problem(shrink, shrink, prox=shrink, projection=shrink)
-        with pytest.raises(ValueError, match="polyhedral=True describes a projection"):
-            bl.Problem(shrink, shrink, polyhedral=True)
-        with pytest.raises(ValueError, match="separable=True describes a prox"):
-            bl.Problem(shrink, shrink, separable=True)
-        with pytest.raises(TypeError, match="outer_loss must be a function"):
-            bl.Problem(shrink, 3)
+def test_what_cannot_be_run_is_refused_before_tracing():
+    for error, words, problem, settings in REFUSED_BEFORE_TRACING:
+        with pytest.raises(error, match=re.escape(words)):
+            minimize(problem, **settings)
+    with pytest.raises(TypeError, match="params has no floating-point leaf"):
+        bl.minimize(SHRINK, 0.0, jnp.arange(2), DATA)
 
-    def test_policy_and_steps(self):
-        with pytest.raises(ValueError, match="on_failure must be 'raise', 'skip' or 'warn', got 'nan'"):
-            minimize(on_failure="nan")
-        with pytest.raises(ValueError, match="steps must be at least 1"):
-            minimize(steps=0)
+
+def test_problem_parts_must_agree():
+    for words, parts in (
+        ("a prox or a projection, not both", {"prox": shrink, "projection": shrink}),
+        ("polyhedral=True describes a projection", {"polyhedral": True}),
+        ("separable=True describes a prox", {"separable": True}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            bl.Problem(shrink, shrink, **parts)
+    with pytest.raises(TypeError, match="outer_loss must be a function"):
+        bl.Problem(shrink, 3)
 
 
 def test_from_optax_names_what_is_wrong():

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import task_cases
 
 import bilevel as bl
 from bilevel import tasks
 from bilevel.tasks import qp_layer
 
 PRECISE = bl.inner.FISTA(rtol=1e-13, atol=0.0, max_steps=100_000)
-SMALL = tasks.QPLayer(rows=30, validation_rows=20, test_rows=40, assets=4)
 
 
 @pytest.fixture
 def setup(x64):
-    return SMALL.setup(0, "float64")
+    return tasks.QPLayer(rows=30, validation_rows=20, test_rows=40, assets=4).setup(0, "float64")
 
 
 def portfolio(returns, covariance, aversion):
@@ -43,15 +42,13 @@ def decided(setup, returns):
 
 
 def test_the_outer_loss_is_the_mean_regret(setup):
-    found = PRECISE.solve(setup.problem, setup.params, setup.hparams, setup.data)
+    found = task_cases.solve(setup, PRECISE).params
     returns = np.asarray(setup.data["returns"])
     decisions = decided(setup, np.asarray(setup.data["features"] @ setup.hparams))
-    np.testing.assert_allclose(found.params, decisions, atol=1e-6)
+    np.testing.assert_allclose(found, decisions, atol=1e-6)
     regret = loss(decisions, returns, setup.data) - loss(decided(setup, returns), returns, setup.data)
     assert regret.min() > -1e-7
-    np.testing.assert_allclose(
-        setup.problem.outer_loss(found.params, setup.hparams, setup.data), regret.mean(), rtol=1e-5
-    )
+    np.testing.assert_allclose(setup.problem.outer_loss(found, setup.hparams, setup.data), regret.mean(), rtol=1e-5)
 
 
 def test_the_start_is_the_least_squares_forecast(setup):
@@ -60,10 +57,7 @@ def test_the_start_is_the_least_squares_forecast(setup):
 
 
 def test_hypergradient_matches_differences(setup):
-    report = bl.check_hypergradient(
-        setup.problem, setup.hparams + 0.1, setup.params, setup.data, inner=PRECISE, rtol=1e-5
-    )
-    assert report.ok, str(report)
+    task_cases.check_gradient(setup, PRECISE, setup.hparams + 0.1, rtol=1e-5)
 
 
 def test_the_lipschitz_constant_bounds_the_curvature_and_is_reached(setup):
@@ -73,9 +67,7 @@ def test_the_lipschitz_constant_bounds_the_curvature_and_is_reached(setup):
 
 def test_training_through_the_layer_beats_two_stages_where_the_model_is_wrong(x64):
     setup = tasks.QPLayer(test_rows=1000).setup(0, "float64")
-    found = bl.minimize(
-        setup.problem, setup.hparams, setup.params, setup.data, optimizer=optax.adam(0.05), steps=40, on_failure="raise"
-    )
+    found = task_cases.minimize(setup, optimizer=optax.adam(0.05), steps=40, on_failure="raise")
     metrics = setup.metrics(found.hparams, found.params)
     assert metrics["train_regret"] == pytest.approx(found.outer_loss, abs=1e-4)
     assert metrics["test_regret"] < 0.6 * metrics["test_regret_two_stage"]
@@ -89,23 +81,3 @@ def test_the_linear_model_is_right_without_curvature():
     assert np.abs(fitted - market.means).mean() < 0.05 * np.abs(market.means).mean()
     left = market.returns - market.means
     np.testing.assert_allclose(np.cov(left.T), covariance, atol=0.02)
-
-
-def test_float32_runs():
-    setup = SMALL.setup(0, "float32")
-    found = bl.minimize(setup.problem, setup.hparams, setup.params, setup.data, steps=3, on_failure="raise")
-    assert found.hparams.dtype == found.params.dtype == jnp.float32
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"rows": 0}, "task.rows must be at least 1, got 0"),
-        ({"assets": 1}, "task.assets must be at least 2, got 1"),
-        ({"aversion": 0.0}, "task.aversion must be positive, got 0.0"),
-        ({"curvature": float("inf")}, "task.curvature must be a number, got inf"),
-    ],
-)
-def test_wrong_settings_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
-        tasks.QPLayer(**settings)

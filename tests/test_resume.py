@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import test_outer
 from commands import begin, error_of, files, here, result, rows, status, timeless, wait_for_rows
 
 import bilevel
@@ -22,7 +23,6 @@ from bilevel import outer
 from bilevel.runs import checkpoints
 
 STEPS = 30
-COMPILED_AS_HERE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]}
 RUNS = [
     ("task=ridge", "precision=float64"),
     ("task=ridge", "inner=fista", "hypergrad=unrolled", "hypergrad.steps=20"),
@@ -66,12 +66,12 @@ def assert_the_same(folder, reference):
 
 
 @pytest.mark.parametrize("case", range(60))
-@pytest.mark.slice(12)
+@pytest.mark.slice(18)
 def test_a_killed_run_resumes_to_the_last_bit(case, uninterrupted, tmp_path):
     overrides, dice = RUNS[case % len(RUNS)], random.Random(case)
     out = tmp_path / "out"
     every = f"checkpoint.every={dice.choice((1, 3, 7))}"
-    process = begin(*overrides, f"steps={STEPS}", every, "hydra.run.dir=out", cwd=tmp_path, **COMPILED_AS_HERE)
+    process = begin(*overrides, f"steps={STEPS}", every, "hydra.run.dir=out", cwd=tmp_path)
     wait_for_rows(out, dice.randrange(STEPS - 3), process)
     time.sleep(dice.uniform(0, 0.01))
     process.kill()
@@ -88,26 +88,12 @@ def test_a_killed_run_resumes_to_the_last_bit(case, uninterrupted, tmp_path):
 # Told to stop
 
 
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
-    """A run that was told to stop after some steps."""
-    cwd = tmp_path_factory.mktemp("stopped")
-    process = begin("task=ridge", "steps=100000", "hydra.run.dir=out", cwd=cwd)
-    wait_for_rows(cwd / "out", 20, process)
+def test_a_signal_ends_a_run_with_a_checkpoint_and_a_code_of_its_own(tmp_path):
+    folder = tmp_path / "out"
+    process = begin("task=ridge", "steps=100000", "hydra.run.dir=out", cwd=tmp_path)
+    wait_for_rows(folder, 20, process)
     process.send_signal(signal.SIGTERM)
-    return cwd / "out", process.wait(60)
-
-
-@pytest.fixture
-def copy(stopped, tmp_path):
-    """A copy of that run, to go on in."""
-    shutil.copytree(stopped[0], tmp_path / "out")
-    return tmp_path / "out"
-
-
-def test_a_signal_ends_a_run_with_a_checkpoint_and_a_code_of_its_own(stopped):
-    folder, code = stopped
-    assert code == 75
+    assert process.wait(60) == 75
     assert result(folder)["status"] == status(folder)["state"] == "interrupted"
     steps = result(folder)["steps"]
     assert len(rows(folder)) == steps >= 20
@@ -115,27 +101,15 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_code_of_its_own(stopped):
     assert bilevel.load(folder).hparams.shape == (10,)
 
 
-def test_ctrl_c_does_the_same(tmp_path):
+def test_a_run_is_alone_in_its_folder_until_ctrl_c_ends_it(tmp_path):
     process = begin("task=ridge", "steps=100000", "hydra.run.dir=out", cwd=tmp_path)
     wait_for_rows(tmp_path / "out", 3, process)
+    message = error_of(here("resume=out", cwd=tmp_path), code=3)
+    assert "another process is writing this run" in message
+    assert status(tmp_path / "out")["state"] == "running"
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 75
     assert f"to go on: python -m bilevel.run resume={tmp_path / 'out'}" in (tmp_path / "printed.txt").read_text()
-
-
-def test_steps_can_only_be_raised(copy):
-    assert "resume can only raise it" in error_of(here("resume=out", "steps=3", cwd=copy.parent))
-
-
-def test_only_what_alters_no_number_changes_beside_resume(copy):
-    before = files(copy)
-    message = error_of(here("resume=out", "optimizer.learning_rate=0.2", cwd=copy.parent))
-    assert "optimizer.learning_rate=0.2" in message
-    assert "where it is 0.1" in message
-    assert "steps" in message
-    message = error_of(here("resume=out", "task=svm", cwd=copy.parent))
-    assert "where it is ridge" in message
-    assert files(copy) == before
 
 
 # Damage
@@ -174,54 +148,52 @@ def go_on(folder):
     return " ".join(done.stdout.split())
 
 
-def test_half_a_row_is_cut(cut, ridge):
-    go_on(cut)
-    assert_the_same(cut, ridge)
+def in_manifest(change):
+    def damage(folder):
+        path = folder / "checkpoints" / "00000006.json"
+        manifest = json.loads(path.read_text())
+        change(manifest)
+        path.write_text(json.dumps(manifest))
+
+    return damage
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda content: content[:-100], lambda content: content[:-1] + bytes([content[-1] ^ 1])]
-)
-def test_a_checkpoint_truncated_or_with_a_wrong_bit_is_named_and_the_one_before_used(damage, cut, ridge):
-    path = cut / "checkpoints" / "00000006.npz"
-    path.write_bytes(damage(path.read_bytes()))
+def in_file(name, change):
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+LAST = "checkpoints/00000006.npz"
+WRONG_SUM = ("00000006.npz is not used: its checksum is wrong", "going on after step 4")
+DAMAGES = {
+    "half_a_row": (lambda folder: None, ("going on after step 6",)),
+    "a_row_that_a_checkpoint_counts_on": (
+        in_file("metrics.jsonl", lambda rows: b"".join(rows.splitlines(keepends=True)[:5])),
+        ("only 5 rows", "going on after step 4"),
+    ),
+    "truncated": (in_file(LAST, lambda content: content[:-100]), WRONG_SUM),
+    "wrong_bit": (in_file(LAST, lambda content: content[:-1] + bytes([content[-1] ^ 1])), WRONG_SUM),
+    "of_another_run": (
+        in_manifest(lambda read: read["origin"].update(configuration="other")),
+        ("another configuration", "going on after step 4"),
+    ),
+    "of_another_version": (
+        in_manifest(lambda read: read.update(format=99)),
+        ("another version", "going on after step 4"),
+    ),
+    "of_other_arrays": (
+        in_manifest(lambda read: read["arrays"].popitem()),
+        ("not those of this run", "going on after step 4"),
+    ),
+    "emptied": (in_manifest(lambda read: read.clear()), ("another version", "going on after step 4")),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_told_and_the_last_checkpoint_that_is_whole_used(name, cut, ridge):
+    damage, words = DAMAGES[name]
+    damage(cut)
     printed = go_on(cut)
-    assert "00000006.npz is not used: its checksum is wrong" in printed
-    assert "going on after step 4" in printed
-    assert_the_same(cut, ridge)
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (lambda manifest: manifest["origin"].update(configuration="other"), "another configuration"),
-        (lambda manifest: manifest.update(format=99), "another version"),
-        (lambda manifest: manifest["arrays"].popitem(), "not those of this run"),
-        (lambda manifest: manifest.clear(), "another version"),
-    ],
-)
-def test_a_foreign_checkpoint_is_named_and_the_one_before_used(damage, words, cut, ridge):
-    path = cut / "checkpoints" / "00000006.json"
-    manifest = json.loads(path.read_text())
-    damage(manifest)
-    path.write_text(json.dumps(manifest))
-    printed = go_on(cut)
-    assert words in printed
-    assert "going on after step 4" in printed
-    assert_the_same(cut, ridge)
-
-
-def test_rows_that_a_checkpoint_counts_on_must_be_there(cut, ridge):
-    lines = (cut / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    (cut / "metrics.jsonl").write_bytes(b"".join(lines[:5]))
-    assert "only 5 rows" in go_on(cut)
-    assert_the_same(cut, ridge)
-
-
-def test_without_a_usable_checkpoint_the_run_starts_over(cut, ridge):
-    for path in (cut / "checkpoints").glob("*.npz"):
-        path.write_bytes(b"")
-    assert "going on" not in go_on(cut)
+    assert [word for word in words if word not in printed] == []
     assert_the_same(cut, ridge)
 
 
@@ -229,6 +201,13 @@ def test_a_lost_status_costs_nothing(cut, ridge):
     (cut / "status.json").unlink()
     assert "inner Quadratic · hypergradient Implicit (Auto)" in go_on(cut)
     assert result(cut)["outer_loss"] == result(ridge)["outer_loss"]
+
+
+def test_without_a_usable_checkpoint_the_run_starts_over(cut, ridge):
+    for path in (cut / "checkpoints").glob("*.npz"):
+        path.write_bytes(b"")
+    assert "going on" not in go_on(cut)
+    assert_the_same(cut, ridge)
 
 
 def test_changed_data_are_refused(tmp_path):
@@ -245,6 +224,18 @@ def test_changed_data_are_refused(tmp_path):
 
 
 # Which run
+
+
+def test_only_what_alters_no_number_changes_beside_resume(cut):
+    before = files(cut)
+    for override, *words in (
+        ("steps=3", "resume can only raise it"),
+        ("optimizer.learning_rate=0.2", "optimizer.learning_rate=0.2", "where it is 0.1", "steps"),
+        ("task=svm", "where it is ridge"),
+    ):
+        message = error_of(here("resume=out", override, cwd=cut.parent))
+        assert [word for word in words if word not in message] == []
+    assert files(cut) == before
 
 
 def test_a_finished_run_is_left_as_it_is(ridge):
@@ -284,21 +275,6 @@ def test_auto_finds_the_newest_unfinished_run_of_the_configuration(cut):
     assert len(list(runs.iterdir())) == 3
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path):
-    assert "no run in it" in error_of(here("resume=nowhere", cwd=tmp_path))
-    assert "-m" in error_of(here("-m", "resume=nowhere", cwd=tmp_path))
-
-
-def test_two_processes_do_not_write_in_one_folder(tmp_path):
-    process = begin("task=ridge", "steps=100000", "hydra.run.dir=out", cwd=tmp_path)
-    wait_for_rows(tmp_path / "out", 1, process)
-    message = error_of(here("resume=out", cwd=tmp_path), code=3)
-    assert "another process is writing this run" in message
-    assert status(tmp_path / "out")["state"] == "running"
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
-
-
 # As a library
 
 
@@ -327,16 +303,8 @@ def test_every_kind_of_leaf_comes_back(tmp_path):
 
 
 def test_the_loop_goes_on_from_its_progress(x64):
-    def inner_loss(params, hparams, data):
-        return jnp.sum((params - data) ** 2) + jnp.exp(hparams) * jnp.sum(params**2)
-
-    def outer_loss(params, hparams, data):
-        return jnp.sum((params - 1.0) ** 2)
-
-    data = jnp.array([2.0, 3.0])
-    algorithm = outer.Nested(
-        bilevel.Problem(inner_loss, outer_loss), bilevel.inner.LBFGS(), bilevel.hypergrad.Implicit(), optax.adam(0.1)
-    )
+    data = test_outer.DATA
+    algorithm = outer.Nested(test_outer.SHRINK, bilevel.inner.LBFGS(), bilevel.hypergrad.Implicit(), optax.adam(0.1))
     state = algorithm.init(jnp.array(0.0), jnp.zeros(2), data)
     kept = []
     whole = outer.run_loop(algorithm, state, data, steps=9, keep=lambda progress, _: kept.append(progress))

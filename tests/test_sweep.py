@@ -27,6 +27,12 @@ LAUNCHERS = {
     "submitit": ("hydra/launcher=submitit_local",),
     "ray": ("hydra/launcher=ray_core", "hydra.launcher.num_cpus=2"),
 }
+SECONDS = {"basic": 20, "joblib": 20, "submitit": 120, "ray": 30}  # that a job of two steps has
+ERRORS = {
+    "raising": "is not to be used",
+    "killed": "its process was killed by SIGKILL",
+    "hanging": "it took longer than job_time_limit",
+}
 
 
 def faulty(seeds, *more, **which):
@@ -41,7 +47,7 @@ def jobs(folder):
     return {line.given["seed"]: line for line in sweeps.read(folder)}
 
 
-def check(cwd, seeds, failing, limit, launcher, errors):
+def check(cwd, seeds, failing, limit, launcher):
     """Two invocations, the second after the fix: what failed is named, and it alone runs again."""
     overrides = (*faulty(seeds, **failing), f"job_time_limit={limit}", *LAUNCHERS[launcher])
     bad = {str(seed) for seeds in failing.values() for seed in seeds}
@@ -53,7 +59,7 @@ def check(cwd, seeds, failing, limit, launcher, errors):
     assert {seed for seed, line in found.items() if line.state == "done"} == {str(s) for s in range(seeds)} - bad
     for kind, seeds_of_kind in failing.items():
         for seed in map(str, seeds_of_kind):
-            assert errors[kind] in found[seed].error
+            assert ERRORS[kind] in found[seed].error
             assert f"failed: seed={seed}: {found[seed].error}" in first.stdout
     with (cwd / "sweep" / "sweep.csv").open() as file:
         table = {row["seed"]: row for row in csv.DictReader(file)}
@@ -71,27 +77,16 @@ def check(cwd, seeds, failing, limit, launcher, errors):
     assert {seed for seed, line in after.items() if files(line.folder) != before[seed]} == bad
 
 
-ERRORS = {
-    "raising": "is not to be used",
-    "killed": "its process was killed by SIGKILL",
-    "hanging": "it took longer than job_time_limit",
-}
-
-
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.slice(4)
-def test_a_failing_job_costs_that_job_alone(launcher, tmp_path):
-    check(tmp_path, 2, {"killed": [1]}, 120, launcher, ERRORS)
-
-
-def test_a_hanging_job_is_stopped(tmp_path):
-    check(tmp_path, 2, {"hanging": [0]}, 20, "joblib", ERRORS)
+def test_a_killed_and_a_hanging_job_cost_themselves_alone(launcher, tmp_path):
+    check(tmp_path, 3, {"killed": [1], "hanging": [0]}, SECONDS[launcher], launcher)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "limit"), [("basic", 30), ("joblib", 40), ("submitit", 240), ("ray", 40)])
-def test_a_sweep_of_24_jobs(launcher, limit, tmp_path):
-    check(tmp_path, 24, {"raising": [3, 8, 15], "killed": [11], "hanging": [19]}, limit, launcher, ERRORS)
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_sweep_of_24_jobs(launcher, tmp_path):
+    check(tmp_path, 24, {"raising": [3, 8, 15], "killed": [11], "hanging": [19]}, 2 * SECONDS[launcher], launcher)
 
 
 # One sweep looked at from several sides
@@ -99,56 +94,57 @@ def test_a_sweep_of_24_jobs(launcher, limit, tmp_path):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """A small sweep, and what it printed."""
+    """A small sweep, half of whose jobs have a wrong setting, and what it printed."""
     cwd = tmp_path_factory.mktemp("sweep")
-    done = here("-m", "task=ridge", "seed=0,1", "steps=2,3", "task.data=diabetes", "checkpoint.every=1", cwd=cwd)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = here("-m", "task=ridge", "seed=0,1", "steps=2,many", "task.data=diabetes", "checkpoint.every=1", cwd=cwd)
+    assert done.returncode == 1, done.stdout + done.stderr
     (folder,) = (cwd / "runs" / "sweeps").iterdir()
     return done, folder
 
 
 def test_a_sweep_writes_one_folder_per_job(sweep):
-    _, folder = sweep
+    done, folder = sweep
     lines = sweeps.read(folder)
-    jobs = [("0", "2"), ("0", "3"), ("1", "2"), ("1", "3")]
-    assert [(line.given["seed"], line.given["steps"]) for line in lines] == jobs
-    for line in lines:
+    jobs = [("0", "2", "done"), ("0", "many", "failed"), ("1", "2", "done"), ("1", "many", "failed")]
+    assert [(line.given["seed"], line.given["steps"], line.state) for line in lines] == jobs
+    for line in lines[::2]:
         assert result(line.folder)["seed"] == int(line.given["seed"])
-        assert len(rows(line.folder)) == int(line.given["steps"])
-        assert status(line.folder)["state"] == "done"
+        assert len(rows(line.folder)) == 2
         assert bilevel.load(line.folder).hparams.shape == (10,)
     assert sweeps.swept(lines) == ["seed", "steps"]
+    assert "2 done, 2 failed" in done.stdout
+    assert "failed: seed=0 steps=many: steps: expected a whole number" in done.stdout
 
 
 def test_a_job_is_what_the_command_alone_gives(sweep, tmp_path):
     _, folder = sweep
-    done = command("task=ridge", "seed=1", "steps=3", "hydra.run.dir=out", cwd=tmp_path)
+    done = here("task=ridge", "seed=1", "steps=2", "hydra.run.dir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    there = next(line.folder for line in sweeps.read(folder) if (line.given["seed"], line.given["steps"]) == ("1", "3"))
+    there = next(line.folder for line in sweeps.read(folder) if (line.given["seed"], line.state) == ("1", "done"))
     assert result(there)["outer_loss"] == result(tmp_path / "out")["outer_loss"]
 
 
 def test_the_end_of_a_sweep_names_the_best(sweep):
     done, folder = sweep
     best = sweeps.best(sweeps.read(folder))
-    assert f"best: seed=0 steps=3: outer loss {best.found['outer_loss']:.6g}, in " in done.stdout
+    name = f"seed={best.given['seed']} steps=2"
+    assert f"best: {name}: outer loss {best.found['outer_loss']:.6g}, in " in done.stdout
     assert (folder / "best.yaml").read_text() == (best.folder / "config.yaml").read_text()
-    assert done.stdout.splitlines()[-1].endswith(f"python -m bilevel.report {folder.relative_to(folder.parents[2])}")
+    assert done.stdout.splitlines()[-2].endswith(f"python -m bilevel.report {folder.relative_to(folder.parents[2])}")
 
 
 def test_other_checkpoints_or_trackers_do_not_make_another_sweep(sweep):
     _, folder = sweep
-    before = files(folder)
+    finished = [line.folder for line in sweeps.read(folder) if line.state == "done"]
+    before = [files(job) for job in finished]
     done = here(
-        *("-m", "seed=0,1", "task=ridge", "steps=2,3", "task.data=diabetes", "job_time_limit=100"),
+        *("-m", "seed=0,1", "task=ridge", "steps=2,many", "task.data=diabetes", "job_time_limit=100"),
         cwd=folder.parents[2],
     )
-    assert done.returncode == 0, done.stderr
+    assert "2 done, 2 failed" in done.stdout
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    ours = {
-        name: content for name, content in files(folder).items() if name.name not in ("sweep.json", "multirun.yaml")
-    }
-    assert ours == {name: before[name] for name in ours}
+    assert len(sweeps.read(folder)) == 4
+    assert [files(job) for job in finished] == before
 
 
 def test_folders_are_named_by_a_hash_of_the_overrides():
@@ -169,13 +165,6 @@ def test_another_sweeper_makes_another_sweep_and_another_launcher_does_not():
     assert len(names) == 1
     assert config.sweep_hash(task, random) not in names
     assert config.sweep_hash(task, [*random, "hydra.launcher.n_jobs=2"]) == config.sweep_hash(task, random)
-
-
-def test_a_wrong_key_fails_the_job_in_a_sentence(tmp_path):
-    done = here("-m", "task=ridge", "steps=2", "inner.rtol=1e-6,abc", "hydra.sweep.dir=sweep", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "1 done, 1 failed" in done.stdout
-    assert "failed: inner.rtol=abc: inner.rtol: expected a number" in done.stdout
 
 
 def test_an_unknown_group_is_refused_before_anything_runs(tmp_path):

@@ -144,71 +144,51 @@ def test_a_packing_starts_where_it_is_told(x64):
         tasks.MolecularDynamics().state(Packing(positions, small, 1.5), "float64")
 
 
-def test_table_shapes_are_refused():
-    wide = Table("wide", np.zeros((4, 7)), np.zeros(4))
-    other = Table.of(X, np.arange(40) % 3, "classification", "others")
-    refusals = {
-        "arrays: there are no validation rows": (tasks.Ridge(), Split.of(NUMBERS)),
-        r"wide, validation rows: X must have the shape \(samples, 5\)": (tasks.Ridge(), Split.of(NUMBERS, wide)),
-        r"short, train rows: y must have the shape \(40,\); got \(3,\)": (
-            tasks.Lasso(criterion="sure"),
-            Split.of(Table("short", X, Y[:3])),
-        ),
-        r"flat, train rows: X must have the shape \(samples, features\)": (
-            tasks.Lasso(),
-            Split(*[Table("flat", Y, Y)] * 3),
-        ),
-        "others, validation rows: y must hold class numbers from 0 to 1": (tasks.Logistic(), Split.of(CLASSES, other)),
-        r"arrays, train rows: y holds no class numbers: make the table with Table\.of": (
-            tasks.DEQ(),
-            Split.of(NUMBERS),
-        ),
-        "others: y holds 3 classes": (tasks.Dictionary(), Split.of(other)),
-        "zero: y is orthogonal to all columns": (
-            tasks.Lasso(criterion="cross_validation"),
-            Split.of(Table("zero", X, np.zeros(40))),
-        ),
-    }
-    for message, (task, tables) in refusals.items():
-        with pytest.raises(DataError, match=message):
-            task.state(tables, "float32")
+def refused(task, tables, message):
+    with pytest.raises(DataError, match=message):
+        task.state(tables, "float32")
 
 
-def test_other_shapes_are_refused():
+def test_wrong_tables_are_refused():
+    wide, short = Table("wide", np.zeros((4, 7)), np.zeros(4)), Table("short", X, Y[:3])
+    flat, zero = Table("flat", Y, Y), Table("zero", X, np.zeros(40))
+    others = Table.of(X, np.arange(40) % 3, "classification", "others")
+    sure, folds = tasks.Lasso(criterion="sure"), tasks.Lasso(criterion="cross_validation")
+    refused(tasks.Ridge(), Split.of(NUMBERS), "arrays: there are no validation rows")
+    refused(tasks.Ridge(), Split.of(NUMBERS, wide), r"wide, validation rows: X must have the shape \(samples, 5\)")
+    refused(sure, Split.of(short), r"short, train rows: y must have the shape \(40,\); got \(3,\)")
+    refused(tasks.Lasso(), Split(flat, flat, flat), r"flat, train rows: X must have the shape \(samples, features\)")
+    refused(folds, Split.of(zero), "zero: y is orthogonal to all columns")
+    unknown = Split.of(CLASSES, others)
+    refused(tasks.Logistic(), unknown, "others, validation rows: y must hold class numbers from 0 to 1")
+    unnamed = r"arrays, train rows: y holds no class numbers: make the table with Table\.of"
+    refused(tasks.DEQ(), Split.of(NUMBERS), unnamed)
+    refused(tasks.Dictionary(), Split.of(others), "others: y holds 3 classes")
+
+
+def test_other_wrong_arrays_are_refused():
+    message = r"wrong must have the shape \(20,\) and the dtype bool; got \(20,\) and int"
+    refused(tasks.DataCleaning(), Labeled(halves(CLASSES), np.zeros(20, int)), message)
+
     rows, short = Rows(np.zeros((2, 6, 3)), np.zeros((2, 6))), Rows(np.zeros((2, 6, 3)), np.zeros((2, 5)))
-    labels = rows._replace(targets=np.ones((2, 6), int))
-    market, small = Market(X, np.ones((40, 3))), np.zeros(6, bool)
-    refusals = {
-        r"wrong must have the shape \(20,\) and the dtype bool; got \(20,\) and int": (
-            tasks.DataCleaning(),
-            Labeled(halves(CLASSES), np.zeros(20, int)),
-        ),
-        r"train.query.targets must have the shape \(2, 6\); got \(2, 5\)": (
-            tasks.Meta(),
-            EpisodeSplit(Episodes(rows, short)),
-        ),
-        "train.query.targets must be class numbers .* in all parts alike": (
-            tasks.Meta(),
-            EpisodeSplit(Episodes(rows, labels)),
-        ),
-        "train.support.targets must be class numbers from 0": (
-            tasks.Meta(),
-            EpisodeSplit(Episodes(*[labels._replace(targets=-labels.targets)] * 2)),
-        ),
-        r"covariance must have the shape \(3, 3\); got \(2, 2\)": (tasks.QPLayer(), Markets(np.eye(2), market)),
-        r"test.features must have the shape \(rows, 5\)": (
-            tasks.QPLayer(),
-            Markets(np.eye(3), market, test=Market(X[:, :4], np.ones((40, 3)))),
-        ),
-        r"positions must have the shape \(particles, 2\); got \(6, 3\)": (
-            tasks.MolecularDynamics(),
-            Packing(np.zeros((6, 3)), small, 4.0),
-        ),
-        r"small must have the shape \(5,\)": (tasks.MolecularDynamics(), Packing(np.zeros((5, 2)), small, 4.0)),
-    }
-    for message, (task, tables) in refusals.items():
-        with pytest.raises(DataError, match=message):
-            task.state(tables, "float32")
+    labels, negative = (rows._replace(targets=np.full((2, 6), label)) for label in (1, -1))
+    for support, query, message in (
+        (rows, short, r"train.query.targets must have the shape \(2, 6\); got \(2, 5\)"),
+        (rows, labels, "train.query.targets must be class numbers .* in all parts alike"),
+        (negative, negative, "train.support.targets must be class numbers from 0"),
+    ):
+        refused(tasks.Meta(), EpisodeSplit(Episodes(support, query)), message)
+
+    market, narrow = Market(X, np.ones((40, 3))), Market(X[:, :4], np.ones((40, 3)))
+    refused(tasks.QPLayer(), Markets(np.eye(2), market), r"covariance must have the shape \(3, 3\); got \(2, 2\)")
+    message = r"test.features must have the shape \(rows, 5\)"
+    refused(tasks.QPLayer(), Markets(np.eye(3), market, test=narrow), message)
+
+    for shape, message in (
+        ((6, 3), r"positions must have the shape \(particles, 2\); got \(6, 3\)"),
+        ((5, 2), r"small must have the shape \(5,\)"),
+    ):
+        refused(tasks.MolecularDynamics(), Packing(np.zeros(shape), np.zeros(6, bool), 4.0), message)
 
 
 def test_the_example_of_the_page_runs(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import task_cases
 from conftest import precision
 
 import bilevel as bl
@@ -20,13 +22,8 @@ PRECISE = bl.inner.FISTA(rtol=1e-13, atol=0.0, max_steps=200_000)
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
-def estimate(setup, hparams, linear=None):
-    run = jax.jit(
-        lambda p, h, d: bl.hypergrad.Implicit(linear=linear or bl.linear.CG(rtol=1e-11)).run(
-            setup.problem, PRECISE, p, h, d
-        )
-    )
-    return run(setup.params, jnp.asarray(hparams), setup.data)
+def estimate(setup, hparams):
+    return task_cases.estimate(setup, PRECISE, hparams, bl.hypergrad.Implicit(linear=bl.linear.CG(rtol=1e-11)))
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +59,8 @@ def test_svm_hypergradient_matches_differences_of_the_whole_solve(x64, features)
     setup = task.setup(0, "float64")
     assert ("gram" in setup.data["train"]) == (features == 120)
 
-    @jax.jit
     def loss(hparams):
-        x = PRECISE.solve(setup.problem, setup.params, hparams, setup.data).params
-        return setup.problem.outer_loss(x, hparams, setup.data)
+        return setup.problem.outer_loss(task_cases.solve(setup, PRECISE, hparams).params, hparams, setup.data)
 
     for shift in (0.0, -2.0):
         lam = float(setup.hparams) + shift
@@ -125,8 +120,8 @@ def test_ridge_is_scikit_learns_with_one_penalty_per_feature(x64):
     theta = jnp.asarray(np.linspace(-2, 2, 10))
     features, targets = setup.data["train"]
     model = Ridge(alpha=1.0, fit_intercept=False, tol=1e-12).fit(features / np.exp(np.asarray(theta) / 2), targets)
-    solution = bl.inner.Quadratic().solve(setup.problem, setup.params, theta, setup.data)
-    np.testing.assert_allclose(solution.params, model.coef_ / np.exp(np.asarray(theta) / 2), rtol=1e-9)
+    solution = task_cases.solve(setup, bl.inner.Quadratic(), theta).params
+    np.testing.assert_allclose(solution, model.coef_ / np.exp(np.asarray(theta) / 2), rtol=1e-9)
     np.testing.assert_allclose(setup.physical(theta)["penalty"], np.exp(theta))
 
 
@@ -134,7 +129,7 @@ def test_ridge_metrics(x64):
     setup = tasks.Ridge().setup(0, "float64")
     zero = setup.metrics(setup.hparams, setup.params)
     assert -0.2 < zero["test_r2"] <= 0.0  # the training mean as the prediction
-    result = bl.minimize(setup.problem, setup.hparams, setup.params, setup.data, inner=bl.inner.Quadratic(), steps=3)
+    result = task_cases.minimize(setup, inner=bl.inner.Quadratic(), steps=3)
     assert setup.metrics(result.hparams, result.params)["test_r2"] > 0.2
 
 
@@ -153,12 +148,60 @@ def test_setups_have_the_asked_precision_and_no_test_data(dtype, task):
         np.testing.assert_array_equal(a, b)
 
 
-def test_settings_are_checked():
-    for bad in ({"theta": -1.0}, {"theta": 0.0}):
-        with pytest.raises(ValueError, match=r"task\.theta must be positive"):
-            tasks.SVM(**bad)
-    with pytest.raises(ValueError, match=r"task\.penalty must be positive"):
-        tasks.Ridge(penalty=0.0)
+FLOAT32 = (
+    (tasks.QPLayer(rows=30, validation_rows=20, test_rows=40, assets=4), {"on_failure": "raise"}),
+    (tasks.MolecularDynamics(particles=24), {"inner": bl.inner.FIRE()}),
+    (tasks.Dictionary(data="breast_cancer", atoms=3), {"on_failure": "raise"}),
+)
+
+
+@pytest.mark.parametrize(("task", "settings"), FLOAT32)
+def test_float32_is_kept_by_outer_steps(task, settings):
+    found = task_cases.minimize(task.setup(0, "float32"), steps=3, **settings)
+    assert {x.dtype for x in jax.tree.leaves((found.hparams, found.params))} == {jnp.dtype("float32")}
+    assert np.isfinite(found.outer_loss)
+
+
+REFUSED = (
+    (tasks.SVM, {"theta": -1.0}, "task.theta must be positive"),
+    (tasks.SVM, {"theta": 0.0}, "task.theta must be positive"),
+    (tasks.Ridge, {"penalty": 0.0}, "task.penalty must be positive"),
+    (tasks.Lasso, {"penalty": 1.0}, "task.penalty must be"),
+    (tasks.Lasso, {"penalty": 0.0}, "task.penalty must be"),
+    (tasks.Lasso, {"criterion": "sure", "penalty": None}, "criterion=sure has none: give a share"),
+    (tasks.Logistic, {"penalty": -1.0}, "task.penalty must be"),
+    (tasks.GroupLasso, {"degree": 0}, "task.degree must be at least 1, got 0"),
+    (tasks.ElasticNet, {"l2_penalty": 0}, "task.l2_penalty must be positive, got 0"),
+    (tasks.DataCleaning, {"corruption": 0.0}, "task.corruption must be a share above 0 and below 1, got 0.0"),
+    (tasks.DataCleaning, {"l2": 0.0}, "task.l2 must be positive, got 0.0"),
+    (tasks.Dictionary, {"atoms": 0}, "task.atoms must be at least 1, got 0"),
+    (tasks.Dictionary, {"sparsity": 1.0}, "task.sparsity must be a share from 0 to below 1, got 1.0"),
+    (tasks.Dictionary, {"l1": -1.0}, "task.l1 must not be negative, got -1.0"),
+    (tasks.Dictionary, {"l2": float("nan")}, "task.l2 must not be negative, got nan"),
+    (tasks.MolecularDynamics, {"particles": 1}, "task.particles must be at least 2, got 1"),
+    (tasks.MolecularDynamics, {"particles": 4}, "the box must be at least two diameters wide"),
+    (tasks.MolecularDynamics, {"diameter": 0.0}, "task.diameter must be positive, got 0.0"),
+    (tasks.MolecularDynamics, {"target": -1.0}, "task.target must be positive, got -1.0"),
+    (tasks.QPLayer, {"rows": 0}, "task.rows must be at least 1, got 0"),
+    (tasks.QPLayer, {"assets": 1}, "task.assets must be at least 2, got 1"),
+    (tasks.QPLayer, {"aversion": 0.0}, "task.aversion must be positive, got 0.0"),
+    (tasks.QPLayer, {"curvature": float("inf")}, "task.curvature must be a number, got inf"),
+    (tasks.DEQ, {"width": 0}, "task.width must be at least 1, got 0"),
+    (tasks.DEQ, {"contraction": 1.0}, "task.contraction must be above 0 and below 1, got 1.0"),
+    (tasks.DEQ, {"decay": -1.0}, "task.decay must not be negative, got -1.0"),
+    (tasks.HyperRepresentation, {"widths": []}, "task.widths must be numbers of at least 1"),
+    (tasks.HyperRepresentation, {"widths": [4, 0]}, "task.widths must be numbers of at least 1"),
+    (tasks.HyperRepresentation, {"l2": 0.0}, "task.l2 must be positive, got 0.0"),
+    (tasks.Meta, {"episodes": 0}, "task.episodes must be at least 1, got 0"),
+    (tasks.Meta, {"ways": 11}, "task.ways must be from 2 to 10, got 11"),
+    (tasks.Meta, {"penalty": 0.0}, "task.penalty must be positive, got 0.0"),
+)
+
+
+def test_wrong_settings_are_refused():
+    for task, settings, words in REFUSED:
+        with pytest.raises(ValueError, match=re.escape(words)):
+            task(**settings)
 
 
 def test_every_task_is_a_frozen_dataclass_of_plain_values():
@@ -177,44 +220,28 @@ def test_ridge_on_a_wide_file(x64):
     """2905 features, 100 rows: more unknowns than are factored by default."""
     setup = tasks.Ridge(data=str(SHARED / "gravier.npz"), penalty=100.0).setup(0, "float64")
     inner = bl.inner.Quadratic(linear=bl.linear.CG(rtol=1e-12), rtol=1e-9)
-    result = bl.minimize(setup.problem, setup.hparams, setup.params, setup.data, inner=inner, steps=3)
+    result = task_cases.minimize(setup, inner=inner, steps=3)
     assert result.failures == 0
     assert result.history[2]["outer_loss"] < result.history[0]["outer_loss"]
 
 
 @pytest.mark.parametrize("per_feature", [False, True])
 def test_lasso_matches_scikit_learn_and_differences(x64, per_feature):
-    from sklearn.linear_model import Lasso
-
     setup = tasks.Lasso(per_feature=per_feature).setup(0, "float64")
     assert setup.hparams.shape == ((10,) if per_feature else ())
     found = estimate(setup, setup.hparams)
     assert int(found.status) == bl.Status.CONVERGED
     features, targets, _ = setup.data["train"]
     alpha = float(np.exp(np.ravel(setup.hparams)[0]))
-    model = Lasso(alpha=alpha, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(features, targets)
-    np.testing.assert_allclose(found.params, model.coef_, atol=1e-9)
+    np.testing.assert_allclose(found.params, task_cases.elastic_net(features, targets, alpha), atol=1e-9)
     assert 2 <= setup.metrics(setup.hparams, found.params)["support"] < 10
-    report = bl.check_hypergradient(setup.problem, setup.hparams, setup.params, setup.data, inner=PRECISE, directions=2)
-    assert report.ok
-    assert max(report.gaps) < 1e-5
+    assert max(task_cases.check_gradient(setup, PRECISE, directions=2).gaps) < 1e-5
 
 
 def test_logistic_matches_scikit_learn_and_differences(x64):
-    from sklearn.linear_model import LogisticRegression
-
     setup = tasks.Logistic(data="wine", penalty=0.05).setup(0, "float64")
     features, targets = setup.data["train"]
     precise = bl.inner.LBFGS(rtol=1e-12)
-    params = precise.solve(setup.problem, setup.params, setup.hparams, setup.data).params
-    model = LogisticRegression(C=1 / (0.05 * len(targets)), fit_intercept=False, tol=1e-12, max_iter=10_000)
-    np.testing.assert_allclose(params.T, model.fit(features, targets).coef_, atol=1e-6)
-    report = bl.check_hypergradient(setup.problem, setup.hparams, setup.params, setup.data, inner=precise, directions=2)
-    assert report.ok
-    assert max(report.gaps) < 1e-5
-
-
-@pytest.mark.parametrize(("task", "penalty"), [(tasks.Lasso, 1.0), (tasks.Lasso, 0.0), (tasks.Logistic, -1.0)])
-def test_a_penalty_out_of_range_is_refused(task, penalty):
-    with pytest.raises(ValueError, match=r"task\.penalty must be"):
-        task(penalty=penalty)
+    model = task_cases.logistic_regression(features, targets, 0.05)
+    np.testing.assert_allclose(task_cases.solve(setup, precise).params.T, model.coef_, atol=1e-6)
+    assert max(task_cases.check_gradient(setup, precise, directions=2).gaps) < 1e-5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -35,24 +34,28 @@ HERE = {"PYTHONPATH": str(Path(__file__).parent)}
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
-def plain_rows(folder):
-    return [{name: value for name, value in row.items() if value is not None} for row in rows(folder)]
+def written(folder, *overrides, losses=(1.0,), state=None):
+    """A run folder with a row for each loss."""
+    files = RunFolder(folder, config.to_yaml(config.compose(overrides)), {})
+    for step, loss in enumerate(losses):
+        files.log_row({"step": step, "outer_loss": loss})
+    if state is not None:
+        files.write_status(state)
+    files.close()
+
+
+def printed_by(module, *arguments, **more):
+    """The lines that a tracker's own tool prints."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def wandb_records(folder):
-    """What the offline runs of a folder hold, read by W&B's own tool."""
-    found = []
-    for run in sorted((folder / "wandb").glob("offline-run-*")):
-        read = subprocess.run(
-            [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=environment(),
-            timeout=60,
-        )
-        found += [json.loads(line) for line in read.stdout.splitlines()]
-    return found
+    """What the offline runs of a folder hold."""
+    runs = sorted((folder / "wandb").glob("offline-run-*"))
+    return [json.loads(line) for run in runs for line in printed_by("wandb", "leet", "inspect", "--json", str(run))]
 
 
 def history(records):
@@ -82,7 +85,8 @@ def test_wandb_holds_the_rows_the_configuration_and_the_summary(tracked):
     _, folder = tracked
     records = wandb_records(folder)
     logged = [row for row in history(records) if "outer_loss" in row]
-    expected = [row | {"_step": row.pop("step")} for row in plain_rows(folder)]
+    plain = [{name: value for name, value in row.items() if value is not None} for row in rows(folder)]
+    expected = [row | {"_step": row.pop("step")} for row in plain]
     assert [{name: row[name] for name in ours} for row, ours in zip(logged, expected, strict=True)] == expected
     (run,) = [record["run"] for record in records if record["type"] == "run"]
     assert run["config"]["update"]["task"]["_target_"] == "bilevel.tasks.Distillation"
@@ -95,15 +99,8 @@ def test_trackio_holds_the_rows(tracked):
     _, folder = tracked
     run = f"{folder.parent.name}-out"
     asked = ["get", "metric", "--project", "bilevel", "--run", run, "--metric", "outer_loss", "--json"]
-    read = subprocess.run(
-        [sys.executable, "-m", "trackio.cli", *asked],
-        capture_output=True,
-        text=True,
-        env=environment(TRACKIO_DIR=str(folder.parent / "boards")),
-        timeout=60,
-    )
-    assert read.returncode == 0, read.stderr
-    values = [point["value"] for point in json.loads(read.stdout)["values"]]
+    lines = printed_by("trackio.cli", *asked, TRACKIO_DIR=str(folder.parent / "boards"))
+    values = [point["value"] for point in json.loads("\n".join(lines))["values"]]
     assert values == [row["outer_loss"] for row in rows(folder)]
 
 
@@ -156,28 +153,30 @@ def names_looked_up(*arguments, cwd, **more):
 
 @pytest.mark.parametrize("online", [False, True], ids=["offline", "online"])
 def test_wandb_looks_up_no_name_unless_logged_in(online, tmp_path):
-    files = RunFolder(tmp_path / "out", config.to_yaml(config.compose(["tracker=wandb"])), {})
-    files.log_row({"step": 0, "outer_loss": 1.0})
-    files.write_status("done")
-    files.close()
+    written(tmp_path / "out", "tracker=wandb", state="done")
     login = {"WANDB_API_KEY": KEY, "WANDB_INIT_TIMEOUT": "15"} if online else {}
     code, names = names_looked_up("out", "wandb", cwd=tmp_path, **login)
     assert (code != 0, names != []) == (online, online)
     assert len(list((tmp_path / "out" / "wandb").glob("offline-run-*"))) == (0 if online else 1)
 
 
-def test_a_resumed_run_has_one_name_and_no_row_twice(tmp_path):
-    process = begin("task=ridge", "steps=100000", "hydra.run.dir=out", "tracker=wandb", cwd=tmp_path)
+def test_a_killed_run_is_sent_and_once_resumed_has_one_name_and_no_row_twice(tmp_path):
+    """And nobody is asked to log in."""
+    overrides = ("task=ridge", "steps=100000", "checkpoint.every=10", "hydra.run.dir=out", "tracker=wandb")
+    process = begin(*overrides, cwd=tmp_path, HOME=str(tmp_path))
     folder = tmp_path / "out"
-    wait_for_rows(folder, 10, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
-    steps = len(rows(folder))
+    wait_for_rows(folder, 50, process)
+    process.kill()
+    process.wait()
+    steps = len(read_rows(folder / "metrics.jsonl"))
     wait_for_tracker(folder, "wandb", steps)
     config = (folder / "config.yaml").read_text().replace("steps: 100000", f"steps: {steps + 5}")
     (folder / "config.yaml").write_text(config)
-    done = command("resume=out", cwd=tmp_path)
+    done = command("resume=out", cwd=tmp_path, HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stdout
+    printed = ((tmp_path / "printed.txt").read_text() + done.stdout + done.stderr).lower()
+    assert not any(word in printed for word in ("enter your choice", "api key", "wandb login"))
     wait_for_tracker(folder, "wandb", steps + 5)
     records = wandb_records(folder)
     assert len({record["run"]["run_id"] for record in records if record["type"] == "run"}) == 1
@@ -187,70 +186,58 @@ def test_a_resumed_run_has_one_name_and_no_row_twice(tmp_path):
     assert len(losses) == steps + 5
 
 
-def test_the_jobs_of_a_sweep_are_a_group(tmp_path):
+def test_a_job_of_a_sweep_is_sent_later_once_in_the_group_of_the_sweep(tmp_path):
     folder = tmp_path / "mine" / "job"
-    files = RunFolder(folder, config.to_yaml(config.compose(["tracker=wandb"])), {})
+    written(folder, losses=[3.0, 2.0, 1.0])
     sweeps.mark(folder.parent, [])
-    files.log_row({"step": 0, "outer_loss": 1.0})
-    files.close()
-    assert module("track", "mine/job", "wandb", cwd=tmp_path).returncode == 0
-    (run,) = [record["run"] for record in wandb_records(folder) if record["type"] == "run"]
-    assert run["run_group"] == "mine"
+    for _ in range(2):  # the second time there is nothing left to send
+        done = module("track", "mine/job", "wandb", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    records = wandb_records(folder)
+    assert {record["run"]["run_group"] for record in records if record["type"] == "run"} == {"mine"}
+    assert [row["outer_loss"] for row in history(records) if "outer_loss" in row] == [3.0, 2.0, 1.0]
 
 
 # Trackers that fail
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (("+tracker.bad.raises=true",), ["tracker bad failed, the run goes on", "the server is gone"]),
-        (("tracker.bad._target_=faulty.Missing",), ["tracker.bad._target_"]),
-    ],
-)
-def test_a_failing_tracker_is_told_of_once_and_stops_nothing(settings, words, tmp_path):
-    overrides = ("task=ridge", "steps=3000", "hydra.run.dir=out", "allow_targets=[faulty]")
-    done = command(*overrides, "+tracker.bad._target_=faulty.Tracker", *settings, cwd=tmp_path, **HERE)
+BAD = ("+tracker.bad._target_=faulty.Tracker", "allow_targets=[faulty]")
+
+
+def test_a_failing_tracker_is_told_of_once_and_stops_nothing(tmp_path):
+    overrides = ("task=ridge", "steps=2000", "hydra.run.dir=out", "+tracker.bad.raises=true")
+    done = here(*BAD, *overrides, cwd=tmp_path, **HERE)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path / "out")) == 2000
     printed = " ".join((done.stdout + done.stderr).split())
-    for word in words:
-        assert printed.count(word) == 1
-    if done.returncode == 0:
-        assert len(rows(tmp_path / "out")) == 3000
-        assert "python -m bilevel.track" in printed
+    for words in ("tracker bad failed, the run goes on", "the server is gone"):
+        assert printed.count(words) == 1
+    assert "python -m bilevel.track" in printed
+
+
+def test_a_tracker_that_is_not_there_is_refused(tmp_path):
+    assert "tracker.bad._target_" in error_of(here(*BAD, "tracker.bad._target_=faulty.Missing", cwd=tmp_path))
 
 
 def test_a_tracker_that_blocks_is_left_behind(tmp_path, monkeypatch, caplog):
     for name, value in HERE.items():
         monkeypatch.setenv(name, value)
-    overrides = ["+tracker.bad._target_=faulty.Tracker", "+tracker.bad.seconds=3600", "allow_targets=[faulty]"]
-    cfg = config.compose(overrides)
-    files = RunFolder(tmp_path / "out", config.to_yaml(cfg), {})
+    written(tmp_path / "out", *BAD, "+tracker.bad.seconds=3600", state="done")
     begun = time.monotonic()
     followers = following.Followers(tmp_path / "out", ["bad"], patience=1)
     with followers:
-        files.log_row({"step": 0})
-        files.write_status("done")
+        pass
     assert 1 <= time.monotonic() - begun < 10
     assert "tracker bad still sends, and goes on by itself for at most 10 minutes" in caplog.text
     (left,) = followers.left
     assert left.poll() is None
     left.kill()
     left.wait()
-    files.close()
-
-
-def test_a_tracker_ends_with_a_run_that_is_killed(tmp_path):
-    process = begin("task=ridge", "steps=100000", "hydra.run.dir=out", "tracker=wandb", cwd=tmp_path)
-    wait_for_rows(tmp_path / "out", 50, process)
-    process.kill()
-    process.wait()
-    wait_for_tracker(tmp_path / "out", "wandb", len(read_rows(tmp_path / "out" / "metrics.jsonl")))
 
 
 def test_a_run_is_sent_by_one_process_at_a_time(tmp_path):
+    written(tmp_path)
     (tmp_path / "trackers").mkdir()
-    files = RunFolder(tmp_path, "{}", {})
-    files.log_row({"step": 0})
     tracker, sent = faulty.Tracker(), []
     tracker.log = sent.append
     with (tmp_path / "trackers" / "list.lock").open("wb") as lock:
@@ -263,8 +250,7 @@ def test_a_run_is_sent_by_one_process_at_a_time(tmp_path):
         assert second.is_alive()
         assert sent == []
     second.join(60)
-    assert sent == [{"step": 0}]
-    files.close()
+    assert sent == [{"step": 0, "outer_loss": 1.0}]
 
 
 def test_a_tracker_that_does_not_end_stops_itself():
@@ -273,15 +259,6 @@ def test_a_tracker_that_does_not_end_stops_itself():
     done = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True, timeout=50)
     assert done.returncode == 1
     assert "not ended 0.001 minutes after the run: stopped" in done.stderr
-
-
-def test_a_run_without_a_tracker_is_sent_later(tmp_path):
-    assert here("task=ridge", "steps=3", "hydra.run.dir=out", cwd=tmp_path).returncode == 0
-    for _ in range(2):  # the second time there is nothing left to send
-        done = module("track", "out", "wandb", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    losses = [row["outer_loss"] for row in history(wandb_records(tmp_path / "out")) if "outer_loss" in row]
-    assert losses == [row["outer_loss"] for row in rows(tmp_path / "out")]
 
 
 @pytest.mark.parametrize(
@@ -293,7 +270,3 @@ def test_what_cannot_be_sent_is_refused(folder, tracker, words, tmp_path):
     done = module_here("track", folder, tracker, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
-
-
-def test_an_unknown_tracker_is_refused(tmp_path):
-    assert "did you mean wandb?" in error_of(here("tracker=[wandbb,trackio]", cwd=tmp_path))
