@@ -1,6 +1,6 @@
-"""The contenders of `inner.py` but those of jaxopt.
+"""The contenders of `inner.py` other than jaxopt's.
 
-A family maps an instance to its settings, and each setting a tolerance to a compiled solve.
+A family maps a problem instance to its settings by name. Each setting maps a tolerance to a compiled solve.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MAX_STEPS = 5000
 
 
 def compiled(solve: Callable, *args: Any) -> Callable[[float], Solve]:
-    """From solve(tol, *args), compiled once: everything that depends on the data is an argument, nothing a constant."""
+    """Compile solve(tol, *args) once. Everything that depends on the data is an argument, so that nothing is a constant."""
     args = jax.tree.map(jnp.asarray, args)
     function = jax.jit(solve)
     return lambda tol: lambda: jax.block_until_ready(function(tol, *args))
 
 
 def together(**families: Family) -> Family:
-    """The settings of several families, of which the fastest counts."""
+    """The settings of several families as one family, of which the fastest setting counts."""
     return lambda instance: {
         f"{name} {setting}".strip(): make
         for name, family in families.items()
@@ -41,7 +41,7 @@ def together(**families: Family) -> Family:
 
 @functools.cache
 def ours(solver: Callable, **settings: Any) -> Family:
-    """One of our solvers. What it prepares from the data, once for all outer steps, is prepared beforehand."""
+    """One of our solvers. Its preparation, which depends on the data alone, is done beforehand."""
 
     def family(instance):
         def make(tol):
@@ -50,7 +50,7 @@ def ours(solver: Callable, **settings: Any) -> Family:
             prepared = prepare(instance.hparams, instance.data)
 
             def solve(tol, start, hparams, data, prepared):
-                del tol  # a setting of the solver, so that each has a program of its own
+                del tol  # it is a setting of the solver: each tolerance has its own program
                 found = inner.solve_at(bl.At(instance.problem, hparams, data, prepared), start)
                 return found.params, found.steps
 
@@ -62,7 +62,7 @@ def ours(solver: Callable, **settings: Any) -> Family:
 
 
 def optimistix(kind: str, **solvers: Callable) -> Family:
-    """Solvers of optimistix: `"minimise"` the loss, or `"root_find"` a zero of its gradient."""
+    """Solvers of optimistix, which `"minimise"` the loss or `"root_find"` a zero of its gradient."""
 
     def family(instance):
         loss = instance.problem.parts.inner_loss
@@ -89,7 +89,7 @@ def optimistix(kind: str, **solvers: Callable) -> Family:
 
 @functools.cache
 def lasso_by_numpy(package: str) -> Family:
-    """`Lasso` of celer, skglm or scikit-learn, on columns in Fortran order. numba compiles at the first call."""
+    """`Lasso` of celer, skglm or scikit-learn, on an array in Fortran order. numba compiles at the first call."""
 
     def family(instance):
         import importlib

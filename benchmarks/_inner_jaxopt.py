@@ -1,6 +1,6 @@
-"""jaxopt's contenders of `inner.py`, each in its best case: its settings, and what of it had to be mended.
+"""jaxopt's contenders of `inner.py`, each in its best case: several settings, and corrections of wrong step sizes.
 
-Its tolerances are traced, so that a setting is compiled once. No implicit differentiation.
+Tolerances are traced, so that each setting is compiled once. Implicit differentiation is off.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxopt import objective, projection
 
 
 def _run(instance: Instance, solvers: dict[str, Callable], *args: Any) -> Settings:
-    """Settings of jaxopt, each by the function that builds its solver from a tolerance and L."""
+    """Settings of jaxopt, each given by the function that builds its solver from a tolerance and L."""
 
     def setting(build):
         def solve(tol, start, scale, *args):
@@ -48,7 +48,7 @@ def _steps(solver: Callable, functions: dict[str, Callable]) -> dict[str, Callab
 
 
 def logistic(instance: Instance) -> Settings:
-    """GradientDescent, accelerated, on jaxopt's own objective and on the function that ours get."""
+    """GradientDescent with acceleration, on jaxopt's own objective and on our loss."""
     settings = _steps(jaxopt.GradientDescent, _functions(instance))
     return _run(instance, settings, instance.hparams, (instance.parts["X"], instance.parts["y"]))
 
@@ -62,7 +62,7 @@ def _our_loss(instance: Instance) -> Callable:
 
 
 def lbfgs(instance: Instance) -> Settings:
-    """Its line searches, and its two objectives."""
+    """LBFGS with each line search, on both objectives."""
 
     def build(fun, linesearch, tol, scale):
         return jaxopt.LBFGS(fun=fun, linesearch=linesearch, tol=tol, maxiter=MAX_STEPS, implicit_diff=False)
@@ -76,7 +76,7 @@ def lbfgs(instance: Instance) -> Settings:
 
 
 def anderson(instance: Instance) -> Settings:
-    """On the gradient step of length 1/L, with more or less memory and regularization."""
+    """AndersonAcceleration of the gradient step of length 1/L, with different memories and regularizations."""
 
     def build(memory, ridge, tol, scale):
         def moved(params, hparams, data):
@@ -106,7 +106,7 @@ def lasso(instance: Instance) -> Settings:
 
 
 class _SumOfSquares(type(objective.least_squares)):
-    """jaxopt's `least_squares` times m: its steps are 1/‖xⱼ‖², which is m times too short for the mean."""
+    """jaxopt's `least_squares` times m, for which its steps of 1/‖xⱼ‖² are right; for the mean they are m times too short."""
 
     def subfun(self, predictions, data):
         return jnp.sum((predictions - data[1]) ** 2) / 2
@@ -132,7 +132,7 @@ def _blocks(fun: Any, block_prox: Callable) -> dict[str, Callable]:
 
 
 def _svm_functions(instance: Instance) -> dict[str, Callable]:
-    """jaxopt's objective, which goes through X, and the function that ours get, which goes through the Gram matrix."""
+    """jaxopt's objective, which multiplies by X, and our loss, which multiplies by the Gram matrix."""
 
     def through_features(params, hparams, data):
         weights = data["train"]["features"].T @ (data["train"]["targets"] - params)
@@ -152,7 +152,7 @@ def svm(instance: Instance) -> Settings:
 
 
 def svm_mirror(instance: Instance) -> Settings:
-    """MirrorDescent with the entropy, its step the best of multiples of 1/L."""
+    """MirrorDescent with the entropy, and several multiples of 1/L as step."""
 
     def kl(params, gradient, stepsize, _):
         return jax.nn.softmax(jnp.log(params) - stepsize * gradient, axis=-1)
@@ -176,7 +176,7 @@ def svm_mirror(instance: Instance) -> Settings:
 
 
 class _SvmDual(type(objective.multiclass_linear_svm_dual)):
-    """jaxopt's objective; the constants of its columns lack the division by θ, without which its steps are wrong."""
+    """jaxopt's objective, with its Lipschitz constants of columns divided by θ; without this, the steps are wrong."""
 
     def columnwise_lipschitz_const(self, l2reg, data):
         return super().columnwise_lipschitz_const(l2reg, data) / l2reg
@@ -206,7 +206,7 @@ def nnls_cd(instance: Instance) -> Settings:
 
 
 def nnls_program(instance: Instance) -> Settings:
-    """BoxOSQP with each of its linear solvers; by products where it can, as ours states the constraints."""
+    """BoxOSQP with each of its linear solvers, and with constraints given by products where it accepts them, as ours are."""
     count = instance.start.size
 
     def setting(linear, by_products):

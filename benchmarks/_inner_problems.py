@@ -1,6 +1,6 @@
-"""The problems of `inner.py`: data, the statement that solvers get, and an optimum certified by a lower bound.
+"""The problems of `inner.py`: data, the statement for solvers, and an optimum that a lower bound certifies.
 
-An objective is evaluated in float64 by NumPy, at the nearest feasible point. Gaps are relative to the optimum.
+NumPy evaluates each objective in float64 at the nearest feasible point. Gaps are relative to the optimum.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Instance:
     """A problem with its data.
 
     Attributes:
-      name: as printed.
-      problem: what our solvers get.
-      start, hparams, data: its arguments.
-      parts: what other packages get: X, y, the penalty, L, …
-      objective: feasible params -> float64.
-      bound: params -> a lower bound on the optimum.
+      name: the name that is printed.
+      problem: the problem for our solvers.
+      start, hparams, data: the arguments of a solve.
+      parts: the inputs of other packages: X, y, the penalty, L, …
+      objective: feasible params -> the objective in float64.
+      bound: params -> a lower bound of the optimum.
       feasible: params -> the nearest feasible point.
-      solution: () -> params of high accuracy.
+      solution: () -> an accurate solution.
     """
 
     name: str

@@ -1,12 +1,12 @@
-"""Inner solvers against those of the same kind in jaxopt and optimistix, and the lasso against celer, skglm, scikit-learn.
+"""Compare inner solvers with those of jaxopt and optimistix, and for the lasso with celer, skglm and scikit-learn.
 
-In one process, paired: time from a common start to an objective within 1e-6 of the optimum, relatively. The optimum is
-certified by a lower bound. Each contender gets the loosest tolerance of a grid that reaches it (four per decade), and the
-fastest of its settings: jaxopt its line searches or the step 1/L, its own objective or the function that ours get. Everything
-is compiled beforehand; data and hyperparameters are arguments; float64.
+Measured is the time from a common start to an objective within 1e-6 of the optimum, relative to the optimum, which a lower
+bound certifies. Each contender runs with the loosest tolerance that reaches it, on a grid with four values per decade, and
+with its fastest setting. The settings of jaxopt are its line searches or the step 1/L, and its own objective or our loss.
+All programs are compiled beforehand, with data and hyperparameters as arguments, in float64.
 
-A ratio is theirs over ours in one repetition, the order alternating; its interval goes from 5 % to 95 %. What our solvers
-prepare from the data, once for all outer steps, is not in it.
+A ratio is their time over ours in one repetition; the order alternates, and the interval goes from 5 % to 95 %. The
+preparation of our solvers, once for all outer steps, is not included.
 
 Run: python benchmarks/inner.py [--problems lasso] [--kinds FISTA] [--repeats 9]
 """
@@ -20,7 +20,7 @@ import time
 import warnings
 from typing import Any, NamedTuple
 
-# LAPACK's threads wait for each other up to 8 ms a call where others use the cores, for all contenders alike.
+# On busy cores, LAPACK's threads wait for each other up to 8 ms per call. One thread avoids this for all contenders.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import _inner_contenders as by
@@ -45,7 +45,7 @@ INSTANCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Ours and theirs, of one kind."""
+    """Our solver and theirs, of one kind."""
 
     kind: str
     ours: by.Family
@@ -86,7 +86,7 @@ PAIRS = {
 
 
 class Calibrated(NamedTuple):
-    """A setting with its tolerance, and what it then reaches."""
+    """A setting with its tolerance, and the gap and the steps of its solve."""
 
     tol: float
     solve: by.Solve
@@ -102,7 +102,7 @@ def seconds(solve: by.Solve) -> tuple[float, Any]:
 
 
 def calibrate(make: Any, instance: problems.Instance, reference: float) -> Calibrated | None:
-    """The loosest tolerance that reaches the target: by decades, then by quarters of the last one. None: none does."""
+    """Find the loosest tolerance that reaches the target, by decades and then by quarters of a decade; None if none does."""
     for exponent in range(2, -14, -1):
         found = attempt(make, 10.0**exponent, instance, reference)
         if found.gap <= TARGET:
@@ -131,7 +131,7 @@ def fastest(family: by.Family, instance: problems.Instance, reference: float) ->
 
 
 def paired(first: by.Solve, second: by.Solve, repeats: int) -> np.ndarray:
-    """Seconds of both, shape (repeats, 2), the order alternating."""
+    """The seconds of both, shape (repeats, 2), in alternating order."""
     times = np.empty((repeats, 2))
     for repeat in range(repeats):
         for which in (0, 1) if repeat % 2 else (1, 0):
@@ -140,7 +140,7 @@ def paired(first: by.Solve, second: by.Solve, repeats: int) -> np.ndarray:
 
 
 def compare(instance: problems.Instance, pairs: list[Pair], repeats: int) -> list[dict[str, Any]]:
-    """Print one row per pair; return those rows."""
+    """Print and return one row per pair."""
     reference, rows = instance.reference(), []
     known: dict[Any, Calibrated | None] = {}
     for pair in pairs:
@@ -170,7 +170,7 @@ def describe(contender: Calibrated) -> str:
 
 
 def verdict(rows: list[dict[str, Any]]) -> None:
-    """The geometric mean against jaxopt, and the problems on which ours are slower."""
+    """Print the geometric mean against jaxopt, and the problems on which our solvers are slower."""
     against = [row for row in rows if row["package"] == "jaxopt"]
     if against:
         mean = np.exp(np.mean(np.log([row["ratio"] for row in against])))
@@ -184,10 +184,10 @@ def verdict(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", nargs="+", choices=INSTANCES, default=list(INSTANCES))
-    parser.add_argument("--kinds", nargs="+", help="only pairs of these kinds")
-    parser.add_argument("--packages", nargs="+", help="only pairs against these packages")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--problems", nargs="+", choices=INSTANCES, default=list(INSTANCES), help="problems to solve")
+    parser.add_argument("--kinds", nargs="+", help="compare only pairs of these kinds, such as FISTA")
+    parser.add_argument("--packages", nargs="+", help="compare only with these packages, such as jaxopt")
+    parser.add_argument("--repeats", type=int, default=9, help="paired repetitions (default: 9)")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     jax.config.update("jax_enable_x64", True)

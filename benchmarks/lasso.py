@@ -1,13 +1,15 @@
-"""The hypergradient of a lasso with one penalty per feature: its linear system on the support against the full one.
+"""Compare forms of the linear system in the hypergradient of a lasso with one penalty per feature.
 
-Unnormalized data (columns of very different scale), 1000 features, the penalty chosen so that 30 coefficients are not zero;
-float64. The solution is polished on its support, so that what is compared is the linear system alone, in one process, paired:
+The data are unnormalized (the scales of the columns differ widely), with 1000 features, and the penalty leaves 30 coefficients
+that are not zero; float64. The solution is polished on its support, so that only the linear systems differ:
 
-- gathered: the system gathered to the support, padded to 32 (`ProximalGradient(support=32)`; outside `jit` it is counted);
-- masked: the symmetric system of full size, masked to the support, which needs no bound;
-- full: (I − ∂T)/η of full size, not symmetric, as without `Problem(separable=True)`.
+- gathered: the symmetric system on the support, padded to 32 unknowns (`ProximalGradient(support=32)`);
+- masked: the symmetric system of full size, masked to the support, which needs no bound on the support;
+- full: (I − ∂T)/η of full size, not symmetric, the system without `separable=True`.
 
-All three by what `linear.Auto` picks. Errors are relative to the closed form on the support. Run: python benchmarks/lasso.py
+`linear.Auto` chooses the solver of each. Errors are relative to the closed form on the support.
+
+Run: python benchmarks/lasso.py [--repeats 9]
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def make_data():
 
 
 def solve(features, targets):
-    """Log penalty and solution with a support of `SUPPORT`, on the lasso path, polished there."""
+    """The log penalty on the lasso path with a support of size `SUPPORT`, and the solution there, polished."""
     from sklearn.linear_model import lasso_path
 
     grid = np.abs(features.T @ targets).max() / SAMPLES * np.geomspace(1, 1e-3, 400)
@@ -63,7 +65,7 @@ def solve(features, targets):
 
 
 def closed_form(features, log_penalty, x, cotangent):
-    """d⟨w, x⟩/d log λ_i = −λ sign(x_i) [(X_SᵀX_S)⁻¹ w_S]_i on the support, else 0."""
+    """d⟨w, x⟩/d log λ_i = −λ sign(x_i) [(X_SᵀX_S)⁻¹ w_S]_i on the support, and 0 elsewhere."""
     support = x != 0
     chosen = features[:, support]
     gradient = np.zeros(FEATURES)
@@ -73,7 +75,7 @@ def closed_form(features, log_penalty, x, cotangent):
 
 
 def contender(separable, support):
-    """(x, hparams, data, w) -> hypergradient, status, unknowns."""
+    """Make a function (x, hparams, data, w) -> (hypergradient, status, products with the system)."""
     problem = bl.Problem(
         inner=bl.Minimization(
             datafit=squares,
@@ -103,7 +105,7 @@ def seconds(function, *args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=9, help="paired repetitions (default: 9)")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     features, targets = make_data()

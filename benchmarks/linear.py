@@ -1,12 +1,14 @@
-"""Linear solves, paired in one process.
+"""Compare linear solves.
 
-1. A full Jacobian: one `solve_block` of 50 right-hand sides against 50 calls of `solve`, by CG on the Hessian of a
-   ridge-regularized logistic regression: by products with its features, as Hessian-vector products are, and by products
-   with the formed matrix. Both are compiled, and stop by the same tolerance per right-hand side.
-2. One solve: our CG against lineax's, with rtol = atol = our rtol, ‖b‖ = 1 (relative to each entry it may never stop).
-3. One solve: `Refined` (factor in float32, correct in float64) against `Direct` in float64.
+1. A full Jacobian: one `solve_block` of 50 right-hand sides and 50 calls of `solve`, by CG on the Hessian of a
+   ridge-regularized logistic regression. Products go through its features, as Hessian-vector products do, or use the formed
+   matrix. Both ways are compiled and stop at the same tolerance for each right-hand side.
+2. One solve: our CG and lineax's, whose rtol and atol are our rtol, with ‖b‖ = 1. With its test relative to each entry alone,
+   lineax might never stop.
+3. One solve in float64: `Refined` (factored in float32, corrected in float64) and `Direct`.
 
-Times are medians; ratios are of paired runs, with the interval from 5 % to 95 %.
+Times are medians. Ratios are those of paired runs, with the interval from 5 % to 95 %.
+
 Run: python benchmarks/linear.py [--sizes 500] [--repeats 7]
 """
 
@@ -26,7 +28,7 @@ COLUMNS = 50
 
 
 def factors(size, dtype):
-    """Features (2 size, size) and weights of the Hessian of a logistic regression at a random point, condition about 1e3."""
+    """Features, shape (2 size, size), and weights of a logistic regression at a random point; the condition is about 1e3."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(2 * size, size)) * np.logspace(0, -1.5, size)
     margin = features @ rng.normal(size=size)
@@ -35,12 +37,12 @@ def factors(size, dtype):
 
 
 def hessian(features, weight):
-    """The formed Hessian, (size, size), with a ridge."""
+    """The Hessian with a ridge, shape (size, size)."""
     return features.T @ (weight[:, None] * features) + 0.5 * jnp.eye(features.shape[1], dtype=features.dtype)
 
 
 def operator(matrix):
-    """From the formed matrix, or from (features, weight)."""
+    """The operator of the formed matrix, or of (features, weight)."""
     if not isinstance(matrix, tuple):
         return linear.Operator(lambda v: matrix @ v, "positive_definite")
     features, weight = matrix
@@ -87,7 +89,7 @@ def seconds(function, *args):
 
 
 def paired(first, second, repeats):
-    """Median seconds of both, and the ratio second / first with its interval."""
+    """The median seconds of both, and the ratio second / first with its interval."""
     for _ in range(2):
         jax.block_until_ready((first(), second()))
     times = np.array([(seconds(first), seconds(second)) for _ in range(repeats)])
@@ -131,8 +133,8 @@ def compare(size, dtype, repeats):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[500])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[500], help="numbers of unknowns (default: 500)")
+    parser.add_argument("--repeats", type=int, default=7, help="paired repetitions (default: 7)")
     options = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}; first / second, ratio = second over first")
     print(f"  {'':34}{'n':>6}{'dtype':>9}{'first ms':>10}{'second ms':>10}{'ratio [5 %, 95 %]':>24}")

@@ -1,16 +1,18 @@
-"""One outer step of the multiclass SVM, ours against jaxopt's, in one process, paired.
+"""Compare one outer step of the multiclass SVM with jaxopt's.
 
-An outer step is an inner solve from the uniform start and a hypergradient, on the paper's synthetic data (PAPER: m = 700,
-m_val = 200, k = 5, 10 % informative features) and objective. Contenders:
+An outer step is an inner solve from the uniform start and a hypergradient, on the paper's objective and synthetic data
+(m = 700, m_val = 200, k = 5, 10 % informative features). The contenders are:
 
-- ours: FISTA with restart (on the Gram matrix when p > m/2), adjoint by CG on the active face, default tolerances;
+- ours: FISTA with restart (on the Gram matrix when p > m/2), the adjoint on the active face, and default tolerances;
 - ours, loose: the same with rtol 1e-4 for both solves, about as accurate as the contenders below;
-- paper: jaxopt's ProjectedGradient as the paper sets it, ≤ 2500 iterations, tol 1e-5, a fixed step 5e-4, and its implicit
-  differentiation (the projected-gradient map, CG on the normal equations, ≤ 2500 iterations);
-- best: jaxopt's best case, its own step search (stepsize=0) or 1/L, whichever is faster, with the loosest tolerance of a
+- paper: jaxopt's ProjectedGradient as in the paper, at most 2500 iterations, tol 1e-5, a fixed step 5e-4, and its implicit
+  differentiation (the projected-gradient map, CG on the normal equations, at most 2500 iterations);
+- best: jaxopt's best case, its line search (stepsize=0) or the step 1/L, whichever is faster, with the loosest tolerance on a
   grid that gives the validation loss to 1e-3.
 
-Every number is relative to a float64 reference solved to 1e-13. Run: python benchmarks/svm.py [--features 100 1000 10000]
+Errors are relative to a float64 reference solved to 1e-13.
+
+Run: python benchmarks/svm.py [--features 100 1000 10000] [--repeats 7]
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ CLASSES, TRAIN, VALIDATION = 5, 700, 200
 
 
 def make_problem(features):
-    """Raw training and validation arrays, float64."""
+    """Training and validation arrays, float64."""
     split = svm.SVM(data="synthetic", features=features).tables(seed=0)
     one_hot = np.eye(CLASSES)
     train, validation = split.train, split.validation
@@ -38,7 +40,7 @@ def make_problem(features):
 
 
 def ours(arrays, dtype, inner_rtol, linear):
-    """(log θ) -> outer loss, hypergradient, dual."""
+    """Make a function log θ -> (outer loss, hypergradient, dual, status)."""
     x_tr, y_tr, x_val, y_val = arrays
     data = svm.make_data(x_tr, y_tr, x_val, y_val, dtype)
     inner = bl.inner.FISTA(rtol=inner_rtol, max_steps=100_000)
@@ -54,7 +56,7 @@ def ours(arrays, dtype, inner_rtol, linear):
 
 
 def jaxopt_step(arrays, stepsize, tol, maxiter=2500):
-    """The same through jaxopt on the paper's objective, which goes through X."""
+    """The same by jaxopt, on the paper's objective, which multiplies by X."""
     from jaxopt import ProjectedGradient, projection
     from jaxopt.linear_solve import solve_normal_cg
 
@@ -94,7 +96,7 @@ def jaxopt_step(arrays, stepsize, tol, maxiter=2500):
 
 
 def seconds(function, lam):
-    """Wall time of one call, and its result."""
+    """The wall time of one call, and its result."""
     begun = time.perf_counter()
     result = jax.block_until_ready(function(lam))
     return time.perf_counter() - begun, result
@@ -107,7 +109,7 @@ def errors(result, reference):
 
 
 def objective_gap(arrays, lam, x, reference):
-    """Relative gap of the inner objective, in float64, to the reference's."""
+    """The gap of the inner objective to the reference, in float64, relative to the reference."""
     gram = arrays[0] @ arrays[0].T
 
     def value(x):
@@ -119,7 +121,7 @@ def objective_gap(arrays, lam, x, reference):
 
 
 def best_case(arrays, lam, reference, eigenvalue):
-    """jaxopt's fastest setting that still gets the validation loss to 1e-3."""
+    """jaxopt's fastest setting that gives the validation loss to 1e-3, or None."""
     found = []
     for name, stepsize in (("line search", 0.0), ("1/L", float(np.exp(lam)) / eigenvalue)):
         for tol in (1e0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5):
@@ -133,7 +135,7 @@ def best_case(arrays, lam, reference, eigenvalue):
 
 
 def compare(features, lam_shift, repeats):
-    """Print the rows of one problem size."""
+    """Measure and print the rows of one problem size."""
     arrays = make_problem(features)
     with jax.enable_x64(True):
         reference_step = ours(arrays, jnp.float64, 1e-13, bl.linear.CG(rtol=1e-11))
@@ -173,9 +175,9 @@ def compare(features, lam_shift, repeats):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", type=int, nargs="+", default=[100, 1000, 10000])
-    parser.add_argument("--lam-shifts", type=float, nargs="+", default=[0.0, -2.3], help="log θ less log λ_max(XXᵀ)")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--features", type=int, nargs="+", default=[100, 1000, 10000], help="numbers of features, p")
+    parser.add_argument("--lam-shifts", type=float, nargs="+", default=[0.0, -2.3], help="log θ − log λ_max(XXᵀ)")
+    parser.add_argument("--repeats", type=int, default=7, help="paired repetitions (default: 7)")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     for features in options.features:

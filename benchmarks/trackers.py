@@ -1,9 +1,11 @@
-"""What trackers cost a run: python benchmarks/trackers.py
+"""Measure how much time trackers take from a run.
 
-A step of about ten milliseconds, a hundred a second, written to a run folder that three trackers follow. Two figures, since
-machines drift by more than trackers cost: what their start costs, in pairs of short runs with and without them; and what
-following costs, in pairs of neighboring windows of one run, in every other of which the trackers are stopped (they then do
-in one window the work of two).
+A run of about a hundred steps a second writes its rows to a folder that three trackers follow. The speed of a machine drifts by
+more than trackers take, so two numbers are measured in pairs: the time of their start, from short runs with and without them,
+and the time of following, from neighboring windows of one run. In one window of each pair the trackers are stopped, so that in
+the other they do the work of two.
+
+Run: python benchmarks/trackers.py [--repeats 20] [--windows 100]
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ START = 500  # steps, in which trackers start
 
 
 def make_step(milliseconds: float) -> Callable[[], object]:
-    """A compiled step that takes so long here, on one core."""
+    """Make a compiled step that takes this long on one core of this machine."""
 
     @jax.jit
     def step(x, count):
@@ -48,7 +50,7 @@ def make_step(milliseconds: float) -> Callable[[], object]:
 
 @contextlib.contextmanager
 def run(step: Callable[[], object], trackers: tuple[str, ...]) -> Iterator[tuple[Callable[[int], float], Callable]]:
-    """A run with trackers: what takes some of its steps and says the seconds, and what sends a signal to its trackers."""
+    """A run with trackers: a function that takes steps and returns their seconds, and one that signals the trackers."""
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "run"
         overrides = [f"tracker=[{','.join(trackers)}]", *(["tracker.trackio.folder=" + home] if trackers else [])]
@@ -76,7 +78,7 @@ def run(step: Callable[[], object], trackers: tuple[str, ...]) -> Iterator[tuple
 
 
 def start_costs(step: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds that the first steps take longer with trackers, in pairs."""
+    """By how many seconds the first steps take longer with trackers, for each pair of runs."""
     costs = []
     for number in range(repeats):
         seconds = {}
@@ -88,7 +90,7 @@ def start_costs(step: Callable[[], object], repeats: int) -> list[float]:
 
 
 def following_ratios(step: Callable[[], object], pairs: int) -> list[float]:
-    """Time of a window that is followed over that of its neighbor that is not."""
+    """The time of a window with trackers over the time of the neighboring window without, for each pair."""
     ratios = []
     with run(step, TRACKERS) as (advance, tell):
         advance(3 * START)
@@ -103,28 +105,32 @@ def following_ratios(step: Callable[[], object], pairs: int) -> list[float]:
 
 
 def quartiles(values: list[float]) -> str:
-    """Median and quartiles."""
+    """The median and the quartiles."""
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
     return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def main() -> None:
-    """Print both figures, and what the trackers used beside the run."""
-    parser = argparse.ArgumentParser(description="What trackers cost a run.")
-    parser.add_argument("--repeats", type=int, default=20, help="pairs of runs")
-    parser.add_argument("--windows", type=int, default=100, help="pairs of windows")
+    """Print both numbers, and the processor time of the trackers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=20, help="pairs of runs (default: 20)")
+    parser.add_argument("--windows", type=int, default=100, help="pairs of windows (default: 100)")
     given = parser.parse_args()
     step = make_step(10.0)
     costs = start_costs(step, given.repeats)
     print(
-        f"{', '.join(TRACKERS)}: their start costs a run {quartiles(costs)} s, once; mean {np.mean(costs):.3f}",
+        f"{', '.join(TRACKERS)}: their start takes {quartiles(costs)} s, once per run; mean {np.mean(costs):.3f}",
         flush=True,
     )
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"their own processor time, at the lowest priority: {(used.ru_utime + used.ru_stime) / given.repeats:.1f} s")
+    print(
+        f"processor time of the trackers, at the lowest priority: {(used.ru_utime + used.ru_stime) / given.repeats:.1f} s"
+    )
     ratios = following_ratios(step, given.windows)
     error = np.std(ratios) / np.sqrt(len(ratios))
-    print(f"followed, a window takes {quartiles(ratios)} of the time; mean {np.mean(ratios):.4f}, error {error:.4f}")
+    print(
+        f"time of a window with trackers / without: {quartiles(ratios)}; mean {np.mean(ratios):.4f}, error {error:.4f}"
+    )
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -41,15 +43,29 @@ def test_readme_python(capsys):
     assert int(namespace["state"].step) == 10
 
 
-def test_jaxopt_page_names_what_exists():
+def test_jaxopt_page_names_what_exists(capsys):
     page = (ROOT / "docs" / "from-jaxopt.md").read_text(encoding="utf-8")
-    exec(blocks("docs/from-jaxopt.md")[0], {})
+    for block in blocks("docs/from-jaxopt.md"):
+        exec(block, {})
+    printed = [float(number) for number in re.findall(r"-?\d\.\d*", capsys.readouterr().out)]
+    np.testing.assert_allclose(printed, [1.75, 2, -0.25, -1], rtol=1e-4)
     names = {name for name in re.findall(r"`bl\.([\w.]+)", page) if "…" not in name}
     assert len(names) > 10
     for name in names:
         value = bl
         for part in filter(None, name.split(".")):
             value = getattr(value, part)
+
+
+def test_jaxopt_page_has_every_public_name():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # jaxopt announces that it is no longer maintained
+        import jaxopt
+        from jaxopt import linear_solve
+    modules = (jaxopt, jaxopt.implicit_diff, jaxopt.isotonic, jaxopt.loss, jaxopt.objective, linear_solve)
+    public = {name for module in modules for name, value in vars(module).items() if not inspect.ismodule(value)}
+    page = (ROOT / "docs" / "from-jaxopt.md").read_text(encoding="utf-8")
+    assert {name for name in public if not name.startswith("_")} - set(re.findall(r"\w+", page)) == set()
 
 
 def test_the_page_of_inner_solvers_runs_and_names_what_exists(capsys):

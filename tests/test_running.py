@@ -64,7 +64,7 @@ def run_all(section, cwd):
 def test_the_page_has_these_sections_and_commands():
     assert {name: len(lines) for name, lines in COMMANDS.items()} == {
         "Run": 5,
-        "Stop and go on": 4,
+        "Stop and resume": 4,
         "Watch": 5,
         "Sweep": 6,
         "Scale": 4,
@@ -89,8 +89,8 @@ def test_run(tmp_path):
     assert shell(query, tmp_path).split() == ["task=ridge"]
 
 
-def test_stop_and_go_on(tmp_path):
-    _, again, more, auto = run_all("Stop and go on", tmp_path)
+def test_stop_and_resume(tmp_path):
+    _, again, more, auto = run_all("Stop and resume", tmp_path)
     assert "finished already" in again
     assert "going on after step 40" in more
     assert "60 steps" in auto
