@@ -185,12 +185,14 @@ class At:
       problem: the problem; not a part of the pytree's leaves.
       hparams, data: handed to its functions.
       prepared: what `InnerSolver.prepare` computed from the data; None for nothing.
+      key: a JAX random key, for solvers that draw; None for a solve by itself.
     """
 
     problem: Problem = dataclasses.field(metadata={"static": True})
     hparams: Any
     data: Any = None
     prepared: Any = None
+    key: Any = None
 
     @property
     def parts(self) -> Parts:

@@ -183,7 +183,7 @@ WRONG = (
     ("cli/_study.py", "def f():\n    from experiments import steps"),
 )
 RIGHT = (
-    ("inner/second_order/_quadratic.py", "from bilevel import linear"),
+    ("inner/second_order/_newton.py", "from bilevel import linear"),
     ("linear/_cg.py", "from bilevel.linear._base import Attempt\nfrom . import _base"),
     ("problem.py", "from bilevel.statements import Parts"),
     ("datasets/_sources.py", "def f():\n    from sklearn import datasets"),

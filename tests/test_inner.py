@@ -9,6 +9,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import optax
 import problems
 import pytest
 
@@ -267,3 +268,27 @@ def test_a_problem_without_a_hash_is_solved():
 
     found = bl.inner.LBFGS().solve(bl.Problem(inner_loss=Loss()), jnp.zeros(3), 1.0, None)
     np.testing.assert_allclose(found.params, np.ones(3))
+
+
+def test_minibatches_are_drawn_anew_in_every_outer_step():
+    """A repeated run draws the same permutations: they follow from the key of each outer step."""
+
+    def inner_loss(params, hparams, data):
+        return jnp.mean((params - data["train"]) ** 2)
+
+    problem = bl.Problem(inner_loss, lambda params, hparams, data: 0.0 * hparams, batches=bl.Batches("train"))
+    solver = inner.Optax(optimizer=optax.sgd(0.25), batch_size=1, max_steps=1)
+
+    def visited(estimator):
+        algorithm = bl.outer.Nested(problem, solver, estimator, optax.sgd(0.0))
+        data, found = {"train": jnp.arange(8.0)}, []
+        state = algorithm.init(jnp.array(0.0), jnp.array(0.0), data)
+        for _ in range(4):
+            state, _ = algorithm.step(dataclasses.replace(state, params=jnp.array(0.0)), data)
+            found.append(float(state.params))
+        return found
+
+    for estimator in (bl.hypergrad.Implicit(), bl.hypergrad.Unrolled(steps=1)):
+        first = visited(estimator)
+        assert len(set(first)) == 4
+        assert visited(estimator) == first

@@ -130,7 +130,7 @@ class Estimator(abc.ABC):
           >>> print(found.grad.round(3), bl.Status(int(found.status)).word)
           [2. 4.] converged
         """
-        at = At(problem, hparams, data)
+        at = At(problem, hparams, data, key=key)
         at = at.replace(prepared=self.prepare(at, inner))
         carry = self.init(at, params) if carry is None else carry
         return self.estimate(at, inner, params, carry, jax.random.key(0) if key is None else key)

@@ -1,27 +1,26 @@
-"""Whether all statements of one problem state the same problem.
+"""Checks that all statements of one problem agree.
 
 Two statements f₁ + g₁ and f₂ + g₂ (a set is the g of its indicator) are compared at points p = prox₁(v). There
-ζ₁ = (v − p)/s is a subgradient of g₁, so that ∇f₁ + ζ₁ is one of the whole objective. If both objectives are the same up to
-a constant, then ζ₂ = ∇f₁ + ζ₁ − ∇f₂ is a subgradient of g₂ at p, that is p = prox₂(p + sζ₂). What is missing from this
-equation, relative to the size of its terms, is the disagreement. How a statement splits its objective plays no role. For the
-constraints of a quadratic program, ζ₂ must be a combination of the gradients of the active ones, and p feasible.
+ζ₁ = (v − p)/s is a subgradient of g₁, so that ∇f₁ + ζ₁ is a subgradient of the whole objective. If both objectives are the
+same up to a constant, then ζ₂ = ∇f₁ + ζ₁ − ∇f₂ is a subgradient of g₂ at p, that is p = prox₂(p + sζ₂). The error of this
+equation, relative to the size of its terms, is the disagreement. How a statement splits its objective does not matter. For
+the constraints of a quadratic program, ζ₂ must be a combination of the gradients of the active ones, and p feasible.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bilevel import _compiled, _tree, linear
 from bilevel._tree import PyTree
 from bilevel.problem import Problem
-from bilevel.statements import Parts
+from bilevel.statements import Minimization, Parts
 
 _POINTS = 2
-_NAMES = ("residuals", "linear_model", "quadratic_program")
 
 
 class _Comparison(NamedTuple):
@@ -33,12 +32,24 @@ class _Comparison(NamedTuple):
 
 
 def check_statements(problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> None:
-    """Compare the statements of a problem on concrete arrays, and minibatches with the whole.
+    """Compare the statements of a problem with each other, and the mean over minibatches with the whole.
+
+    Args:
+      problem: what is stated; nothing is compared if it is stated once.
+      params, hparams, data: concrete arrays, the start of a solve.
 
     Raises:
       ValueError: two statements contradict each other; the message has the value and the slope of both at the start.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> twice = bl.Problem(inner_loss=lambda x, h, d: jnp.sum(x**2) / 2, residuals=lambda x, h, d: 2 * x)
+      >>> try:
+      ...     bl.inner.check_statements(twice, jnp.ones(2), None, None)
+      ... except ValueError as error:
+      ...     print(str(error)[:55])
+      Problem: residuals and inner_loss contradict each other
     """
-    parts = problem.parts
     if not _pairs(problem) and problem.batches is None:
         return
     found = jax.device_get(_compiled.compiled(_compare, problem)(params, hparams, data))
@@ -46,44 +57,40 @@ def check_statements(problem: Problem, params: PyTree, hparams: PyTree, data: Py
     for name, comparison in found.items():
         if not comparison.disagreement <= allowed:
             (one, two), (slope, other) = comparison.values, comparison.slopes
-            first = "inner_loss" if parts.inner_loss is not None else "the first statement"
             raise ValueError(
-                f"Problem: {name} and {first} contradict each other: at the start {first} has the value {one:.6g} and a gradient "
-                f"of norm {slope:.6g}, {name} the value {two:.6g} and a gradient of norm {other:.6g} (the values may differ by a "
-                f"constant), and they disagree by {comparison.disagreement:.1%}: state the same problem both times, or leave "
-                "one out"
+                f"Problem: {name} and inner_loss contradict each other: at the start inner_loss has the value {one:.6g} and a "
+                f"gradient of norm {slope:.6g}, {name} the value {two:.6g} and a gradient of norm {other:.6g} (the values may "
+                f"differ by a constant), and they disagree by {comparison.disagreement:.1%}: state the same problem both times, "
+                "or leave one out"
             )
 
 
 def _pairs(problem: Problem) -> dict[str, Parts]:
     """The further statements that can be compared with the first, by their names."""
     found = {}
-    if problem.parts.kind not in ("free", "set"):
+    parts = problem.parts
+    if parts.kind not in ("free", "set"):
         return found
+    own_set = {"prox": parts.prox, "projection": parts.projection}
     for statement in problem.further_statements():
-        if statement.inner_loss is not None:
-            name = next(name for name in _NAMES if getattr(statement, name) is not None)
-            found[name.replace("_", " ") if name == "quadratic_program" else name] = statement
-    if problem.parts.datafit is not None and problem.parts.linear_model is None:
-        loss = _fitted(problem.parts)
-        found["datafit"] = Parts(inner_loss=loss, **_set_of(problem.parts))
+        if statement.inner_loss is None:
+            continue
+        if statement.linear_model is not None:
+            found["linear_model"] = statement
+        elif statement.residuals is not None:
+            found["residuals"] = Parts(inner_loss=statement.inner_loss, **own_set)
+        else:
+            found["also" if statement.quadratic_program is None else "quadratic program"] = statement
+    if parts.datafit is not None and parts.linear_model is None:
+        fitted = Minimization(datafit=parts.datafit, design=parts.design).fitted
+        found["datafit"] = Parts(inner_loss=fitted, **own_set)
     return found
 
 
-def _fitted(parts: Parts) -> Callable[..., Any]:
-    return lambda params, hparams, data: parts.datafit(parts.design(hparams, data) @ params, hparams, data)
-
-
-def _set_of(parts: Parts) -> dict[str, Any]:
-    return {"prox": parts.prox, "projection": parts.projection}
-
-
 def _compare(problem: Problem, params: PyTree, hparams: PyTree, data: PyTree) -> dict[str, _Comparison]:
-    found = {}
-    for name, statement in _pairs(problem).items():
-        if statement.residuals is not None and statement.linear_model is None:
-            statement = Parts(inner_loss=statement.inner_loss, **_set_of(problem.parts))
-        found[name] = _compared(problem.parts, statement, params, hparams, data)
+    found = {
+        name: _compared(problem.parts, statement, params, hparams, data) for name, statement in _pairs(problem).items()
+    }
     if problem.batches is not None:
         found["batches"] = _by_batches(problem.parts, params, hparams, data)
     return found
@@ -97,7 +104,7 @@ def _compared(one: Parts, two: Parts, params: PyTree, hparams: PyTree, data: PyT
         v = _nearby(params, seed)
         _, hvp = jax.linearize(jax.grad(losses[0]), params)
         curvature = _tree.norm(hvp(v)) / _tree.norm(v)
-        s = 1 / jnp.where(curvature > 0, curvature, 1).astype(worst.dtype)
+        s = 1 / _tree.positive(curvature).astype(worst.dtype)
         p = _tree.cast_like(_prox(one, v, hparams, data, s), params)
         zeta = _tree.scale(1 / s, _tree.sub(v, p))
         first, second = (jax.grad(loss)(p) for loss in losses)
@@ -108,7 +115,7 @@ def _compared(one: Parts, two: Parts, params: PyTree, hparams: PyTree, data: PyT
         else:
             moved = _prox(two, _tree.add_scaled(p, s, other), hparams, data, s)
             missing = _tree.norm(_tree.sub(_tree.cast_like(moved, p), p)) / s
-        worst = jnp.maximum(worst, jnp.where(size > 0, missing / jnp.where(size > 0, size, 1), missing))
+        worst = jnp.maximum(worst, missing / _tree.positive(size))
     return _Comparison(worst, values, (_tree.norm(slopes[0]), _tree.norm(slopes[1])))
 
 
@@ -119,7 +126,7 @@ def _prox(parts: Parts, v: PyTree, hparams: PyTree, data: PyTree, step: jax.Arra
 
 
 def _outside(parts: Parts, p: PyTree, zeta: PyTree, s: jax.Array, hparams: PyTree, data: PyTree) -> jax.Array:
-    """What of ζ no combination of the active constraints' gradients gives, and how far p is from satisfying them, over s."""
+    """The part of ζ outside the span of the active constraints' gradients, plus the violation of the constraints at p over s."""
 
     def constraints(x: PyTree) -> tuple[PyTree, PyTree]:
         return parts.equality(x, hparams, data), parts.inequality(x, hparams, data)
@@ -143,25 +150,19 @@ def _outside(parts: Parts, p: PyTree, zeta: PyTree, s: jax.Array, hparams: PyTre
 def _by_batches(parts: Parts, params: PyTree, hparams: PyTree, data: PyTree) -> _Comparison:
     """The gradient on two halves of the rows, averaged, against the gradient on all."""
     rows = parts.samples(data)
-    halves = jnp.arange(rows)[: rows // 2], jnp.arange(rows)[rows // 2 :]
     x = _nearby(params, 0)
     value, whole = jax.value_and_grad(parts.inner_loss)(x, hparams, data)
     mean, average = jnp.zeros_like(value), _tree.zeros_like(whole)
-    for half in halves:
-        if half.size:
-            share = half.size / rows
-            part, slope = jax.value_and_grad(parts.batch_loss)(x, hparams, data, half)
-            mean, average = mean + share * part, _tree.add_scaled(average, share, slope)
-    size = _tree.norm(whole) + _tree.norm(average)
-    missing = _tree.norm(_tree.sub(whole, average)) / jnp.where(size > 0, size, 1)
+    for half in jnp.split(jnp.arange(rows), [rows // 2] if rows > 1 else 1):
+        share = half.size / rows
+        part, slope = jax.value_and_grad(parts.batch_loss)(x, hparams, data, half)
+        mean, average = mean + share * part, _tree.add_scaled(average, share, slope)
+    missing = _tree.norm(_tree.sub(whole, average)) / _tree.positive(_tree.norm(whole) + _tree.norm(average))
     return _Comparison(missing, (value, mean), (_tree.norm(whole), _tree.norm(average)))
 
 
 def _nearby(params: PyTree, seed: int) -> PyTree:
     """params plus a fixed random vector about as large."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    drawn = [jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves, strict=True)]
-    drawn = jax.tree.unflatten(structure, drawn)
+    drawn = optax.tree.random_like(jax.random.key(seed), params)
     size, norm = _tree.norm(params), _tree.norm(drawn)
     return _tree.add_scaled(params, jnp.where(size > 0, size / norm, 1), drawn)

@@ -1,8 +1,8 @@
-"""The loop of a solve. Under `vmap`, lanes that are done are left behind, so that one hard problem costs what it costs alone.
+"""The loop of a solve. Under `vmap` it drops lanes that have ended, so that one hard problem costs no more than by itself.
 
-A `while_loop` under `vmap` pays for every lane until the last one stops. Here the loop stops when a quarter of the lanes is
-still running; these are gathered into a smaller batch, which goes on, and so forth. The sizes are fixed, so that all of it
-is one compiled program; at most four times as many lanes as needed take a step.
+A `while_loop` under `vmap` steps every lane until the last one stops. Here the loop stops when a quarter of the lanes is
+still running; these are gathered into a smaller batch, on which it continues, and so on. The sizes are fixed, so that it is all
+one compiled program; at most four times as many lanes as needed take a step.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bilevel import _tree
 from bilevel._tree import PyTree
 
 _SHRINK = 4
@@ -25,19 +26,18 @@ def iterate(
     step, closed_over = jax.closure_convert(step, state, arguments)
 
     @jax.custom_batching.custom_vmap
-    def loop(state, arguments, closed_over):
+    def loop(state: PyTree, arguments: PyTree, closed_over: PyTree) -> PyTree:
         return jax.lax.while_loop(running, lambda s: step(s, arguments, *closed_over), state)
 
     @loop.def_vmap
-    def _(lanes, batched, state, arguments, closed_over):
+    def _(lanes: int, batched: Any, state: PyTree, arguments: PyTree, closed_over: PyTree) -> tuple[PyTree, Any]:
         where = tuple(jax.tree.map(lambda is_batched: 0 if is_batched else None, batched))
         state = jax.tree.map(
             lambda x, axis: x if axis == 0 else jnp.broadcast_to(x, (lanes, *jnp.shape(x))), state, where[0]
         )
 
-        def one(state, arguments, closed_over):
-            moved = step(state, arguments, *closed_over)
-            return jax.tree.map(lambda new, old: jnp.where(running(state), new, old), moved, state)
+        def one(state: PyTree, arguments: PyTree, closed_over: PyTree) -> PyTree:
+            return _tree.where(running(state), step(state, arguments, *closed_over), state)
 
         found = _shrinking(
             jax.vmap(running), jax.vmap(one, (0, *where[1:])), lanes, state, (arguments, closed_over), where[1:]
@@ -47,7 +47,14 @@ def iterate(
     return loop(state, arguments, closed_over)
 
 
-def _shrinking(running, step, lanes, state, arguments, where):
+def _shrinking(
+    running: Callable[[PyTree], jax.Array],
+    step: Callable[..., PyTree],
+    lanes: int,
+    state: PyTree,
+    arguments: PyTree,
+    where: PyTree,
+) -> PyTree:
     """The loop over a batch that shrinks by `_SHRINK` whenever no more lanes than that are still running."""
     result, place = state, None
     while True:
@@ -65,5 +72,5 @@ def _shrinking(running, step, lanes, state, arguments, where):
         lanes = floor
 
 
-def _gather(tree, where, lanes):
+def _gather(tree: PyTree, where: PyTree, lanes: jax.Array) -> PyTree:
     return jax.tree.map(lambda x, axis: x if axis is None else x[lanes], tree, where, is_leaf=lambda x: x is None)

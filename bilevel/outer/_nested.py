@@ -101,7 +101,7 @@ class Nested:
         Args:
           hparams, params: start values.
           data: handed to the functions of the problem.
-          key: a JAX random key, for estimators that draw; None is `jax.random.key(0)`.
+          key: a JAX random key, for estimators and inner solvers that draw; None is `jax.random.key(0)`.
 
         Raises:
           ValueError, TypeError: parts that do not fit, statements of the problem that contradict each other, start values
@@ -123,7 +123,7 @@ class Nested:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
         def estimate(moving: PyTree) -> Hypergradient:
-            at = At(self.problem, _tree.merge(moving, fixed), data, state.prepared)
+            at = At(self.problem, _tree.merge(moving, fixed), data, state.prepared, key)
             return self.hypergrad.estimate(at, self.inner, state.params, state.carry, key)
 
         @jax.custom_jvp

@@ -1,4 +1,4 @@
-"""What external solvers share: one call of foreign code on NumPy arrays, the checks of what comes back, the verdict."""
+"""The base class of external solvers: one call of foreign code on NumPy arrays, checks of its answer, the verdict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import numpy as np
 from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, PlainState, SolveProgress
+from bilevel.inner._base import InnerSolver, PlainState
 from bilevel.inner._judge import judge
 from bilevel.inner.external import _callback
 from bilevel.problem import At
@@ -27,7 +27,7 @@ _said: set[tuple[str, str]] = set()
 
 
 class Answer(NamedTuple):
-    """What foreign code found, and what it took: iterations, and evaluations of the gradient."""
+    """The answer of foreign code, with its iterations and evaluations of the gradient."""
 
     params: PyTree
     steps: int = 1
@@ -41,26 +41,23 @@ Foreign = Callable[[PyTree, PyTree], Answer]
 class _External(InnerSolver):
     """A solver of another package as a black box, under `jit` and `vmap` too.
 
-    One step is the whole solve, in double precision on the host. Its answer is judged like every solver's: status
-    `CONVERGED`, or `NOT_A_SOLUTION`; an exception gives `EXTERNAL_ERROR`, an answer of another structure or shape
-    `WRONG_OUTPUT`, both with a line in the log "bilevel". It is not differentiated: a derivative of `solve` is NaN. Use
-    `hypergrad.Implicit`, or `custom_root` around it.
+    One step is the whole solve, in double precision on the host. Its answer is judged by rtol and atol like that of every
+    `InnerSolver`: the status is `CONVERGED` or `NOT_A_SOLUTION`. An exception gives `EXTERNAL_ERROR`, an answer of another
+    structure or shape `WRONG_OUTPUT`, both with a warning in the log "bilevel". It is not differentiated: a derivative of
+    `solve` is NaN. Use `hypergrad.Implicit`, or `custom_root` around it.
 
     Args:
-      max_steps: limit of the foreign solver's own iterations.
+      rtol, atol: bounds on the judged error, as for `InnerSolver`; the foreign solver has its own tolerances.
+      max_steps: limit on the foreign solver's own iterations.
     """
 
-    differentiable: ClassVar[bool] = False
+    differentiable = False
 
     max_steps: int = 10_000
 
     @abc.abstractmethod
     def _foreign(self, at: At, start: PyTree) -> tuple[Foreign, PyTree]:
         """The foreign code as a function of (start, inputs) on NumPy arrays, and its inputs, computed by JAX."""
-
-    def init(self, at: At, params: PyTree) -> PlainState:
-        """Nothing to prepare."""
-        return PlainState(params, SolveProgress.start(_tree.dtype(params)))
 
     def step(self, at: At, state: PlainState) -> PlainState:
         """The whole solve, and its verdict."""
@@ -71,27 +68,19 @@ class _External(InnerSolver):
         found, code, steps, evals = _callback.call(
             lambda start, inputs: self._guarded(foreign, start, inputs), (shapes, count, count, count), start, inputs
         )
-        distance, size = judge(frozen, found)
+        work = {"grad_evals": evals + 1, "hvps": 1, "steps": steps}
         progress = self.advance(
-            state.progress,
-            found,
-            distance,
-            size=size,
-            grad_evals=evals + 1,
-            hvps=1,
-            failed=True,
-            failure=Status.NOT_A_SOLUTION,
+            state.progress, found, *judge(frozen, found), **work, failed=True, failure=Status.NOT_A_SOLUTION
         )
-        status = jnp.where(code == Status.CONVERGED, progress.status, code)
-        progress = dataclasses.replace(progress, status=status, steps=state.progress.steps + steps)
-        return PlainState(_not_differentiable(found, (at.hparams, at.data)), progress)
+        progress = progress.ending(jnp.where(code == Status.CONVERGED, progress.status, code))
+        return PlainState(_tree.without_derivative(found, (at.hparams, at.data)), progress)
 
     def _guarded(self, foreign: Foreign, start: PyTree, inputs: PyTree) -> tuple[PyTree, ...]:
-        """The answer in the dtypes of the start, a status, and the counts; whatever happens."""
+        """The answer in the dtypes of the start, a status, and the counts; never raises."""
         own = jax.tree.map(np.copy, _callback.in_double(start))
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")  # the verdict says what a solver's warnings would
+                warnings.simplefilter("ignore")  # the verdict replaces a solver's warnings
                 answer = foreign(own, _callback.in_double(inputs))
         except Exception as error:
             self._say(f"{type(error).__name__}: {error}; the start was returned")
@@ -105,7 +94,7 @@ class _External(InnerSolver):
         return _returned(found, Status.CONVERGED, answer.steps, answer.grad_evals)
 
     def _say(self, text: str) -> None:
-        """Log a message, once for each solver and each text but for the numbers in it."""
+        """Log a message, once for each solver and each text, whatever the numbers in it."""
         key = type(self).__name__, re.sub(r"\d+", "#", text)
         if key not in _said:
             _said.add(key)
@@ -117,45 +106,26 @@ def _returned(params: PyTree, status: Status, steps: int = 1, grad_evals: int = 
 
 
 def _fits(found: PyTree, start: PyTree) -> bool:
-    """Whether both have the same structure and shapes, and what was found is floating-point."""
+    """Whether both have the same structure and shapes, and the answer is floating-point."""
     if jax.tree.structure(found) != jax.tree.structure(start):
         return False
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(start), strict=True)
     try:
-        arrays = [np.asarray(a) for a in jax.tree.leaves(found)]
+        return all(np.asarray(a).dtype.kind == "f" and np.shape(a) == b.shape for a, b in pairs)
     except (TypeError, ValueError):
         return False
-    pairs = zip(arrays, jax.tree.leaves(start), strict=True)
-    return all(a.dtype.kind == "f" and a.shape == b.shape for a, b in pairs)
 
 
 def _describe(found: Any) -> str:
-    def leaf(a):
+    def leaf(a: Any) -> str:
         shape = getattr(a, "shape", None)
         return type(a).__name__ if shape is None else f"{getattr(a, 'dtype', type(a).__name__)}{list(shape)}"
 
     return "None" if found is None else str(jax.tree.map(leaf, found)).replace("'", "")
 
 
-def _not_differentiable(value: PyTree, inputs: PyTree) -> PyTree:
-    """The value, whose derivative with respect to the inputs is NaN rather than a silent zero."""
-    moving = [a for a in jax.tree.leaves(inputs) if _tree.is_inexact(a)]
-
-    @jax.custom_jvp
-    def mark(value, moving):
-        del moving
-        return value
-
-    @mark.defjvp
-    def _(primals, tangents):
-        dtype = _tree.dtype(primals[0])
-        total = sum((jnp.sum(t).astype(dtype) for t in tangents[1]), start=jnp.zeros((), dtype))
-        return primals[0], jax.tree.map(lambda a: jnp.full_like(a, jnp.nan) * total.astype(a.dtype), primals[0])
-
-    return mark(value, moving)
-
-
 def own_options(who: str, options: Any) -> dict[str, Any] | None:
-    """A dict of our own of a mapping, which from a YAML file is none; TypeError for anything else."""
+    """The options as a dict (a mapping of a YAML file is none); raises TypeError if they are no mapping."""
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"{who}: options must be a mapping from names to values, got {options!r}")
     return None if options is None else dict(options)

@@ -1,9 +1,9 @@
-"""How foreign code is called from compiled JAX code, and what its arguments are on the host.
+"""How compiled JAX code calls foreign code, and the form of its arguments on the host.
 
-`jax.pure_callback` copies large arguments by tasks on XLA's CPU threads. Where that pool has one thread, and the callback
-runs on it, the copies never come and the process hangs. There the arguments are handed over in place instead, by JAX's
-`buffer_callback`; a computation called from inside such a callback runs at once, as long as none of its inputs has to be
-copied, which takes arrays that start at a multiple of 64 bytes (`aligned`).
+`jax.pure_callback` copies large arguments by tasks on XLA's CPU threads. If that pool has one thread, and the callback
+runs on it, the copies never arrive and the process hangs. In that case the arguments are handed over in place, by JAX's
+`buffer_callback`. JAX code called from inside such a callback runs at once if none of its inputs has to be copied, so they
+must be arrays that start at a multiple of 64 bytes (`aligned`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ _ALIGNMENT = 64
 
 
 def call(function: Callable[..., PyTree], shapes: PyTree, *args: PyTree) -> PyTree:
-    """function(*args) on the host, where every leaf is a NumPy array that must not be written to.
-
-    Under `vmap` one lane after the other.
+    """function(*args) on the host, where every leaf is a read-only NumPy array; under `vmap` one lane after the other.
 
     Args:
       function: returns arrays of exactly the structure, shapes and dtypes of `shapes`, and raises nothing.
@@ -35,10 +33,10 @@ def call(function: Callable[..., PyTree], shapes: PyTree, *args: PyTree) -> PyTr
     """
     leaves, structure = jax.tree.flatten(args)
 
-    def on_host(*leaves):
+    def on_host(*leaves: Any) -> PyTree:
         return function(*jax.tree.unflatten(structure, [_read_only(a) for a in leaves]))
 
-    def copying(*leaves):
+    def copying(*leaves: jax.Array) -> PyTree:
         return jax.pure_callback(on_host, shapes, *leaves, vmap_method="sequential")
 
     if pool_size() > 1:
@@ -47,7 +45,7 @@ def call(function: Callable[..., PyTree], shapes: PyTree, *args: PyTree) -> PyTr
 
 
 def pool_size() -> int:
-    """Threads of XLA's CPU pool: as the environment says, else one for each core that this process may use."""
+    """Threads of XLA's CPU pool: as set by the environment, else one for each core that this process may use."""
     given = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC")
     if given and given.isdigit() and int(given) > 0:
         return int(given)
@@ -56,16 +54,16 @@ def pool_size() -> int:
     return os.cpu_count() or 1
 
 
-def _in_place(on_host, shapes):
+def _in_place(on_host: Callable[..., PyTree], shapes: PyTree) -> Callable[..., PyTree]:
     try:
         from jax.experimental.buffer_callback import buffer_callback
     except ImportError as error:
         raise RuntimeError(
-            "an external solver may hang under jit where XLA has a single CPU thread, and this JAX has no buffer_callback, "
-            "which avoids that: set the environment variable NPROC=2 before JAX starts"
+            "an external solver may hang under jit if XLA has a single CPU thread, and this JAX has no buffer_callback to avoid "
+            "it: set the environment variable NPROC=2 before JAX starts"
         ) from error
 
-    def write(context, out, *leaves):
+    def write(context: Any, out: PyTree, *leaves: Any) -> None:
         del context
         found = jax.tree.leaves(on_host(*leaves))
         for buffer, value in zip(jax.tree.leaves(out), found, strict=True):
@@ -76,7 +74,7 @@ def _in_place(on_host, shapes):
 
 @contextlib.contextmanager
 def jax_on_host() -> Iterator[None]:
-    """For JAX code that foreign code calls: on the CPU, in double precision."""
+    """Run JAX code that foreign code calls on the CPU, in double precision."""
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         yield
 
@@ -97,7 +95,7 @@ def in_scipy(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda a: _csr(a) if isinstance(a, BCOO) else a, tree, is_leaf=lambda a: isinstance(a, BCOO))
 
 
-def _csr(matrix: BCOO):
+def _csr(matrix: BCOO) -> Any:
     import scipy.sparse
 
     values, (rows, columns) = np.asarray(matrix.data), np.asarray(matrix.indices).T
@@ -106,7 +104,7 @@ def _csr(matrix: BCOO):
 
 
 def aligned(tree: PyTree) -> PyTree:
-    """Every leaf where JAX takes it without a copy."""
+    """Every leaf at an address where JAX takes it without a copy."""
     return jax.tree.map(_align, tree)
 
 

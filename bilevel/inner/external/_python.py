@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from bilevel import _checks
-from bilevel._needs import Need
 from bilevel._tree import PyTree
 from bilevel.inner.external import _callback
 from bilevel.inner.external._base import Answer, Foreign, _External
@@ -16,24 +15,37 @@ from bilevel.problem import At
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Python(_External):
-    """x = function(start, hparams, data), any Python code on NumPy arrays in double precision.
+    """x = function(start, hparams, data), any Python code on NumPy arrays in double precision, for any problem.
 
-    It gets its own copy of the start; hparams and data must not be written to. A `BCOO` matrix in data comes as a SciPy CSR
-    array. Serves every problem, and is judged by it.
+    The function gets its own copy of the start; hparams and data are read-only. A `BCOO` matrix in data becomes a SciPy CSR
+    array. As for all external solvers, the answer is judged by the problem: the status is `CONVERGED`, `NOT_A_SOLUTION`,
+    `EXTERNAL_ERROR` (the code raised), `WRONG_OUTPUT` (another structure or shape) or `NON_FINITE`; the derivative is NaN,
+    so use `hypergrad.Implicit` or `custom_root`.
 
     Args:
+      rtol, atol: judge the answer, as for `InnerSolver`.
       function: (params, hparams, data) -> params, with the structure and shapes of params, floating-point.
       max_steps: has no effect.
+
+    Raises:
+      TypeError: function is not callable.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> problem = bl.Problem(inner_loss=lambda x, hparams, data: jnp.sum((x - hparams) ** 2))
+      >>> solver = bl.inner.Python(function=lambda start, hparams, data: hparams)
+      >>> print(solver.solve(problem, jnp.zeros(2), jnp.array([1.0, 2.0])).params)
+      [1. 2.]
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ()
+    needs = ()
 
     function: Callable[..., Any]
     max_steps: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.require_callable("inner.Python", function=self.function)
+        _checks.require_callable(self.name, function=self.function)
         if self.function is None:
             raise TypeError("inner.Python: function must be a function (params, hparams, data) -> params, got None")
 

@@ -7,11 +7,12 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 
 from bilevel import optimality
 from bilevel._needs import LOSS, SMOOTH, Need
@@ -46,12 +47,12 @@ class _SciPy(_External):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method not in _TIGHT:
-            raise ValueError(f"inner.{type(self).__name__}: no such method: {self.method!r}")
-        object.__setattr__(self, "options", own_options(f"inner.{type(self).__name__}", self.options))
+            raise ValueError(f"{self.name}: no such method: {self.method!r}")
+        object.__setattr__(self, "options", own_options(self.name, self.options))
 
     @abc.abstractmethod
     def _functions(self, problem: Problem) -> tuple[Callable[..., Any], ...]:
-        """What the method asks for, as functions of (params, at); a pytree like params comes raveled."""
+        """The functions of (params, at) that the method calls; their values that are like params are raveled."""
 
     @abc.abstractmethod
     def _run(self, functions: list[Callable[[np.ndarray], Any]], start: np.ndarray, options: dict[str, Any]) -> Any:
@@ -66,12 +67,12 @@ class _SciPy(_External):
         functions = [compiled(function) for function in self._functions(at.problem)]
         options = {**_TIGHT[self.method], **(self.options or {})}
 
-        def foreign(start, inputs):
-            with _callback.jax_on_host(), _one_blas_thread(), warnings.catch_warnings():
+        def foreign(start: PyTree, inputs: PyTree) -> Answer:
+            with _callback.jax_on_host(), _blas().limit(limits=1, user_api="blas"), warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Unknown solver options")
                 inputs = jax.device_put(_callback.aligned(inputs))
 
-                def bind(function):
+                def bind(function: Callable[..., Any]) -> Callable[[np.ndarray], Any]:
                     return lambda x: jax.tree.map(np.asarray, function(_callback.aligned(np.asarray(x, float)), inputs))
 
                 found = self._run([bind(function) for function in functions], _raveled(start, np), options)
@@ -82,14 +83,26 @@ class _SciPy(_External):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SciPyMinimize(_SciPy):
-    """`scipy.optimize.minimize` on the inner loss, with gradients by JAX, until the loss falls no more.
+    """`scipy.optimize.minimize` on the inner loss, with gradients by JAX, until the loss stops decreasing.
+
+    params is any pytree of floating-point arrays. rtol, atol and statuses are as for `Python`.
 
     Args:
+      max_steps: limit on SciPy's iterations.
       method: one that takes a gradient.
-      options: of the method, in place of ours: no tolerances, so that it stops at rounding.
+      options: of the method, in place of the defaults here: no tolerances, so that it stops at rounding.
+
+    Raises:
+      ValueError, TypeError: an unknown method; options that are not a mapping.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> problem = bl.Problem(inner_loss=lambda x, hparams, data: jnp.sum((x - hparams) ** 2))
+      >>> print(bl.inner.SciPyMinimize().solve(problem, jnp.zeros(2), jnp.array([1.0, 2.0])).params.round(3))
+      [1. 2.]
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (LOSS, SMOOTH)
+    needs = (LOSS, SMOOTH)
 
     method: Literal["L-BFGS-B", "BFGS", "CG"] = "L-BFGS-B"
 
@@ -102,28 +115,36 @@ class SciPyMinimize(_SciPy):
 
         return (loss,)
 
-    def _run(self, functions, start, options):
+    def _run(self, functions: list[Callable[[np.ndarray], Any]], start: np.ndarray, options: dict[str, Any]) -> Any:
         from scipy.optimize import minimize
 
-        def loss(x):
-            value, gradient = functions[0](x)
-            return float(value), gradient
-
-        return minimize(loss, start, jac=True, method=self.method, options={"maxiter": self.max_steps, **options})
+        options = {"maxiter": self.max_steps, **options}
+        return minimize(functions[0], start, jac=True, method=self.method, options=options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SciPyRoot(_SciPy):
     """`scipy.optimize.root` on the condition that the problem names or implies, with the Jacobian by JAX, for few unknowns.
 
-    F is the inner gradient of a smooth problem, x − T(x) of a fixed-point map, or `Problem.optimality`.
+    F is the inner gradient of a smooth problem, x − T(x) of a fixed-point map, or `Problem.optimality`. params is any pytree
+    of floating-point arrays. rtol, atol and statuses are as for `Python`.
 
     Args:
+      max_steps: limit on evaluations of F ("hybr") or on iterations ("lm").
       method: Powell's hybrid method, or Levenberg and Marquardt's.
-      options: of the method, in place of ours, which are tight.
+      options: of the method, in place of the tight defaults here.
+
+    Raises:
+      ValueError, TypeError: an unknown method; options that are not a mapping.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> problem = bl.Problem(fixed_point=lambda x, hparams, data: jnp.cos(x))
+      >>> print(bl.inner.SciPyRoot().solve(problem, jnp.zeros(1), None).params.round(3))
+      [0.739]
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (A_ROOT,)
+    needs = (A_ROOT,)
 
     method: Literal["hybr", "lm"] = "hybr"
 
@@ -139,7 +160,7 @@ class SciPyRoot(_SciPy):
 
         return value, jacobian
 
-    def _run(self, functions, start, options):
+    def _run(self, functions: list[Callable[[np.ndarray], Any]], start: np.ndarray, options: dict[str, Any]) -> Any:
         from scipy.optimize import root
 
         value, jacobian = functions
@@ -148,25 +169,19 @@ class SciPyRoot(_SciPy):
 
 
 @functools.cache
-def _blas():
-    import threadpoolctl  # which scikit-learn needs
-
+def _blas() -> threadpoolctl.ThreadpoolController:
+    """One thread for these methods, which work on a few vectors: on a busy machine, threads that wait are 100 times slower."""
     return threadpoolctl.ThreadpoolController()
 
 
-def _one_blas_thread():
-    """These methods work on a few vectors; on a machine with other work, threads that wait for each other cost a hundredfold."""
-    return _blas().limit(limits=1, user_api="blas")
-
-
-def _raveled(tree, numpy):
-    """All leaves in one vector."""
+def _raveled(tree: PyTree, numpy: Any) -> Any:
+    """All leaves in one vector, of NumPy or of JAX."""
     return numpy.concatenate([numpy.ravel(a) for a in jax.tree.leaves(tree)])
 
 
-def _unraveled(x, like):
+def _unraveled(x: Any, like: PyTree) -> PyTree:
     """Undo `_raveled`."""
     leaves, structure = jax.tree.flatten(like)
-    ends = np.cumsum([int(np.prod(a.shape)) for a in leaves])
-    parts = [x[end - int(np.prod(a.shape)) : end].reshape(a.shape) for a, end in zip(leaves, ends, strict=True)]
+    ends = np.cumsum([a.size for a in leaves])
+    parts = [x[end - a.size : end].reshape(a.shape) for a, end in zip(leaves, ends, strict=True)]
     return jax.tree.unflatten(structure, parts)

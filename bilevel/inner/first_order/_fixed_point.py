@@ -1,30 +1,29 @@
-"""Fixed-point iteration and Anderson acceleration, of a problem's own map or of its (proximal) gradient step."""
+"""Fixed-point iteration and Anderson acceleration for a problem's own map or its (proximal) gradient step."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from bilevel import _checks, _tree
+from bilevel import _tree
 from bilevel._curvature import ITERATIONS, choose_step
-from bilevel._needs import MAP, NO_CONSTRAINTS, Need
+from bilevel._needs import MAP, NO_CONSTRAINTS
 from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, SolveProgress
+from bilevel.inner._judge import gradient_step
 from bilevel.problem import At
 
-_GROWTH = 2.0  # of the residual, over the least so far, at which an extrapolation is undone
+_GROWTH = 2.0  # of the residual over the least so far, at which an extrapolation is undone
 _RIDGE = 1e-12  # of the mixing weights' normal equations, relative to their trace
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _State:
+class _State(NamedTuple):
     params: PyTree
-    eta: jax.Array  # of the gradient step; 0 where the problem has a map of its own
+    eta: jax.Array  # of the gradient step; 0 if the problem has its own map
     progress: SolveProgress
 
 
@@ -32,14 +31,21 @@ class _State:
 class FixedPointIteration(InnerSolver):
     """x⁺ = (1 − β)x + βT(x).
 
-    T is `Problem.fixed_point`, or else the (proximal) gradient step of length 1/L. Converges where T is a contraction, or
-    for β < 1 nonexpansive.
+    T is `Problem.fixed_point`, or else the (proximal) gradient step of length 1/L. Converges if T is a contraction, or for
+    β < 1 nonexpansive.
 
     Args:
-      damping: β.
+      rtol, atol, max_steps: as for `InnerSolver`; the test is on ‖x − T(x)‖.
+      damping: β, in (0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> problem = bl.Problem(fixed_point=lambda x, hparams, data: jnp.cos(x))
+      >>> print(bl.inner.FixedPointIteration().solve(problem, jnp.zeros(1), None).params.round(3))
+      [0.739]
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (MAP, NO_CONSTRAINTS)
+    needs = (MAP, NO_CONSTRAINTS)
 
     max_steps: int = 50_000
     damping: float = 1.0
@@ -47,12 +53,11 @@ class FixedPointIteration(InnerSolver):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.damping <= 1:
-            raise ValueError(f"inner.FixedPointIteration: damping must be above 0 and at most 1, got {self.damping}")
+            raise ValueError(f"{self.name}: damping must be above 0 and at most 1, got {self.damping}")
 
     def init(self, at: At, params: PyTree) -> _State:
         """Choose the step of the gradient."""
-        eta, progress = _begin(at, params)
-        return _State(params, eta, progress)
+        return _State(params, *_begin(at, params))
 
     def step(self, at: At, state: _State) -> _State:
         """One application of the map."""
@@ -63,9 +68,7 @@ class FixedPointIteration(InnerSolver):
         return _State(x, state.eta, self.advance(state.progress, x, distance, grad_evals=1))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _AndersonState:
+class _AndersonState(NamedTuple):
     params: PyTree  # T of the last point
     point: jax.Array  # raveled, like all below: where T is taken next
     points: jax.Array  # (memory, n): the last ones, at number % memory
@@ -81,37 +84,41 @@ class _AndersonState:
 class Anderson(InnerSolver):
     """x⁺ = Σᵢ αᵢ((1 − β)xᵢ + βT(xᵢ)) over the last points, with weights that add up to one and make Σᵢ αᵢ(T(xᵢ) − xᵢ) smallest.
 
-    T as for `FixedPointIteration`. Like a quasi-Newton method for roots: for maps that are expensive or contract slowly, such
-    as an implicit layer. Where ‖T(x) − x‖ grows to twice the least seen, it starts over from there, so that it converges where
-    the plain iteration does. What it returns is T of a point, which is feasible. Unrolled, the weights count as constants.
+    T is as for `FixedPointIteration`. Like a quasi-Newton method for roots: for maps that are expensive or contract slowly, such
+    as an implicit layer. If ‖T(x) − x‖ grows to twice the least value seen, it starts over from the best point, so that it
+    converges where the plain iteration does. The answer is T of a point, and so feasible. Unrolled, the weights count as
+    constants.
 
     Args:
-      memory: points kept.
+      rtol, atol, max_steps: as for `InnerSolver`; the test is on ‖x − T(x)‖.
+      memory: number of points kept.
       damping: β.
 
     References: Anderson 1965; Walker & Ni 2011 (type II); Mai & Johansson 2020 (with a prox).
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> problem = bl.Problem(fixed_point=lambda x, hparams, data: jnp.cos(x))
+      >>> print(bl.inner.Anderson().solve(problem, jnp.zeros(1), None).params.round(3))
+      [0.739]
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (MAP, NO_CONSTRAINTS)
+    needs = (MAP, NO_CONSTRAINTS)
+    positive = ("memory", "damping")
 
     max_steps: int = 5000
     memory: int = 5
     damping: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _checks.require_positive("inner.Anderson", memory=self.memory, damping=self.damping)
-
     def init(self, at: At, params: PyTree) -> _AndersonState:
         """An empty memory."""
-        eta, progress = _begin(at, params)
         flat = ravel_pytree(params)[0]
         empty = jnp.zeros((self.memory, flat.size), flat.dtype)
         infinity = jnp.array(jnp.inf, flat.dtype)
-        return _AndersonState(params, flat, empty, empty, jnp.int32(0), infinity, flat, eta, progress)
+        return _AndersonState(params, flat, empty, empty, jnp.int32(0), infinity, flat, *_begin(at, params))
 
     def step(self, at: At, state: _AndersonState) -> _AndersonState:
-        """One application of the map, and the mix of what is remembered."""
+        """One application of the map, and a mix of the points kept."""
         unravel = ravel_pytree(state.params)[1]
         moved = ravel_pytree(_apply(at, unravel(state.point), state.eta))[0]
         move = moved - state.point
@@ -142,7 +149,7 @@ class Anderson(InnerSolver):
 
 
 def _mixing(moves: jax.Array, filled: jax.Array) -> jax.Array:
-    """α for moves, newest first, of which so many count: least ‖Σ αᵢ movesᵢ‖ with Σ αᵢ = 1."""
+    """α of the first `filled` moves, newest first: least ‖Σ αᵢ movesᵢ‖ with Σ αᵢ = 1."""
     known = jnp.arange(len(moves), dtype=filled.dtype) < filled
     changes = jnp.where(known[1:, None], moves[1:] - moves[0], 0)
     gram = changes @ changes.T
@@ -152,7 +159,7 @@ def _mixing(moves: jax.Array, filled: jax.Array) -> jax.Array:
 
 
 def _begin(at: At, params: PyTree) -> tuple[jax.Array, SolveProgress]:
-    """The step of the gradient, and a progress that counts what it took."""
+    """The step of the gradient, and a progress that counts the products it needed."""
     dtype = _tree.dtype(params)
     if at.parts.fixed_point is not None:
         return jnp.zeros((), dtype), SolveProgress.start(dtype)
@@ -164,5 +171,4 @@ def _apply(at: At, params: PyTree, eta: jax.Array) -> PyTree:
     """T."""
     if at.parts.fixed_point is not None:
         return _tree.cast_like(at.fixed_point(params), params)
-    gradient = at.gradient(params)
-    return at.proximal_step(_tree.add_scaled(params, -eta, gradient), eta)
+    return gradient_step(at, params, eta)

@@ -3,61 +3,103 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from bilevel import _checks
-from bilevel._needs import LOSS, SMOOTH, Need
-from bilevel._status import Status
+from bilevel import _tree
+from bilevel._needs import LOSS, SMOOTH
 from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, SolveProgress
-from bilevel.inner.first_order._wolfe import wolfe_search
 from bilevel.inner.linear_models import _gram
 from bilevel.problem import At
 
+_ARMIJO, _CURVATURE, _MAX_TRIALS = 1e-4, 0.9, 30
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _State:
-    params: PyTree
-    value: jax.Array
-    gradient: jax.Array  # raveled, like all below
+
+class _Inverse(NamedTuple):
+    """The estimate of the inverse Hessian, on raveled vectors."""
+
     moves: jax.Array  # (memory, n), newest last
     changes: jax.Array  # (memory, n): of the gradient
-    weights: jax.Array  # (memory,): 1/⟨move, change⟩, 0 where empty
+    weights: jax.Array  # (memory,): 1/⟨move, change⟩, 0 if empty
     base: jax.Array | None  # the initial inverse Hessian, (features, features), if not the identity
     scale: jax.Array  # of it
+
+    def initial(self, v: jax.Array) -> jax.Array:
+        """The initial inverse Hessian, unscaled, times a vector: the same matrix for each column of params."""
+        return v if self.base is None else jnp.ravel(self.base @ v.reshape(len(self.base), -1))
+
+    def times(self, q: jax.Array) -> jax.Array:
+        """The two-loop recursion (Nocedal 1980). Empty slots have weight 0 and drop out."""
+
+        def newest_first(q: jax.Array, pair: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+            move, change, weight = pair
+            alpha = weight * (move @ q)
+            return q - alpha * change, alpha
+
+        def oldest_first(r: jax.Array, item: tuple[tuple[jax.Array, ...], jax.Array]) -> tuple[jax.Array, None]:
+            (move, change, weight), alpha = item
+            return r + (alpha - weight * (change @ r)) * move, None
+
+        pairs = self[:3]
+        q, alphas = jax.lax.scan(newest_first, q, pairs, reverse=True)
+        return jax.lax.scan(oldest_first, self.scale * self.initial(q), (pairs, alphas))[0]
+
+
+class _State(NamedTuple):
+    params: PyTree
+    value: jax.Array
+    gradient: jax.Array  # raveled
+    estimate: _Inverse
     lipschitz: jax.Array  # the largest curvature seen
     progress: SolveProgress
+
+
+class _Trial(NamedTuple):
+    """The state of a line search."""
+
+    step: jax.Array  # the last one tried, to which value and gradient belong
+    following: jax.Array
+    low: jax.Array
+    high: jax.Array
+    value: jax.Array
+    gradient: jax.Array
+    accepted: jax.Array
+    trials: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LBFGS(InnerSolver):
     """L-BFGS: two-loop recursion and a bisection line search for the weak Wolfe conditions.
 
-    For smooth unconstrained problems. It starts from γI as inverse Hessian, or for a `Problem.linear_model` of up to 512
-    features from γ(cXᵀX + diag l2)⁻¹ (a half to a third of the steps). Near the precision of the loss, where decrease
-    drowns in rounding, the search goes by slopes alone (the approximate Wolfe condition). Unrolled, c and the lengths of
-    the steps count as constants.
+    For smooth unconstrained problems. The first inverse Hessian is γI, or for a `Problem.linear_model` of up to 512
+    features γ(cXᵀX + diag l2)⁻¹ (a half to a third of the steps). Near the precision of the loss, where no decrease is
+    visible, the search uses slopes alone (the approximate Wolfe condition). Unrolled, c and the lengths of the steps count as
+    constants.
 
     Args:
-      memory: pairs kept.
+      rtol, atol, max_steps: as for `InnerSolver`; L is the largest curvature seen along the steps.
+      memory: number of pairs kept.
 
     References: Liu & Nocedal 1989; Lewis & Overton 2013 (bisection); Hager & Zhang 2005 (approximate Wolfe).
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> problem = bl.Problem(inner_loss=lambda x, hparams, data: jnp.sum((x - hparams) ** 2))
+      >>> print(bl.inner.LBFGS().solve(problem, jnp.zeros(2), jnp.array([1.0, 2.0])).params.round(3))
+      [1. 2.]
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (LOSS, SMOOTH)
-    estimates_inverse: ClassVar[bool] = True
+    needs = (LOSS, SMOOTH)
+    estimates_inverse = True
+    positive = ("memory",)
 
     rtol: float = 1e-8
     memory: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _checks.require_positive("inner.LBFGS", memory=self.memory)
 
     def prepare(self, at: At) -> PyTree:
         """The Gram matrix of a linear model."""
@@ -69,122 +111,102 @@ class LBFGS(InnerSolver):
         bent = ravel_pytree(jax.lax.stop_gradient(push(gradient)[1]))[0]
         flat = ravel_pytree(gradient)[0]
         size = jnp.linalg.norm(jax.lax.stop_gradient(flat))
-        curvature = jnp.linalg.norm(bent) / jnp.where(size > 0, size, 1)
-        curvature = jnp.where(curvature > 0, curvature, 1)
+        curvature = _tree.positive(jnp.linalg.norm(bent) / _tree.positive(size))
         base = None if at.prepared is None else _gram.inverse(at, flat, bent)
         empty = jnp.zeros((self.memory, flat.size), flat.dtype)
-        return _State(
-            params=params,
-            value=value,
-            gradient=flat,
-            moves=empty,
-            changes=empty,
-            weights=jnp.zeros(self.memory, flat.dtype),
-            base=base,
-            scale=1 / curvature if base is None else jnp.ones_like(curvature),
-            lipschitz=curvature,
-            progress=SolveProgress.start(flat.dtype, grad_evals=1, hvps=1),
-        )
+        scale = 1 / curvature if base is None else jnp.ones_like(curvature)
+        estimate = _Inverse(empty, empty, jnp.zeros(self.memory, flat.dtype), base, scale)
+        return _State(params, value, flat, estimate, curvature, SolveProgress.start(flat.dtype, grad_evals=1, hvps=1))
 
     def step(self, at: At, state: _State) -> _State:
         """One quasi-Newton step."""
         flat, unravel = ravel_pytree(state.params)
-        direction = -_two_loop(*_curvature(state), state.gradient)
-        slope = direction @ state.gradient
-        steepest = ~(slope < 0)
-        direction = jnp.where(steepest, -state.scale * _apply(state.base, state.gradient), direction)
+        estimate = state.estimate
+        direction = -estimate.times(state.gradient)
+        downhill = direction @ state.gradient < 0
+        direction = jnp.where(downhill, direction, -estimate.scale * estimate.initial(state.gradient))
         slope = direction @ state.gradient
 
         def evaluate(x: jax.Array, hparams: PyTree) -> tuple[jax.Array, jax.Array]:
             value, gradient = jax.value_and_grad(at.replace(hparams=hparams).inner_loss)(unravel(x))
             return value, ravel_pytree(gradient)[0]
 
-        trial = wolfe_search(
+        trial = _wolfe_search(
             lambda x: evaluate(x, jax.lax.stop_gradient(at.hparams)),
             *jax.lax.stop_gradient((flat, state.value, direction, slope)),
         )
         x = flat + trial.step * direction
         value, gradient = _already_evaluated(evaluate)(x, at.hparams, trial.value, trial.gradient)
         move, change = x - flat, gradient - state.gradient
-        product, squared = move @ change, change @ _apply(state.base, change)
+        product, squared = move @ change, change @ estimate.initial(change)
         eps = jnp.finfo(flat.dtype).eps
-        useful = (product > eps * squared * state.scale) & (move @ move > (1e-3 * jnp.sqrt(eps)) ** 2 * (x @ x))
+        useful = (product > eps * squared * estimate.scale) & (move @ move > (1e-3 * jnp.sqrt(eps)) ** 2 * (x @ x))
         inverse = jnp.where(useful, 1 / jnp.where(useful, product, 1), 0)
 
-        def push(history, new):
+        def push(history: jax.Array, new: jax.Array) -> jax.Array:
             return jnp.where(useful, jnp.concatenate([history[1:], new[None]]), history)
 
         length = jnp.linalg.norm(jax.lax.stop_gradient(move))
-        seen = jnp.linalg.norm(jax.lax.stop_gradient(change)) / jnp.where(length > 0, length, 1)
+        seen = jnp.linalg.norm(jax.lax.stop_gradient(change)) / _tree.positive(length)
         lipschitz = jnp.maximum(state.lipschitz, jnp.where(length > 0, seen, 0))
         params = unravel(x)
-        return _State(
-            params=params,
-            value=value,
-            gradient=gradient,
-            moves=push(state.moves, move),
-            changes=push(state.changes, change),
-            weights=push(state.weights, inverse),
-            base=state.base,
-            scale=jnp.where(useful, product / jnp.where(squared > 0, squared, 1), state.scale),
-            lipschitz=lipschitz,
-            progress=self.advance(
-                state.progress,
-                params,
-                jnp.linalg.norm(gradient) / lipschitz,
-                grad_evals=trial.trials,
-                failed=~trial.accepted,
-                failure=Status.STAGNATED,
-            ),
-        )
+        distance = jnp.linalg.norm(gradient) / lipschitz
+        progress = self.advance(state.progress, params, distance, grad_evals=trial.trials, failed=~trial.accepted)
+        history = jax.tree.map(push, estimate[:3], (move, change, inverse))
+        scale = jnp.where(useful, product / _tree.positive(squared), estimate.scale)
+        estimate = _Inverse(*history, estimate.base, scale)
+        return _State(params, value, gradient, estimate, lipschitz, progress)
 
-    def inverse(self, state):
+    def inverse(self, state: _State) -> jax.tree_util.Partial:
         """The two-loop recursion over the pairs kept."""
-        return jax.tree_util.Partial(_inverse, *_curvature(state))
+        return jax.tree_util.Partial(_inverse, state.estimate)
 
 
-def _curvature(state: _State) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array]:
-    """What the inverse-Hessian estimate is made of."""
-    return state.moves, state.changes, state.weights, state.base, state.scale
-
-
-def _apply(base: jax.Array | None, v: jax.Array) -> jax.Array:
-    """The initial inverse Hessian, unscaled, times a raveled vector: the same matrix for each column of params."""
-    return v if base is None else jnp.ravel(base @ v.reshape(len(base), -1))
-
-
-def _two_loop(moves, changes, weights, base, scale, q: jax.Array) -> jax.Array:
-    """The inverse-Hessian estimate times a vector (Nocedal 1980). Empty slots have weight 0 and drop out."""
-    pairs = (moves, changes, weights)
-
-    def newest_first(q, pair):
-        move, change, weight = pair
-        alpha = weight * (move @ q)
-        return q - alpha * change, alpha
-
-    def oldest_first(r, item):
-        (move, change, weight), alpha = item
-        return r + (alpha - weight * (change @ r)) * move, None
-
-    q, alphas = jax.lax.scan(newest_first, q, pairs, reverse=True)
-    r, _ = jax.lax.scan(oldest_first, scale * _apply(base, q), (pairs, alphas))
-    return r
-
-
-def _inverse(moves, changes, weights, base, scale, v: PyTree) -> PyTree:
+def _inverse(estimate: _Inverse, v: PyTree) -> PyTree:
     flat, unravel = ravel_pytree(v)
-    return unravel(_two_loop(moves, changes, weights, base, scale, flat))
+    return unravel(estimate.times(flat))
 
 
-def _already_evaluated(evaluate):
-    """`evaluate(x, hparams)` where its value is known: only its derivative, if asked for, is computed."""
+def _wolfe_search(
+    evaluate: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    x: jax.Array,
+    value: jax.Array,
+    direction: jax.Array,
+    slope: jax.Array,
+) -> _Trial:
+    """Bracket and bisect for the weak Wolfe conditions from a unit step."""
+    rounding = 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
+    invisible = -slope <= rounding / 10  # the loss cannot show the decrease that is left: trust the quasi-Newton step
+
+    def look(step: jax.Array, low: jax.Array, high: jax.Array, count: jax.Array) -> _Trial:
+        new_value, gradient = evaluate(x + step * direction)
+        new_slope = direction @ gradient
+        decreased = new_value <= value + _ARMIJO * step * slope
+        flat = (new_value <= value + rounding) & (new_slope <= (2 * _ARMIJO - 1) * slope)
+        low_enough = decreased | flat | (invisible & (new_value <= value + rounding))
+        steep = (new_slope < _CURVATURE * slope) & ~invisible
+        high = jnp.where(low_enough, high, step)
+        low = jnp.where(low_enough & steep, step, low)
+        following = jnp.where(jnp.isinf(high), 2 * low, (low + high) / 2)
+        return _Trial(step, following, low, high, new_value, gradient, low_enough & ~steep, count + 1)
+
+    zero, infinity = jnp.zeros((), x.dtype), jnp.array(jnp.inf, x.dtype)
+    return jax.lax.while_loop(
+        lambda t: ~t.accepted & (t.trials < _MAX_TRIALS),
+        lambda t: look(t.following, t.low, t.high, t.trials),
+        look(jnp.ones((), x.dtype), zero, infinity, jnp.int32(0)),
+    )
+
+
+def _already_evaluated(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """`evaluate(x, hparams)` at a known value: only its derivative, if asked for, is computed."""
 
     @jax.custom_jvp
-    def known(x, hparams, value, gradient):
+    def known(x: jax.Array, hparams: PyTree, value: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
         return value, gradient
 
     @known.defjvp
-    def _(primals, tangents):
+    def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
         _, derivative = jax.jvp(evaluate, primals[:2], tangents[:2])
         return primals[2:], derivative
 

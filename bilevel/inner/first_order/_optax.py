@@ -1,29 +1,27 @@
-"""Optax's optimizers under the contract, on all samples or on minibatches."""
+"""Optax's optimizers as inner solvers, on all samples or on minibatches."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from bilevel import _checks, _tree
+from bilevel import _tree
 from bilevel._curvature import unit_step
-from bilevel._needs import LOSS, NO_CONSTRAINTS, Need
-from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, SolveProgress
+from bilevel.inner._base import InnerSolver, SolveProgress, hold
+from bilevel.inner._judge import gradient_step
 from bilevel.problem import At, Problem
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _State:
+class _State(NamedTuple):
     params: PyTree
     optimizer: PyTree
-    test_step: jax.Array
+    test_step: jax.Array  # 1/L, the step of the stopping test
     progress: SolveProgress
 
 
@@ -32,23 +30,35 @@ class Optax(InnerSolver):
     """Any optax optimizer, each update followed by the problem's projection or prox.
 
     With `batch_size` a step is an epoch: one update for each minibatch of a fresh permutation of the samples, the last one
-    smaller where the sizes do not divide. Needs `Problem.batches` or a `linear_model`.
-    The stopping test, that of all solvers, takes all samples once per step; with `variance_reduction` that gradient
-    corrects those of the minibatches (SVRG), so that a constant learning rate converges. An optimizer with too large a learning
-    rate ends as `MAX_STEPS`. A prox is exact only for gradient descent with the same step: give `prox_step`, or prefer `FISTA`.
+    smaller if the sizes do not divide. Needs `Problem.batches` or a `linear_model`. Under an outer loop the permutations are
+    drawn anew in every outer step, from the key of that step (`At.key`). An optimizer with too large a learning rate ends as
+    `MAX_STEPS`. A prox is exact only for gradient descent with the same step: give `prox_step`, or prefer `FISTA`.
 
     Args:
+      rtol, atol: as for `InnerSolver`; the test takes the gradient on all samples once per step.
+      max_steps: limit on updates, or with minibatches on epochs.
       optimizer: a `GradientTransformation`, such as `optax.adam(1e-2)`.
-      max_steps: updates, or with minibatches epochs.
-      batch_size: samples of a minibatch; None takes all.
-      variance_reduction: g_B(x) − g_B(x̃) + g(x̃) in place of g_B(x), x̃ the point at which the epoch began.
-      seed: of the permutations.
+      batch_size: samples in a minibatch; None takes all.
+      variance_reduction: g_B(x) − g_B(x̃) + g(x̃) in place of g_B(x), x̃ the point at which the epoch began (SVRG), so that a
+        constant learning rate converges.
+      seed: seed of the permutations, together with the key of an outer step.
       prox_step: the step of the prox: the learning rate of gradient descent, over 1 − momentum. None: 1/L.
 
+    Raises:
+      TypeError: optimizer is not a GradientTransformation.
+      ValueError: variance_reduction without batch_size; a setting that must be positive.
+
     Reference: Johnson & Zhang 2013 (SVRG).
+
+    Example:
+      >>> import jax.numpy as jnp, optax, bilevel as bl
+      >>> problem = bl.Problem(inner_loss=lambda x, hparams, data: jnp.sum((x - hparams) ** 2))
+      >>> solver = bl.inner.Optax(optimizer=optax.sgd(0.1))
+      >>> print(solver.solve(problem, jnp.zeros(2), jnp.array([1.0, 2.0])).params.round(3))
+      [1. 2.]
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (LOSS, NO_CONSTRAINTS)
+    positive = ("batch_size", "prox_step")
 
     optimizer: Any
     max_steps: int = 10_000
@@ -59,7 +69,6 @@ class Optax(InnerSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.require_positive("inner.Optax", batch_size=self.batch_size, prox_step=self.prox_step)
         if not (callable(getattr(self.optimizer, "init", None)) and callable(getattr(self.optimizer, "update", None))):
             raise TypeError(
                 f"inner.Optax: optimizer must be an optax GradientTransformation, such as optax.adam(1e-2), got "
@@ -93,9 +102,7 @@ class Optax(InnerSolver):
         def follow(
             x: PyTree, optimizer: PyTree, value: jax.Array, gradient: PyTree, value_fn: Callable[[PyTree], jax.Array]
         ) -> tuple[PyTree, PyTree]:
-            """One update, and what it leaves feasible."""
-            import optax
-
+            """One update, made feasible."""
             update = optax.with_extra_args_support(self.optimizer).update
             updates, moved = update(gradient, optimizer, x, value=value, grad=gradient, value_fn=value_fn)
             x = _tree.cast_like(optax.apply_updates(x, updates), x)
@@ -103,7 +110,7 @@ class Optax(InnerSolver):
             return at.proximal_step(x, length), _tree.cast_like(moved, optimizer)
 
         value, gradient = jax.value_and_grad(at.inner_loss)(x)
-        pushed = at.proximal_step(_tree.add_scaled(x, -state.test_step, gradient), state.test_step)
+        pushed = gradient_step(at, x, state.test_step, gradient)
         passes = 0
         if self.batch_size is None:
             moved, optimizer = follow(x, state.optimizer, value, gradient, at.inner_loss)
@@ -111,9 +118,7 @@ class Optax(InnerSolver):
             moved, optimizer = self._epoch(at, state, gradient, follow)
             passes = 2 if self.variance_reduction else 1
         progress = self.advance(state.progress, x, _tree.norm(_tree.sub(pushed, x)), grad_evals=1 + passes)
-        held = _tree.with_derivative_of(moved, x)
-        x = _tree.where(progress.status == Status.CONVERGED, held, moved)
-        return _State(x, optimizer, state.test_step, progress)
+        return _State(hold(progress, x, moved, moved), optimizer, state.test_step, progress)
 
     def _epoch(
         self, at: At, state: _State, full_gradient: PyTree, follow: Callable[..., tuple[PyTree, PyTree]]
@@ -121,8 +126,10 @@ class Optax(InnerSolver):
         """An update for each minibatch of a permutation."""
         samples = at.samples()
         size = min(self.batch_size or samples, samples)
-        key = jax.random.fold_in(jax.random.key(self.seed), state.progress.steps)
-        order = jax.random.permutation(key, samples)
+        key = jax.random.key(self.seed)
+        if at.key is not None:
+            key = jax.random.fold_in(key, jax.random.bits(at.key))
+        order = jax.random.permutation(jax.random.fold_in(key, state.progress.steps), samples)
         anchor = state.params
 
         def update(carry: tuple[PyTree, PyTree], index: jax.Array) -> tuple[tuple[PyTree, PyTree], None]:

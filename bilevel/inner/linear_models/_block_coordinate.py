@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
 from bilevel._curvature import unit_step
-from bilevel._needs import LOSS, NO_CONSTRAINTS, Need
+from bilevel._needs import LOSS, NO_CONSTRAINTS
 from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, SolveProgress
@@ -21,22 +21,18 @@ _WINDOW = 5  # sweeps between extrapolations
 _LEAST = 100  # blocks in a working set
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _State:
+class _State(NamedTuple):
     params: jax.Array
     image: jax.Array
-    test_step: jax.Array  # 1/L, the step by which the stopping test is taken
+    test_step: jax.Array  # 1/L, the step of the stopping test
     progress: SolveProgress
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Sweep:
+class _Sweep(NamedTuple):
     x: jax.Array
     image: jax.Array
-    blocks: jax.Array  # the working set, in its first `count` places
-    count: jax.Array
+    blocks: jax.Array  # the working set, in its first `size` places
+    size: jax.Array
     moved: jax.Array  # Σ (L_j‖Δ_j‖)² of the last sweep
 
 
@@ -44,27 +40,40 @@ class _Sweep:
 class BlockCoordinateDescent(InnerSolver):
     """x_j⁺ = prox_j(x_j − ∇_j f(x)/L_j) for one block j after the other, on working sets of the blocks that matter.
 
-    The blocks are the rows of params: the coordinates of a lasso, with L_j = ‖X_j‖²; the rows of the SVM's dual, with
-    L_i = ‖X_i‖²/θ. One step evaluates the whole gradient, takes the blocks that are furthest from their prox together with
-    those that are not zero, and sweeps over these, leaving out the ones that stand still, until they are `inner_ratio` as far.
-    Every five sweeps are extrapolated (Anderson's way), which is kept if the next sweep then moves less.
+    params is one array, shape (n,) or (n, k), and its rows are the blocks: the coordinates of a lasso, with L_j = ‖X_j‖²; the
+    rows of the SVM's dual, with L_i = ‖X_i‖²/θ. One step evaluates the whole gradient, takes the blocks that are furthest from
+    their prox together with those that are not zero, and sweeps over these, leaving out the ones that stand still, until their
+    distance is `inner_ratio` of that at the start. Every five sweeps are extrapolated (Anderson), which is kept if the
+    next sweep then moves less.
 
     Needs a loss whose blocks are cheap: a `linear_model`; `datafit`, `design` and `block_lipschitz`; or
-    a quadratic program, also beside an inner loss. The prox acts on each block by itself, which `block_prox` or
-    `separable` states. Unrolled, a step is differentiated as the proximal gradient step from its point, whose
-    derivative has the same limit.
+    a quadratic program, also beside an inner loss. The prox acts on each block by itself, as stated by `block_prox` or
+    `separable`. Unrolled, a step is differentiated as the proximal gradient step from its point, whose derivative has the same
+    limit.
 
     Args:
-      max_steps: working sets.
-      max_sweeps: sweeps over each.
-      inner_ratio: how far a working set is taken towards its own solution.
+      rtol, atol: as for `InnerSolver`.
+      max_steps: limit on working sets.
+      max_sweeps: limit on sweeps over each.
+      inner_ratio: accuracy to which a working set is solved, in (0, 1).
       acceleration: extrapolate.
+
+    Raises:
+      ValueError: a setting out of its range.
+      TypeError: in a solve, params that is not one array, or a quadratic program whose Q is a function.
 
     References: Tseng & Yun 2009; Massias, Gramfort & Salmon 2018 (working sets); Bertrand & Massias 2021 (extrapolation);
     Blondel, Seki & Uehara 2013 (the SVM's blocks).
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> lasso = bl.LinearModel(loss="squared", rows=lambda data: data, l1=lambda hparams: hparams)
+      >>> data = jnp.eye(2), jnp.array([2.0, 0.5])
+      >>> print(bl.inner.BlockCoordinateDescent().solve(bl.Problem(inner=lasso), jnp.zeros(2), 1.0, data).params.round(3))
+      [1. 0.]
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (LOSS, NO_CONSTRAINTS, BLOCKS, SEPARATE)
+    needs = (LOSS, NO_CONSTRAINTS, BLOCKS, SEPARATE)
 
     max_steps: int = 1000
     max_sweeps: int = 50
@@ -123,20 +132,18 @@ class BlockCoordinateDescent(InnerSolver):
         chosen = jnp.where(jnp.arange(key.size) < size, away[order], 0)
         goal = self.inner_ratio**2 * jnp.sum(chosen**2)
 
-        def unfinished(carry):
-            sweep, sweeps = carry
-            return (sweep.moved > goal) & (sweeps < self.max_sweeps)
-
         start = _Sweep(x, state.image, order, size, jnp.array(jnp.inf, x.dtype))
         end, _ = jax.lax.while_loop(
-            unfinished, lambda carry: (self._window(blocks, carry[0]), carry[1] + _WINDOW), (start, 0)
+            lambda carry: (carry[0].moved > goal) & (carry[1] < self.max_sweeps),
+            lambda carry: (self._window(blocks, carry[0]), carry[1] + _WINDOW),
+            (start, 0),
         )
         return end.x, end.image
 
     def _window(self, blocks: Blocks, start: _Sweep) -> _Sweep:
         """A few sweeps, and one from their extrapolation if it then moves less."""
 
-        def record(sweep, _):
+        def record(sweep: _Sweep, _: None) -> tuple[_Sweep, tuple[jax.Array, jax.Array]]:
             sweep = _swept_once(blocks, sweep)
             return sweep, (sweep.x, sweep.image)
 
@@ -146,7 +153,7 @@ class BlockCoordinateDescent(InnerSolver):
         points = jnp.concatenate([start.x[None], past[0]]).reshape(_WINDOW + 1, -1)
         weights = _extrapolation(jnp.diff(points, axis=0))
         x, image = (jnp.tensordot(weights, each, 1) for each in past)
-        trial = _swept_once(blocks, dataclasses.replace(last, x=x, image=image))
+        trial = _swept_once(blocks, last._replace(x=x, image=image))
         return _tree.where(trial.moved < last.moved, trial, last)
 
 
@@ -154,7 +161,7 @@ def _swept_once(blocks: Blocks, sweep: _Sweep) -> _Sweep:
     """Every block of the working set once; those that stood still leave it."""
     floor = jnp.finfo(sweep.x.dtype).eps * jnp.max(blocks.lipschitz)
 
-    def visit(i, s: _Sweep) -> _Sweep:
+    def visit(i: jax.Array, s: _Sweep) -> _Sweep:
         j = s.blocks[i]
         lipschitz = jnp.maximum(blocks.lipschitz[j], floor)
         old = s.x[j]
@@ -164,13 +171,13 @@ def _swept_once(blocks: Blocks, sweep: _Sweep) -> _Sweep:
         return _Sweep(
             s.x.at[j].set(new),
             blocks.pushed(s.image, j, delta),
-            s.blocks.at[s.count].set(j),  # those that moved gather at the front
-            s.count + (square > 0).astype(s.count.dtype),
+            s.blocks.at[s.size].set(j),  # those that moved gather at the front
+            s.size + (square > 0).astype(s.size.dtype),
             s.moved + lipschitz**2 * square,
         )
 
-    none = dataclasses.replace(sweep, count=jnp.zeros_like(sweep.count), moved=jnp.zeros_like(sweep.moved))
-    return jax.lax.fori_loop(0, sweep.count, visit, none)
+    none = sweep._replace(size=jnp.zeros_like(sweep.size), moved=jnp.zeros_like(sweep.moved))
+    return jax.lax.fori_loop(0, sweep.size, visit, none)
 
 
 def _extrapolation(moves: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""How a smooth loss is followed while single rows (blocks) of the variable change: an image of the variable is carried along."""
+"""A smooth loss while single rows (blocks) of the variable change: an image of the variable is updated along with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bilevel._tree import PyTree
 from bilevel.problem import At
 from bilevel.statements import QP, Factored, LinearModel
 
-# A bound on the second derivative of a row's loss in its predictions.
+# Bounds on the second derivative of the loss of a row in its predictions.
 _CURVATURE = {"squared": 1.0, "logistic": 0.25}
 
 
@@ -43,25 +43,39 @@ SEPARATE = Need(
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """A loss seen by blocks.
+    """The loss f(x) = φ(Rᵀx) + ⟨c, x⟩ seen by blocks, the rows of x; Rᵀx is the image of x.
 
     Args:
-      image: x ↦ image, a linear or affine function of x.
-      gradient: image ↦ ∇f(x), of the shape of x.
-      gradient_of: (image, j) ↦ the gradient's row j.
-      pushed: (image, j, delta) ↦ the image after row j of x moved by delta.
+      rows: R, shape (n, m).
+      slope: image ↦ ∇φ, of the shape of the image; None for ½⟨x, Rx⟩ in place of φ(Rᵀx).
+      shift: c, of the shape of x.
       lipschitz: a constant for each block, shape (n,).
       prox: (block, j, step) ↦ the prox, or projection, of block j alone.
       prox_all: (x, step) ↦ the prox of all blocks.
     """
 
-    image: Callable[[jax.Array], jax.Array]
-    gradient: Callable[[jax.Array], jax.Array]
-    gradient_of: Callable[[jax.Array, Any], jax.Array]
-    pushed: Callable[[jax.Array, Any, jax.Array], jax.Array]
+    rows: jax.Array
+    slope: Callable[[jax.Array], jax.Array] | None
+    shift: jax.Array
     lipschitz: jax.Array
     prox: Callable[[jax.Array, Any, jax.Array], jax.Array]
     prox_all: Callable[[jax.Array, jax.Array], jax.Array]
+
+    def image(self, x: jax.Array) -> jax.Array:
+        """Rᵀx."""
+        return (x.T @ self.rows).T
+
+    def gradient(self, image: jax.Array) -> jax.Array:
+        """∇f(x), of the shape of x."""
+        return (image if self.slope is None else self.rows @ self.slope(image)) + self.shift
+
+    def gradient_of(self, image: jax.Array, j: Any) -> jax.Array:
+        """Row j of the gradient."""
+        return (image[j] if self.slope is None else self.rows[j] @ self.slope(image)) + self.shift[j]
+
+    def pushed(self, image: jax.Array, j: Any, delta: jax.Array) -> jax.Array:
+        """The image after row j of x moved by delta."""
+        return image + self.rows[j].reshape(-1, *(1,) * delta.ndim) * delta
 
 
 def by_model(model: LinearModel | None) -> bool:
@@ -73,87 +87,51 @@ def prepare(at: At) -> PyTree:
     """The columns of a linear model's features as contiguous rows, and their squared norms; None for other problems."""
     if not by_model(at.parts.linear_model):
         return None
-    columns = _dense(at.parts.linear_model.rows(at.data)[0]).T
+    columns = dense(at.parts.linear_model.rows(at.data)[0]).T
     return columns, jnp.sum(columns**2, axis=1)
 
 
 def blocks_of(at: At, params: jax.Array) -> Blocks:
-    """The blocks of a problem's loss: of a linear model, of a data fit, or of a quadratic program."""
-    model = at.parts.linear_model
+    """The blocks of the loss of a linear model, of a data fit, or of a quadratic program."""
+    model, zero = at.parts.linear_model, jnp.zeros_like(params)
     if by_model(model):
         columns, squares = at.prepared
         curvature = (2 if params.ndim == 2 and model.loss == "logistic" else 1) * _CURVATURE[model.loss]
         return Blocks(
-            # The ℓ2 penalty is left to the prox, also where the problem's own loss holds it.
+            rows=columns.astype(params.dtype),
+            slope=jax.grad(lambda prediction: model.datafit(prediction, at.hparams, at.data)),
+            shift=zero,
+            lipschitz=(curvature * model.weight(at.data) * squares).astype(params.dtype),
+            # The ℓ2 penalty is left to the prox, even if it is part of the problem's own loss.
             prox=lambda block, j, step: model.block_prox(block, j, at.hparams, at.data, step),
             prox_all=lambda x, step: model.prox(x, at.hparams, at.data, step),
-            lipschitz=(curvature * model.weight(at.data) * squares).astype(params.dtype),
-            **_of_prediction(lambda p: model.datafit(p, at.hparams, at.data), columns.astype(params.dtype)),
         )
     lipschitz = at.block_lipschitz()
     if at.parts.datafit is not None and lipschitz is not None:
-        loss = _of_prediction(at.datafit, _dense(at.design()).T)
+        loss = dense(at.design()).T, jax.grad(at.datafit), zero, lipschitz.astype(params.dtype)
     else:
-        program = _cast(at.quadratic_program(), params.dtype)
-        loss = _of_factor(program) if isinstance(program.Q, Factored) else _of_matrix(program)
-        lipschitz = _diagonal(program.Q)
-    return Blocks(
-        prox=_prox_of(at, params),
-        prox_all=lambda x, step: at.proximal_step(x, step),
-        lipschitz=lipschitz.astype(params.dtype),
-        **loss,
-    )
+        loss = _of_program(at.quadratic_program(), params.dtype)
+    return Blocks(*loss, _prox_of(at, params), at.proximal_step)
 
 
-def _of_prediction(datafit: Callable[[jax.Array], jax.Array], columns: jax.Array) -> dict[str, Callable]:
-    """The image is the prediction Xw."""
-    slope = jax.grad(datafit)
-    return {
-        "image": lambda x: (x.T @ columns).T,
-        "gradient": lambda prediction: columns @ slope(prediction),
-        "gradient_of": lambda prediction, j: columns[j] @ slope(prediction),
-        "pushed": lambda prediction, j, delta: prediction + _outer(columns[j], delta),
-    }
-
-
-def _cast(program: QP, dtype: Any) -> QP:
-    return QP(*jax.tree.map(lambda a: jnp.asarray(a, dtype), tuple(program[:2])))
-
-
-def _of_factor(program: QP) -> dict[str, Callable]:
-    """The image is Aᵀx, of Q = scale · A Aᵀ."""
-    factor, scale = program.Q.factor, program.Q.scale
-    return {
-        "image": lambda x: (x.T @ factor).T,
-        "gradient": lambda image: scale * (factor @ image) + program.c,
-        "gradient_of": lambda image, j: scale * (factor[j] @ image) + program.c[j],
-        "pushed": lambda image, j, delta: image + _outer(factor[j], delta),
-    }
-
-
-def _of_matrix(program: QP) -> dict[str, Callable]:
-    """The image is the gradient Qx + c itself."""
+def _of_program(program: QP, dtype: Any) -> tuple[jax.Array, Callable[..., jax.Array] | None, jax.Array, jax.Array]:
+    """R, ∇φ, c and the Lipschitz constants."""
+    c = jnp.asarray(program.c, dtype)
+    if isinstance(program.Q, Factored):
+        factor, scale = (jnp.asarray(a, dtype) for a in (program.Q.factor, program.Q.scale))
+        rows = jnp.sqrt(scale) * factor
+        return rows, lambda image: image, c, jnp.sum(rows**2, axis=1)
     if callable(program.Q):
         raise TypeError(
             "inner.BlockCoordinateDescent reads single rows of Q: Q of the quadratic program must be a matrix or a "
             "bilevel.statements.Factored, not a function"
         )
-    return {
-        "image": lambda x: program.Q @ x + program.c,
-        "gradient": lambda image: image,
-        "gradient_of": lambda image, j: image[j],
-        "pushed": lambda image, j, delta: image + _outer(program.Q[j], delta),
-    }
-
-
-def _diagonal(matrix: Any) -> jax.Array:
-    if isinstance(matrix, Factored):
-        return matrix.scale * jnp.sum(matrix.factor**2, axis=1)
-    return jnp.diagonal(matrix)
+    rows = jnp.asarray(program.Q, dtype)
+    return rows, None, c, jnp.diagonal(rows)
 
 
 def _prox_of(at: At, params: jax.Array) -> Callable[[jax.Array, Any, jax.Array], jax.Array]:
-    """The prox of one block: as the problem states it, or read off the prox of all."""
+    """The prox of one block: as stated by the problem, or taken from the prox of all blocks."""
     if at.parts.block_prox is not None:
         return at.block_prox
     if at.parts.smooth:
@@ -161,9 +139,6 @@ def _prox_of(at: At, params: jax.Array) -> Callable[[jax.Array, Any, jax.Array],
     return lambda block, j, step: at.proximal_step(params.at[j].set(block), step)[j]
 
 
-def _outer(column: jax.Array, delta: jax.Array) -> jax.Array:
-    return column.reshape(column.shape + (1,) * delta.ndim) * delta
-
-
-def _dense(features: Any) -> jax.Array:
+def dense(features: Any) -> jax.Array:
+    """The features of a linear model as an array."""
     return features.todense() if isinstance(features, BCOO) else features

@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
-from bilevel._needs import LOSS, SMOOTH, Need
-from bilevel._tree import PyTree
-from bilevel.inner._base import InnerSolver, PlainState, SolveProgress
+from bilevel._needs import LOSS, SMOOTH
+from bilevel.inner._base import InnerSolver, PlainState
 from bilevel.inner._judge import judge
 from bilevel.problem import At, Problem
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimistix(InnerSolver):
-    """Any solver of optimistix, run as a whole; its answer is judged like every solver's.
+    """Any solver of optimistix, run as a whole; its answer is judged like that of every `InnerSolver`.
 
-    An answer that is not good enough is the start of another run, as long as each run halves the residual. A minimizer gets
-    the inner loss, a least-squares solver `Problem.residuals`, a root finder the inner gradient. Its own tolerances should
-    be tighter than rtol. Not differentiated: use `hypergrad.Implicit`.
+    An answer that misses the tolerance is the start of another run, as long as each run halves the residual. A minimizer gets
+    the inner loss, a least-squares solver `Problem.residuals`, a root finder the inner gradient. Not differentiated: use
+    `hypergrad.Implicit`.
 
     Args:
+      rtol, atol: judge the answer, as for `InnerSolver`; the solver's own tolerances should be tighter.
+      max_steps: limit on the steps of each run.
       solver: such as `optimistix.BFGS(rtol=1e-8, atol=1e-8)` or `optimistix.LevenbergMarquardt(rtol=1e-8, atol=1e-8)`.
-      max_steps: limit of its steps.
+
+    Raises:
+      TypeError: solver is none of optimistix's minimizers, least-squares solvers and root finders.
+
+    Example:
+      >>> import jax.numpy as jnp, optimistix, bilevel as bl
+      >>> problem = bl.Problem(inner_loss=lambda x, hparams, data: jnp.sum((x - hparams) ** 2))
+      >>> solver = bl.inner.Optimistix(solver=optimistix.BFGS(rtol=1e-6, atol=1e-6))
+      >>> print(solver.solve(problem, jnp.zeros(2), jnp.array([1.0, 2.0])).params.round(3))
+      [1. 2.]
     """
 
-    differentiable: ClassVar[bool] = False
-    needs: ClassVar[tuple[Need, ...]] = (LOSS, SMOOTH)
+    differentiable = False
+    needs = (LOSS, SMOOTH)
 
     solver: Any
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self._kind() is None:
+        if self._runner() is None:
             raise TypeError(
                 "inner.Optimistix: solver must be a minimizer, a least-squares solver or a root finder of optimistix, such as "
                 f"optimistix.BFGS(rtol=1e-8, atol=1e-8), got {self.solver!r}"
@@ -45,41 +55,34 @@ class Optimistix(InnerSolver):
 
     def check(self, problem: Problem) -> None:
         """Require a smooth problem, and residuals for a least-squares solver."""
+        import optimistix as optx
+
         super().check(problem)
-        if self._kind() == "least_squares" and problem.parts.residuals is None:
+        if isinstance(self.solver, optx.AbstractLeastSquaresSolver) and problem.parts.residuals is None:
             raise ValueError(
                 f"inner.Optimistix with {type(self.solver).__name__} needs residuals, and this one has no Problem.residuals: "
                 "state the loss by them, or use a minimizer such as optimistix.BFGS"
             )
 
-    def init(self, at: At, params: PyTree) -> PlainState:
-        """Nothing to prepare."""
-        return PlainState(params, SolveProgress.start(_tree.dtype(params)))
-
     def step(self, at: At, state: PlainState) -> PlainState:
         """One run, and its verdict."""
-        import optimistix as optx
-
-        run, function = {
-            "minimise": (optx.minimise, lambda x, at: at.inner_loss(x)),
-            "least_squares": (optx.least_squares, lambda x, at: at.residuals(x)),
-            "root_find": (optx.root_find, lambda x, at: at.gradient(x)),
-        }[self._kind() or "minimise"]
+        run, function = self._runner()
         frozen, start = jax.lax.stop_gradient((at, state.params))
         found = run(function, self.solver, start, frozen, max_steps=self.max_steps, throw=False)
         x = _tree.cast_like(jax.lax.stop_gradient(found.value), start)
         steps = jnp.maximum(jnp.asarray(found.stats["num_steps"], jnp.int32), 1)
         distance, norm = judge(at, x)
-        better = distance / jnp.where(norm > 0, norm, 1) <= state.progress.residual / 2
-        progress = self.advance(state.progress, x, distance, grad_evals=steps + 1, hvps=1, failed=~better)
-        return PlainState(x, dataclasses.replace(progress, steps=state.progress.steps + steps))
+        better = distance / _tree.positive(norm) <= state.progress.residual / 2
+        spent = {"grad_evals": steps + 1, "hvps": 1, "steps": steps}
+        return PlainState(x, self.advance(state.progress, x, distance, **spent, failed=~better))
 
-    def _kind(self) -> str | None:
+    def _runner(self) -> Any:
+        """The function of optimistix that runs the solver, with the function of (x, at) that it takes; None if there is none."""
         import optimistix as optx
 
-        kinds = {
-            "minimise": optx.AbstractMinimiser,
-            "least_squares": optx.AbstractLeastSquaresSolver,
-            "root_find": optx.AbstractRootFinder,
+        runners = {
+            optx.AbstractMinimiser: (optx.minimise, lambda x, at: at.inner_loss(x)),
+            optx.AbstractLeastSquaresSolver: (optx.least_squares, lambda x, at: at.residuals(x)),
+            optx.AbstractRootFinder: (optx.root_find, lambda x, at: at.gradient(x)),
         }
-        return next((name for name, base in kinds.items() if isinstance(self.solver, base)), None)
+        return next((runner for base, runner in runners.items() if isinstance(self.solver, base)), None)
