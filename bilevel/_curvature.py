@@ -1,4 +1,4 @@
-"""How curved the inner loss is, and the steps that follow from it."""
+"""The curvature of the inner loss, and the step sizes that follow from it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def choose_step(given: float | None, at: At, params: PyTree) -> jax.Array:
 
 
 def constant(step: Any, params: PyTree) -> jax.Array:
-    """A step in the precision of params; at a solution F = 0 whatever the step, so that its derivative is left out."""
+    """A step in the precision of params, without a derivative: at a solution F = 0 for every step."""
     return jax.lax.stop_gradient(jnp.asarray(step, _tree.dtype(params)))
 
 
@@ -42,9 +42,8 @@ def curvature_along_gradient(at: At, params: PyTree) -> tuple[PyTree, jax.Array]
 
 
 def gain(product: Callable[[PyTree], PyTree], v: PyTree) -> jax.Array:
-    """‖Av‖/‖v‖; 1 where that is zero, NaN where it is too large to tell. On a unit vector, so that only A can overflow."""
-    norm = _tree.norm(v)
-    found = _tree.norm(product(_tree.scale(1 / jnp.where(norm > 0, norm, 1), v)))
+    """‖Av‖/‖v‖; 1 where that is zero, NaN where it overflows. Computed at v/‖v‖, so that only A can overflow."""
+    found = _tree.norm(product(_tree.normalized(v)[1]))
     return jnp.where(found == 0, 1, jnp.where(jnp.isinf(found), jnp.nan, found))
 
 
@@ -55,13 +54,9 @@ def _largest_eigenvalue(at: At, params: PyTree) -> jax.Array:
     _, hvp = jax.linearize(frozen.gradient, frozen_params)
     start = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), frozen_params)
 
-    def iterate(carry: tuple[PyTree, jax.Array], none: None) -> tuple[tuple[PyTree, jax.Array], None]:
-        del none
-        direction = carry[0]
-        product = hvp(direction)
-        norm = _tree.norm(product)
-        return (_tree.scale(1 / jnp.where(norm > 0, norm, 1), product), norm), None
+    def iterate(direction: PyTree, _: None) -> tuple[PyTree, jax.Array]:
+        norm, following = _tree.normalized(hvp(direction))
+        return following, norm
 
-    start = _tree.scale(1 / _tree.norm(start), start)
-    (_, largest), _ = jax.lax.scan(iterate, (start, jnp.ones((), _tree.dtype(params))), length=ITERATIONS)
-    return jnp.where(largest > 0, largest, 1)
+    _, norms = jax.lax.scan(iterate, _tree.normalized(start)[1], length=ITERATIONS)
+    return _tree.positive(norms[-1])

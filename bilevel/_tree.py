@@ -56,13 +56,20 @@ def vdot(x: PyTree, y: PyTree) -> jax.Array:
 
 
 def norm(x: PyTree) -> jax.Array:
-    """Euclidean norm over all leaves, scaled so that it neither overflows nor underflows."""
+    """Euclidean norm over all leaves, scaled so that it neither overflows nor underflows; its derivative at 0 is 0."""
     leaves = [jnp.ravel(a) for a in jax.tree.leaves(x) if a.size]
     if not leaves:
         return jnp.zeros((), dtype(x))
-    largest = jnp.stack([jnp.max(jnp.abs(a)).astype(dtype(x)) for a in leaves]).max()
-    safe = positive(jnp.where(jnp.isfinite(largest), largest, 1))
-    return safe * jnp.sqrt(sum(jnp.sum((a / safe.astype(a.dtype)) ** 2).astype(dtype(x)) for a in leaves))
+    largest = jnp.stack([jnp.max(jnp.abs(jax.lax.stop_gradient(a))).astype(dtype(x)) for a in leaves]).max()
+    unit = positive(jnp.where(jnp.isfinite(largest), largest, 1))
+    total = sum(jnp.sum((a / unit.astype(a.dtype)) ** 2).astype(dtype(x)) for a in leaves)
+    return unit * jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
+
+
+def normalized(x: PyTree) -> tuple[jax.Array, PyTree]:
+    """‖x‖ and x/‖x‖, which is zero where x is."""
+    length = norm(x)
+    return length, scale(1 / positive(length), x)
 
 
 def add_scaled(x: PyTree, scale: Any, y: PyTree) -> PyTree:
@@ -173,14 +180,12 @@ def shapes(x: PyTree) -> str:
 
 def check_like(name: str, value: PyTree, reference_name: str, reference: PyTree) -> None:
     """Raise ValueError unless both trees have the same structure and shapes."""
-    same_tree = jax.tree.structure(value) == jax.tree.structure(reference)
-    if same_tree:
-        pairs = zip(jax.tree.leaves(value), jax.tree.leaves(reference), strict=True)
-        if all(jnp.shape(a) == jnp.shape(b) for a, b in pairs):
-            return
-    raise ValueError(
-        f"{name} must have the structure and shapes of {reference_name}: got {shapes(value)}, expected {shapes(reference)}"
-    )
+    (leaves, structure), (expected, wanted) = jax.tree.flatten(value), jax.tree.flatten(reference)
+    if structure != wanted or [jnp.shape(a) for a in leaves] != [jnp.shape(a) for a in expected]:
+        raise ValueError(
+            f"{name} must have the structure and shapes of {reference_name}: "
+            f"got {shapes(value)}, expected {shapes(reference)}"
+        )
 
 
 def cast_like(value: PyTree, reference: PyTree) -> PyTree:

@@ -56,8 +56,7 @@ def directions_like(tree: PyTree, count: int, seed: int) -> PyTree:
 
 def unit(tree: PyTree) -> PyTree:
     """tree/‖tree‖, or zero."""
-    norm = _tree.norm(tree)
-    return _tree.scale(1 / jnp.where(norm > 0, norm, 1), tree)
+    return _tree.normalized(tree)[1]
 
 
 def tangents_of(tree: PyTree, direction: PyTree) -> PyTree:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-
-import jax
 
 from bilevel import _tree
 from bilevel._tree import PyTree
-from bilevel.linear._base import Attempt, LinearSolver, Operator, Prepared
+from bilevel.linear._base import LinearSolver, Operator, Prepared, PreparedSolver, Product
 from bilevel.linear._cg import CG
 from bilevel.linear._direct import Direct
 from bilevel.linear._gmres import GMRES
@@ -18,7 +15,7 @@ from bilevel.linear._minres import MINRES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Auto(LinearSolver):
+class Auto(PreparedSolver):
     """Choose a solver by the size and the structure of the operator. The default everywhere.
 
     Below `direct_below` unknowns the system is factored by `Direct`, by SVD if the operator may be singular. Larger systems go
@@ -42,15 +39,11 @@ class Auto(LinearSolver):
 
     direct_below: int = 512
 
-    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
-        """Call the chosen solver."""
-        return self._chosen(operator, b).attempt(operator, b, init, tolerance)
-
     def prepare(self, operator: Operator, like: PyTree) -> Prepared:
         """Prepare the chosen solver."""
-        return self._chosen(operator, like).prepare(operator, like)
+        return self.choose(operator.structure, _tree.size(like), operator.singular).prepare(operator, like)
 
-    def preconditioned(self, preconditioner: Callable[[PyTree], PyTree] | None) -> LinearSolver:
+    def preconditioned(self, preconditioner: Product | None) -> LinearSolver:
         """`CG`, which takes it."""
         return CG(rtol=self.rtol, atol=self.atol, preconditioner=preconditioner)
 
@@ -63,6 +56,3 @@ class Auto(LinearSolver):
         else:
             chosen = MINRES if structure == "symmetric" or singular else CG
         return chosen(rtol=self.rtol, atol=self.atol)
-
-    def _chosen(self, operator: Operator, like: PyTree) -> LinearSolver:
-        return self.choose(operator.structure, _tree.size(like), operator.singular)

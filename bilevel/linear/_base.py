@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from bilevel import _tree
 from bilevel._status import Status
@@ -42,11 +44,15 @@ class Operator:
     singular: bool = False
     self_adjoint: bool = False
 
+    def __call__(self, v: PyTree) -> PyTree:
+        """A v in the dtypes of v."""
+        return _tree.cast_like(self.matvec(v), v)
+
     def transpose(self, like: PyTree) -> Operator:
         """Aᵀ, for unknowns like `like`: A itself where it is `self_adjoint`."""
         if self.self_adjoint:
             return self
-        transposed = jax.linear_transpose(lambda v: _tree.cast_like(self.matvec(v), v), like)
+        transposed = jax.linear_transpose(self.__call__, like)
         return dataclasses.replace(self, matvec=lambda v: transposed(v)[0])
 
 
@@ -60,6 +66,14 @@ def damped(operator: Operator, ridge: float | jax.Array) -> Operator:
     """
     matvec = operator.matvec
     return dataclasses.replace(operator, matvec=lambda v: _tree.add_scaled(matvec(v), ridge, v), singular=False)
+
+
+def raveled(
+    operator: Operator, like: PyTree
+) -> tuple[Callable[[jax.Array], jax.Array], jax.Array, Callable[[jax.Array], PyTree]]:
+    """v ↦ A v for raveled unknowns, `like` raveled, and the map from a vector back to the structure of `like`."""
+    flat, unravel = ravel_pytree(like)
+    return lambda v: ravel_pytree(operator(unravel(v)))[0], flat, unravel
 
 
 @jax.tree_util.register_dataclass
@@ -112,10 +126,10 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A method after the work that needs no right-hand side: call it with (b, init, tolerance).
+    """A method after the work that needs no right-hand side; call it with (b, init, tolerance).
 
     Args:
-      attempt: (b, init, tolerance) ↦ `Attempt`, which counts only the products of the call.
+      attempt: (b, init, tolerance) ↦ `Attempt`, which counts only its own products.
       matvecs: number of products of the preparation.
     """
 
@@ -123,8 +137,9 @@ class Prepared:
     matvecs: int = 0
 
     def __call__(self, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
-        """Solve for one right-hand side."""
-        return self.attempt(b, init, tolerance)
+        """Solve for one right-hand side, and count the products of the preparation too."""
+        found = self.attempt(b, init, tolerance)
+        return dataclasses.replace(found, matvecs=found.matvecs + self.matvecs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,9 +177,9 @@ class LinearSolver(abc.ABC):
 
     def prepare(self, operator: Operator, like: PyTree) -> Prepared:
         """Do the work that needs no right-hand side, once for many that are like `like`; `Direct` factors here."""
-        return Prepared(lambda b, init, tolerance: self.attempt(operator, b, init, tolerance))
+        return Prepared(functools.partial(self.attempt, operator))
 
-    def preconditioned(self, preconditioner: Callable[[PyTree], PyTree] | None) -> LinearSolver:
+    def preconditioned(self, preconditioner: Product | None) -> LinearSolver:
         """This solver with a preconditioner v ↦ M⁻¹v, symmetric and positive definite. Raises ValueError if it takes none."""
         del preconditioner
         raise ValueError(
@@ -172,15 +187,11 @@ class LinearSolver(abc.ABC):
         )
 
     def effective_operator(self, operator: Operator) -> Operator:
-        """The system that is solved, and on which the answer is judged: A itself, except for `Damped`."""
+        """The operator of the system that is solved, and that judges the answer: A itself, except for `Damped`."""
         return operator
 
     def solve(
-        self,
-        operator: Operator | Callable[[PyTree], PyTree],
-        b: PyTree,
-        init: PyTree | None = None,
-        tolerance: jax.Array | None = None,
+        self, operator: Operator | Product, b: PyTree, init: PyTree | None = None, tolerance: jax.Array | None = None
     ) -> LinearSolution:
         """Solve A x = b.
 
@@ -202,14 +213,11 @@ class LinearSolver(abc.ABC):
           >>> print(found.value.round(3), bl.Status(int(found.status)).word)
           [1.  0.5] converged
         """
-        operator = self.effective_operator(operator if isinstance(operator, Operator) else Operator(operator))
-        if init is not None:
-            _tree.check_like("init", init, "b", b)
-        return self._judged(operator, lambda *args: self.attempt(operator, *args), b, init, tolerance)
+        operator = self._posed(operator, b, init)
+        tolerance = self.tolerance(b) if tolerance is None else tolerance
+        return _judged(operator, functools.partial(self.attempt, operator), b, init, tolerance)
 
-    def solve_block(
-        self, operator: Operator | Callable[[PyTree], PyTree], b: PyTree, init: PyTree | None = None
-    ) -> LinearSolution:
+    def solve_block(self, operator: Operator | Product, b: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Solve A X = B for k right-hand sides at once.
 
         Products are batched, so that a dense A is read once for all columns, and a factorization is shared. Each right-hand
@@ -232,23 +240,15 @@ class LinearSolver(abc.ABC):
           >>> print(found.value.round(3).tolist(), found.status)
           [[0.5, 0.0], [0.0, 0.25]] [0 0]
         """
-        operator = self.effective_operator(operator if isinstance(operator, Operator) else Operator(operator))
-        if len({jnp.shape(x)[:1] for x in jax.tree.leaves(b)} - {()}) != 1 or any(
-            jnp.ndim(x) == 0 for x in jax.tree.leaves(b)
-        ):
+        lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(b)}
+        if len(lengths) != 1 or () in lengths:
             raise ValueError(
                 f"solve_block: every leaf of b needs the same leading axis, one entry per right-hand side, got "
                 f"{_tree.shapes(b)}: stack the right-hand sides, or call solve"
             )
-        if init is not None:
-            _tree.check_like("init", init, "b", b)
+        operator = self._posed(operator, b, init)
         prepared = self.prepare(operator, jax.tree.map(lambda x: x[0], b))
-
-        def attempt(*args: PyTree) -> Attempt:
-            found = prepared(*args)
-            return dataclasses.replace(found, matvecs=found.matvecs + prepared.matvecs)
-
-        return jax.vmap(lambda b, init: self._judged(operator, attempt, b, init, None))(b, init)
+        return jax.vmap(lambda b, init: _judged(operator, prepared, b, init, self.tolerance(b)))(b, init)
 
     def tolerance(self, b: PyTree) -> jax.Array:
         """The residual norm at which A x = b is solved: max(rtol · ‖b‖, atol)."""
@@ -260,29 +260,37 @@ class LinearSolver(abc.ABC):
         """rtol and atol in effect."""
         return self.rtol, self.atol
 
-    def _judged(
-        self,
-        operator: Operator,
-        attempt: Callable[..., Attempt],
-        b: PyTree,
-        init: PyTree | None,
-        tolerance: jax.Array | None,
-    ) -> LinearSolution:
-        """The outcome of an attempt, judged by its residual."""
-        tolerance = self.tolerance(b) if tolerance is None else tolerance
-        zero = _tree.zeros_like(b)
-        start = zero if init is None else _tree.where(_tree.norm(b) == 0, zero, _tree.cast_like(init, b))
-        found = attempt(b, start, tolerance)
-        residual = _tree.norm(_tree.sub(operator.matvec(found.value), b))
-        finite = _tree.all_finite(found.value) & jnp.isfinite(residual)
-        status = jnp.where(residual <= tolerance, Status.CONVERGED, found.reason)
-        # A method that believes it succeeded, contrary to the true residual, has stagnated.
-        status = jnp.where((residual > tolerance) & (status == Status.CONVERGED), Status.STAGNATED, status)
-        status = jnp.where(finite, status, Status.NON_FINITE)
-        return LinearSolution(
-            value=found.value,
-            status=jnp.asarray(status, jnp.int32),
-            residual=residual,
-            steps=jnp.asarray(found.steps, jnp.int32),
-            matvecs=jnp.asarray(found.matvecs, jnp.int32) + 1,
-        )
+    def _posed(self, operator: Operator | Product, b: PyTree, init: PyTree | None) -> Operator:
+        """The operator of the system that is solved, after a check of the start."""
+        if init is not None:
+            _tree.check_like("init", init, "b", b)
+        return self.effective_operator(operator if isinstance(operator, Operator) else Operator(operator))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedSolver(LinearSolver, abc.ABC):
+    """Base class of the solvers with work that needs no right-hand side: a subclass defines `prepare`."""
+
+    @abc.abstractmethod
+    def prepare(self, operator: Operator, like: PyTree) -> Prepared:
+        """Do that work once, for right-hand sides like `like`."""
+
+    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
+        """Prepare, and solve for one right-hand side."""
+        return self.prepare(operator, b)(b, init, tolerance)
+
+
+def _judged(
+    operator: Operator, attempt: Callable[..., Attempt], b: PyTree, init: PyTree | None, tolerance: jax.Array
+) -> LinearSolution:
+    """The outcome of an attempt, judged by its residual."""
+    zero = _tree.zeros_like(b)
+    start = zero if init is None else _tree.where(_tree.norm(b) == 0, zero, _tree.cast_like(init, b))
+    found = attempt(b, start, tolerance)
+    residual = _tree.norm(_tree.sub(operator.matvec(found.value), b))
+    # A method that believes it succeeded, contrary to the true residual, has stagnated.
+    missed = jnp.where(jnp.asarray(found.reason) == Status.CONVERGED, Status.STAGNATED, found.reason)
+    status = jnp.where(residual <= tolerance, Status.CONVERGED, missed)
+    status = jnp.where(_tree.all_finite(found.value) & jnp.isfinite(residual), status, Status.NON_FINITE)
+    status, steps, matvecs = (jnp.asarray(n, jnp.int32) for n in (status, found.steps, found.matvecs + 1))
+    return LinearSolution(found.value, status, residual, steps, matvecs)

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.linear import _correction
-from bilevel.linear._base import Product
+from bilevel.linear import _iteration
+from bilevel.linear._base import Attempt, Product
 
 
 class _State(NamedTuple):
@@ -31,10 +31,10 @@ class _State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BiCGStab(_correction.Preconditioned):
+class BiCGStab(_iteration.Corrected):
     """Stabilized biconjugate gradients, for general A.
 
-    Takes memory for eight vectors and two products a step. The residual falls irregularly. After a breakdown the method restarts
+    Stores eight vectors and takes two products a step; the residual falls irregularly. After a breakdown the method restarts
     from the current residual, as long as every restart halves it.
 
     Args:
@@ -43,28 +43,20 @@ class BiCGStab(_correction.Preconditioned):
       max_steps: limit on iterations; `None` (default) is ten times the number of unknowns.
       preconditioner: one of `bilevel.linear`, or a linear function v ↦ M⁻¹ v; it acts from the right.
 
-    Statuses besides `CONVERGED`: `BREAKDOWN` (a coefficient vanished, or the residual grew out of bounds), `STAGNATED`,
-    `MAX_STEPS`.
+    Statuses besides `CONVERGED`: `BREAKDOWN` (a coefficient vanished, or the residual exploded), `STAGNATED`, `MAX_STEPS`.
 
     Reference: van der Vorst, Bi-CGSTAB, 1992.
 
     Example:
       >>> import jax.numpy as jnp, bilevel as bl
-      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, 4.0]) * v, "general")
-      >>> found = bl.linear.BiCGStab().solve(operator, jnp.array([2.0, 2.0]))
+      >>> found = bl.linear.BiCGStab().solve(lambda v: jnp.array([2.0, 4.0]) * v, jnp.array([2.0, 2.0]))
       >>> print(found.value.round(3), bl.Status(int(found.status)).word)
       [1.  0.5] converged
     """
 
-    def correct(
-        self, matvec: Product, precondition: Product, r: PyTree, goal: jax.Array, left: jax.Array
-    ) -> _correction.Correction:
+    def correct(self, matvec: Product, precondition: Product, r: PyTree, goal: jax.Array, left: jax.Array) -> Attempt:
         """One run of the recurrence."""
-        eps = _tree.eps(r)
-        shadow = r
-
-        def unfinished(s: _State) -> jax.Array:
-            return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
+        eps, shadow = _tree.eps(r), r
 
         def step(s: _State) -> _State:
             p = precondition(s.direction)
@@ -83,13 +75,10 @@ class BiCGStab(_correction.Preconditioned):
             broken = (
                 (jnp.abs(along) <= eps * _tree.norm(v)) | (jnp.abs(rho) <= eps * norm) | (omega == 0) | (norm > 1 / eps)
             )
-            reason = jnp.where(broken, Status.BREAKDOWN, Status.MAX_STEPS)
-            reason = jnp.where(jnp.isfinite(norm) & jnp.isfinite(rho), reason, Status.NON_FINITE).astype(jnp.int32)
+            reason = _iteration.reason(jnp.isfinite(norm) & jnp.isfinite(rho), (broken, Status.BREAKDOWN))
             return _State(x, residual, direction, rho, norm, reason, s.steps + 1)
 
         one = jnp.ones((), _tree.dtype(r))
         start = _State(_tree.zeros_like(r), r, r, _tree.vdot(r, r), one, jnp.int32(Status.MAX_STEPS), jnp.int32(0))
-        end = jax.lax.while_loop(unfinished, step, start)
-        return _correction.Correction(
-            end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, 2 * end.steps
-        )
+        end, reason = _iteration.iterate(step, start, goal, left)
+        return Attempt(end.x, reason, end.steps, 2 * end.steps)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
-
 from bilevel import _checks
 from bilevel._tree import PyTree
-from bilevel.linear._base import Attempt, LinearSolver, Operator, Prepared, damped
+from bilevel.linear._base import LinearSolver, Operator, Prepared, PreparedSolver, damped
 from bilevel.linear._direct import Direct
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Damped(LinearSolver):
+class Damped(PreparedSolver):
     """Solve (A + ridge · I) x = b with another solver; the answer is judged on that system.
 
     For an A that is singular or nearly so, where a biased answer of moderate size is wanted (Tikhonov regularization; the
@@ -59,10 +57,6 @@ class Damped(LinearSolver):
         """A + ridge · I."""
         return self.solver.effective_operator(damped(operator, self.ridge))
 
-    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
-        """Call the solver; the operator is already the damped one."""
-        return self.solver.attempt(operator, b, init, tolerance)
-
     def prepare(self, operator: Operator, like: PyTree) -> Prepared:
-        """Prepare the solver."""
+        """Prepare the solver; the operator is already the damped one."""
         return self.solver.prepare(operator, like)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _tree
 from bilevel._tree import PyTree
-from bilevel.linear._base import LinearSolution, LinearSolver, Operator
+from bilevel.linear._base import LinearSolution, LinearSolver, Operator, Product
 from bilevel.linear._system import System
-
-_Product = Callable[[PyTree], PyTree]
 
 
 def differentiable_solve(
@@ -52,7 +49,7 @@ def differentiable_solve(
     """
     init = jax.lax.stop_gradient(init)
 
-    def solved(matvec: _Product, b: PyTree, transposed: bool) -> tuple[PyTree, LinearSolution]:
+    def solved(matvec: Product, b: PyTree, transposed: bool) -> tuple[PyTree, LinearSolution]:
         if system is None:
             found = solver.solve(dataclasses.replace(operator, matvec=matvec), b, init)
         else:

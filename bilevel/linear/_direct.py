@@ -8,18 +8,17 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import jax.scipy.linalg as jsl
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.linear._base import Attempt, LinearSolver, Operator, Prepared
-
-_Substitute = Callable[[jax.Array], jax.Array]
+from bilevel.linear._base import Attempt, Operator, Prepared, PreparedSolver, raveled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Direct(LinearSolver):
+class Direct(PreparedSolver):
     """Form A by n products with it, and factor it.
 
     Exact up to rounding; O(n³) time and O(n²) memory for n unknowns. Leaves are raveled into one vector first, so that
@@ -54,25 +53,17 @@ class Direct(LinearSolver):
         if self.method not in ("auto", "cholesky", "lu", "qr", "svd"):
             raise ValueError(f"linear.Direct: method must be auto, cholesky, lu, qr or svd, got {self.method!r}")
 
-    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
-        """Factor and solve; the start is not used."""
-        prepared = self.prepare(operator, b)
-        found = prepared(b, init, tolerance)
-        return dataclasses.replace(found, matvecs=found.matvecs + prepared.matvecs)
-
     def prepare(self, operator: Operator, like: PyTree) -> Prepared:
-        """Form and factor A; each right-hand side then takes a substitution."""
-        flat, unravel = ravel_pytree(like)
+        """Form and factor A; each right-hand side then takes a substitution. The start is not used."""
+        product, flat, unravel = raveled(operator, like)
         if flat.size > self.max_size:
             raise ValueError(
                 f"linear.Direct would form a dense {flat.size} × {flat.size} matrix, more than max_size={self.max_size}: "
                 "use an iterative solver (linear.CG, linear.GMRES, linear.Auto) or raise max_size"
             )
         # Row i of `rows` is column i of A.
-        rows = jax.vmap(lambda v: ravel_pytree(operator.matvec(unravel(v)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
-        rows = rows.astype(flat.dtype)
-        method = self.choose(operator)
-        substitute, failure = _FACTORIZATIONS[method](rows.T, operator.structure != "general")
+        rows = jax.vmap(product)(jnp.eye(flat.size, dtype=flat.dtype))
+        substitute, failure = _factored(self.choose(operator), rows.T, operator.structure != "general")
         finite = jnp.isfinite(rows).all()
 
         def attempt(b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
@@ -94,22 +85,17 @@ class Direct(LinearSolver):
         return "cholesky" if operator.structure == "positive_definite" else "lu"
 
 
-def _cholesky(a: jax.Array, symmetric: bool) -> tuple[_Substitute, Status]:
-    factor = jax.scipy.linalg.cho_factor((a + a.T) / 2)
-    return lambda b: jax.scipy.linalg.cho_solve(factor, b), Status.NEGATIVE_CURVATURE
-
-
-def _lu(a: jax.Array, symmetric: bool) -> tuple[_Substitute, Status]:
-    factor = jax.scipy.linalg.lu_factor(a)
-    return lambda b: jax.scipy.linalg.lu_solve(factor, b), Status.BREAKDOWN
-
-
-def _qr(a: jax.Array, symmetric: bool) -> tuple[_Substitute, Status]:
-    q, r = jnp.linalg.qr(a)
-    return lambda b: jax.scipy.linalg.solve_triangular(r, q.T @ b), Status.BREAKDOWN
-
-
-def _svd(a: jax.Array, symmetric: bool) -> tuple[_Substitute, Status]:
+def _factored(method: str, a: jax.Array, symmetric: bool) -> tuple[Callable[[jax.Array], jax.Array], Status]:
+    """b ↦ x by a factorization of A, and the status if it fails."""
+    if method == "cholesky":
+        factor = jsl.cho_factor((a + a.T) / 2)
+        return lambda b: jsl.cho_solve(factor, b), Status.NEGATIVE_CURVATURE
+    if method == "lu":
+        factor = jsl.lu_factor(a)
+        return lambda b: jsl.lu_solve(factor, b), Status.BREAKDOWN
+    if method == "qr":
+        q, r = jnp.linalg.qr(a)
+        return lambda b: jsl.solve_triangular(r, q.T @ b), Status.BREAKDOWN
     if symmetric:
         values, right = jnp.linalg.eigh((a + a.T) / 2)
         left = right
@@ -120,6 +106,3 @@ def _svd(a: jax.Array, symmetric: bool) -> tuple[_Substitute, Status]:
     kept = size > a.shape[0] * jnp.finfo(a.dtype).eps * jnp.max(size, initial=0)
     inverse = _tree.divide(kept.astype(a.dtype), jnp.where(kept, values, 0))
     return lambda b: right @ (inverse * (left.T @ b)), Status.BREAKDOWN
-
-
-_FACTORIZATIONS = {"cholesky": _cholesky, "lu": _lu, "qr": _qr, "svd": _svd}

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.linear import _correction
-from bilevel.linear._base import Product
+from bilevel.linear import _iteration
+from bilevel.linear._base import Attempt, Product
 
 
 class _State(NamedTuple):
@@ -51,7 +51,7 @@ class _Residual(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LSMR(_correction.LeastSquaresSolver):
+class LSMR(_iteration.LeastSquaresSolver):
     """LSMR: MINRES on AᵀA x = Aᵀ b without forming it, for general A that may be singular.
 
     From a zero start it gives the answer of least norm among those of least residual. A step takes one product with A and one
@@ -70,30 +70,24 @@ class LSMR(_correction.LeastSquaresSolver):
 
     Example:
       >>> import jax.numpy as jnp, bilevel as bl
-      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, 4.0]) * v, "general")
-      >>> found = bl.linear.LSMR().solve(operator, jnp.array([2.0, 2.0]))
+      >>> found = bl.linear.LSMR().solve(lambda v: jnp.array([2.0, 4.0]) * v, jnp.array([2.0, 2.0]))
       >>> print(found.value.round(3), bl.Status(int(found.status)).word)
       [1.  0.5] converged
     """
 
-    def correct(
-        self, forward: Product, backward: Product, r: PyTree, goal: jax.Array, left: jax.Array
-    ) -> _correction.Correction:
+    def correct(self, forward: Product, backward: Product, r: PyTree, goal: jax.Array, left: jax.Array) -> Attempt:
         """One run of the recurrence."""
         eps = _tree.eps(r)
         one = jnp.ones((), _tree.dtype(r))
         zero = 0 * one
 
-        def unfinished(s: _State) -> jax.Array:
-            return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
-
         def step(s: _State) -> _State:
-            beta, u = _unit(_tree.add_scaled(forward(s.v), -s.alpha, s.u))
-            alpha, v = _unit(_tree.add_scaled(backward(u), -beta, s.v))
-            cosine, sine, rho = _rotation(s.alpha_bar, beta)
+            beta, u = _tree.normalized(_tree.add_scaled(forward(s.v), -s.alpha, s.u))
+            alpha, v = _tree.normalized(_tree.add_scaled(backward(u), -beta, s.v))
+            cosine, sine, rho = _iteration.rotation(s.alpha_bar, beta)
             theta = sine * alpha
             theta_bar = s.sine_bar * rho
-            cosine_bar, sine_bar, rho_bar = _rotation(s.cosine_bar * rho, theta)
+            cosine_bar, sine_bar, rho_bar = _iteration.rotation(s.cosine_bar * rho, theta)
             zeta = cosine_bar * s.zeta_bar
             zeta_bar = -sine_bar * s.zeta_bar
             h_bar = _tree.add_scaled(s.h, -_tree.divide(theta_bar * rho, s.rho * s.rho_bar), s.h_bar)
@@ -102,24 +96,21 @@ class LSMR(_correction.LeastSquaresSolver):
             residual, norm = _residual_norm(s, cosine, sine, theta_bar, rho_bar, zeta)
             size = jnp.hypot(s.size, beta)
             least_squares = jnp.abs(zeta_bar) <= 10 * eps * size * norm
-            reason = jnp.where(least_squares, Status.STAGNATED, Status.MAX_STEPS)
-            reason = jnp.where(jnp.isfinite(alpha) & jnp.isfinite(beta), reason, Status.NON_FINITE).astype(jnp.int32)
+            reason = _iteration.reason(jnp.isfinite(alpha) & jnp.isfinite(beta), (least_squares, Status.STAGNATED))
             return _State(
                 x, u, v, h, h_bar, alpha, cosine * alpha, zeta_bar, rho, rho_bar, cosine_bar, sine_bar, residual, norm,
                 jnp.hypot(size, alpha), reason, s.steps + 1,
             )  # fmt: skip
 
-        alpha, v = _unit(backward(r))
+        alpha, v = _tree.normalized(backward(r))
         reason = jnp.where(alpha > 0, Status.MAX_STEPS, Status.STAGNATED).astype(jnp.int32)
         blank = _tree.zeros_like(r)
         start = _State(
             blank, r, v, v, blank, alpha, alpha, alpha, one, one, one, zero, _Residual(one, zero, one, zero, zero, zero), one,
             alpha, reason, jnp.int32(0),
         )  # fmt: skip
-        end = jax.lax.while_loop(unfinished, step, start)
-        return _correction.Correction(
-            end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, 2 * end.steps + 1
-        )
+        end, reason = _iteration.iterate(step, start, goal, left)
+        return Attempt(end.x, reason, end.steps, 2 * end.steps + 1)
 
 
 def _residual_norm(
@@ -128,7 +119,7 @@ def _residual_norm(
     old = s.residual
     beta_hat = cosine * old.beta_dd
     beta_dd = -sine * old.beta_dd
-    cosine_tilde, sine_tilde, rho_tilde = _rotation(old.rho_d, theta_bar)
+    cosine_tilde, sine_tilde, rho_tilde = _iteration.rotation(old.rho_d, theta_bar)
     theta_tilde = sine_tilde * rho_bar
     rho_d = cosine_tilde * rho_bar
     beta_d = -sine_tilde * old.beta_d + cosine_tilde * beta_hat
@@ -136,15 +127,3 @@ def _residual_norm(
     tau_d = _tree.divide(zeta - theta_tilde * tau_tilde, rho_d)
     norm = jnp.hypot(beta_d - tau_d, beta_dd)
     return _Residual(beta_dd, beta_d, rho_d, tau_tilde, theta_tilde, zeta), norm
-
-
-def _unit(x: PyTree) -> tuple[jax.Array, PyTree]:
-    norm = _tree.norm(x)
-    return norm, _tree.scale(1 / _tree.positive(norm), x)
-
-
-def _rotation(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cosine, sine and radius that turn (a, b) into (radius, 0)."""
-    radius = jnp.hypot(a, b)
-    divisor = _tree.positive(radius)
-    return jnp.where(radius > 0, a / divisor, 1), b / divisor, radius

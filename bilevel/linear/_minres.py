@@ -9,7 +9,6 @@ inconsistent system. The textbook method continues there, and x grows to 10¹⁵
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,8 +17,8 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.linear import _correction
-from bilevel.linear._base import LinearSolver, Product
+from bilevel.linear import _iteration
+from bilevel.linear._base import Attempt, LinearSolver, Product
 
 
 class _State(NamedTuple):
@@ -44,7 +43,7 @@ class _State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MINRES(_correction.Preconditioned):
+class MINRES(_iteration.Corrected):
     """MINRES: minimize ‖A x − b‖ over Krylov spaces, for symmetric A that may be indefinite or singular.
 
     One product a step. For saddle points, for Hessians away from a minimum, and for singular consistent systems.
@@ -62,25 +61,19 @@ class MINRES(_correction.Preconditioned):
 
     Example:
       >>> import jax.numpy as jnp, bilevel as bl
-      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, -4.0]) * v, "symmetric")
-      >>> found = bl.linear.MINRES().solve(operator, jnp.array([2.0, 2.0]))
+      >>> found = bl.linear.MINRES().solve(lambda v: jnp.array([2.0, -4.0]) * v, jnp.array([2.0, 2.0]))
       >>> print(found.value.round(3), bl.Status(int(found.status)).word)
       [ 1.  -0.5] converged
     """
 
-    def preconditioned(self, preconditioner: Callable[[PyTree], PyTree] | None) -> LinearSolver:
+    def preconditioned(self, preconditioner: Product | None) -> LinearSolver:
         """With this preconditioner in place of its own."""
         return dataclasses.replace(self, preconditioner=preconditioner)
 
-    def correct(
-        self, matvec: Product, precondition: Product, r: PyTree, goal: jax.Array, left: jax.Array
-    ) -> _correction.Correction:
+    def correct(self, matvec: Product, precondition: Product, r: PyTree, goal: jax.Array, left: jax.Array) -> Attempt:
         """One run of the recurrence."""
         eps = _tree.eps(r)
         one = jnp.ones((), _tree.dtype(r))
-
-        def unfinished(s: _State) -> jax.Array:
-            return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
 
         def step(s: _State) -> _State:
             v = _tree.scale(1 / s.beta, s.conditioned)
@@ -106,9 +99,11 @@ class MINRES(_correction.Preconditioned):
             phi = sine * s.phi
             residual = _tree.scale(sine**2, s.residual)
             residual = _tree.add_scaled(residual, -phi * cosine / _tree.positive(beta), ahead)
-            reason = jnp.where(least_squares | futile, Status.STAGNATED, Status.MAX_STEPS)
-            reason = jnp.where(square < -eps * s.beta**2, Status.BREAKDOWN, reason)
-            reason = jnp.where(jnp.isfinite(square) & jnp.isfinite(alpha), reason, Status.NON_FINITE).astype(jnp.int32)
+            reason = _iteration.reason(
+                jnp.isfinite(square) & jnp.isfinite(alpha),
+                (square < -eps * s.beta**2, Status.BREAKDOWN),
+                (least_squares | futile, Status.STAGNATED),
+            )
             go = reason == Status.MAX_STEPS
             x = _tree.where(go, _tree.add_scaled(s.x, cosine * s.phi, w), s.x)
             norm = jnp.where(go, _tree.norm(residual), s.norm)
@@ -126,7 +121,5 @@ class MINRES(_correction.Preconditioned):
             zero, r, zero, r, conditioned, zero, zero, beta, one, 0 * one, 0 * one, -one, 0 * one, beta, 0 * one, one, reason,
             jnp.int32(0),
         )  # fmt: skip
-        end = jax.lax.while_loop(unfinished, step, start)
-        return _correction.Correction(
-            end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, end.steps
-        )
+        end, reason = _iteration.iterate(step, start, goal, left)
+        return Attempt(end.x, reason, end.steps, end.steps)

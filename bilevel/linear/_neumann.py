@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from bilevel import _checks, _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.linear import _correction, _sketch
-from bilevel.linear._base import Attempt, LinearSolver, Operator
+from bilevel.linear import _iteration, _sketch
+from bilevel.linear._base import Attempt, Operator
 
 
 class _State(NamedTuple):
@@ -24,7 +24,7 @@ class _State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Neumann(LinearSolver):
+class Neumann(_iteration.Iterative):
     """The Neumann series x = α Σₖ (I − α A)ᵏ b, for A whose eigenvalues have positive real parts.
 
     The k-th term is the residual after k steps of Richardson's iteration, and that is how the series is computed: a truncated
@@ -45,8 +45,7 @@ class Neumann(LinearSolver):
 
     Example:
       >>> import jax.numpy as jnp, bilevel as bl
-      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, 4.0]) * v, "positive_definite")
-      >>> found = bl.linear.Neumann().solve(operator, jnp.array([2.0, 2.0]))
+      >>> found = bl.linear.Neumann().solve(lambda v: jnp.array([2.0, 4.0]) * v, jnp.array([2.0, 2.0]))
       >>> print(found.value.round(3), bl.Status(int(found.status)).word)
       [1.  0.5] converged
     """
@@ -57,33 +56,25 @@ class Neumann(LinearSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.require_positive(
-            "linear.Neumann", max_steps=self.max_steps, step=self.step, power_steps=self.power_steps
-        )
+        _checks.require_positive("linear.Neumann", step=self.step, power_steps=self.power_steps)
 
     def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
         """Add terms until they are small, or no longer shrink."""
-        matvec, goal = _correction.product(operator), 0.9 * tolerance
         step_size, cost = self._step_size(operator, b)
-        first = _tree.sub(b, matvec(init))
+        first = _tree.sub(b, operator(init))
         first_norm = _tree.norm(first)
 
-        def unfinished(s: _State) -> jax.Array:
-            return (s.norm > goal) & (s.steps < self.max_steps) & (s.reason == Status.MAX_STEPS)
-
         def step(s: _State) -> _State:
-            change = _tree.scale(step_size, matvec(s.term))
+            change = _tree.scale(step_size, operator(s.term))
             term = _tree.sub(s.term, change)
             norm = _tree.norm(term)
-            reason = jnp.where(_tree.norm(change) <= 10 * _tree.eps(b) * s.norm, Status.STAGNATED, Status.MAX_STEPS)
             # Terms of a convergent series may grow at first where A is far from normal, but not by this much.
-            reason = jnp.where(norm > 100 * first_norm, Status.BREAKDOWN, reason)
-            reason = jnp.where(jnp.isfinite(norm), reason, Status.NON_FINITE).astype(jnp.int32)
+            diverged, constant = norm > 100 * first_norm, _tree.norm(change) <= 10 * _tree.eps(b) * s.norm
+            reason = _iteration.reason(jnp.isfinite(norm), (diverged, Status.BREAKDOWN), (constant, Status.STAGNATED))
             return _State(_tree.add_scaled(s.x, step_size, s.term), term, norm, reason, s.steps + 1)
 
         start = _State(init, first, first_norm, jnp.int32(Status.MAX_STEPS), jnp.int32(0))
-        end = jax.lax.while_loop(unfinished, step, start)
-        reason = jnp.where(end.norm <= goal, Status.STAGNATED, end.reason)
+        end, reason = _iteration.iterate(step, start, 0.9 * tolerance, self.max_steps)
         reason = jnp.where((end.reason == Status.MAX_STEPS) & (end.norm > first_norm), Status.BREAKDOWN, reason)
         x = _tree.where(end.norm > first_norm, init, end.x)
         return Attempt(x, reason, end.steps, end.steps + 1 + cost)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.linear import _correction
-from bilevel.linear._base import Product
+from bilevel.linear import _iteration
+from bilevel.linear._base import Attempt, Product
 
 
 class _State(NamedTuple):
@@ -27,7 +27,7 @@ class _State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NormalCG(_correction.LeastSquaresSolver):
+class NormalCG(_iteration.LeastSquaresSolver):
     """Conjugate gradients on AᵀA x = Aᵀ b, for general A; the condition number is squared.
 
     For comparison with libraries that use it by default, and for A near an orthogonal matrix, where nothing is faster. A step
@@ -46,20 +46,14 @@ class NormalCG(_correction.LeastSquaresSolver):
 
     Example:
       >>> import jax.numpy as jnp, bilevel as bl
-      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, 4.0]) * v, "general")
-      >>> found = bl.linear.NormalCG().solve(operator, jnp.array([2.0, 2.0]))
+      >>> found = bl.linear.NormalCG().solve(lambda v: jnp.array([2.0, 4.0]) * v, jnp.array([2.0, 2.0]))
       >>> print(found.value.round(3), bl.Status(int(found.status)).word)
       [1.  0.5] converged
     """
 
-    def correct(
-        self, forward: Product, backward: Product, r: PyTree, goal: jax.Array, left: jax.Array
-    ) -> _correction.Correction:
+    def correct(self, forward: Product, backward: Product, r: PyTree, goal: jax.Array, left: jax.Array) -> Attempt:
         """One run of the recurrence."""
         eps = _tree.eps(r)
-
-        def unfinished(s: _State) -> jax.Array:
-            return (s.norm > goal) & (s.steps < left) & (s.reason == Status.MAX_STEPS)
 
         def step(s: _State) -> _State:
             product = forward(s.direction)
@@ -72,8 +66,7 @@ class NormalCG(_correction.LeastSquaresSolver):
             direction = _tree.add_scaled(gradient, gamma / s.gamma, s.direction)
             size = jnp.maximum(s.size, jnp.sqrt(square) / _tree.norm(s.direction))
             least_squares = (jnp.sqrt(gamma) <= 10 * eps * size * norm) | (square == 0)
-            reason = jnp.where(least_squares, Status.STAGNATED, Status.MAX_STEPS)
-            reason = jnp.where(jnp.isfinite(gamma) & jnp.isfinite(square), reason, Status.NON_FINITE).astype(jnp.int32)
+            reason = _iteration.reason(jnp.isfinite(gamma) & jnp.isfinite(square), (least_squares, Status.STAGNATED))
             return _State(x, residual, direction, gamma, norm, size, reason, s.steps + 1)
 
         gradient = backward(r)
@@ -81,7 +74,5 @@ class NormalCG(_correction.LeastSquaresSolver):
         one = jnp.ones((), _tree.dtype(r))
         reason = jnp.where(gamma > 0, Status.MAX_STEPS, Status.STAGNATED).astype(jnp.int32)
         start = _State(_tree.zeros_like(r), r, gradient, gamma, one, jnp.sqrt(gamma), reason, jnp.int32(0))
-        end = jax.lax.while_loop(unfinished, step, start)
-        return _correction.Correction(
-            end.x, jnp.where(end.norm <= goal, Status.STAGNATED, end.reason), end.steps, 2 * end.steps + 1
-        )
+        end, reason = _iteration.iterate(step, start, goal, left)
+        return Attempt(end.x, reason, end.steps, 2 * end.steps + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,12 @@ import jax.numpy as jnp
 from bilevel import _checks, _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.linear import _correction, _sketch
-from bilevel.linear._base import Attempt, LinearSolver, Operator, Prepared
+from bilevel.linear import _iteration, _sketch
+from bilevel.linear._base import Attempt, Operator, Prepared, PreparedSolver
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Nystrom(LinearSolver):
+class Nystrom(PreparedSolver):
     """Invert a low-rank approximation: x = (A_r + ridge I)⁻¹ b with A_r = U Λ Uᵀ ≈ A, for positive semidefinite A.
 
     For A of low effective rank; r products and no iteration. The answer is judged on A x = b, so that the approximation
@@ -36,8 +37,7 @@ class Nystrom(LinearSolver):
 
     Example:
       >>> import jax.numpy as jnp, bilevel as bl
-      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, 4.0]) * v, "positive_definite")
-      >>> found = bl.linear.Nystrom().solve(operator, jnp.array([2.0, 2.0]))
+      >>> found = bl.linear.Nystrom().solve(lambda v: jnp.array([2.0, 4.0]) * v, jnp.array([2.0, 2.0]))
       >>> print(found.value.round(3), bl.Status(int(found.status)).word)
       [1.  0.5] converged
     """
@@ -51,12 +51,6 @@ class Nystrom(LinearSolver):
         super().__post_init__()
         _checks.require_positive("linear.Nystrom", rank=self.rank, ridge=self.ridge, max_steps=self.max_steps)
 
-    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
-        """Sketch and solve."""
-        prepared = self.prepare(operator, b)
-        found = prepared(b, init, tolerance)
-        return dataclasses.replace(found, matvecs=found.matvecs + prepared.matvecs)
-
     def prepare(self, operator: Operator, like: PyTree) -> Prepared:
         """Sketch A; each right-hand side then takes two products with U."""
         basis, values = _sketch.nystrom(operator, like, self.rank, self.seed)
@@ -65,14 +59,12 @@ class Nystrom(LinearSolver):
         invert = _sketch.low_rank(basis, 1 / (values + ridge), 1 / ridge, like)
         failure = jnp.where(definite, Status.STAGNATED, Status.NEGATIVE_CURVATURE)
 
-        def correct(r: PyTree, goal: jax.Array, left: jax.Array) -> _correction.Correction:
+        def correct(r: PyTree, goal: jax.Array, left: jax.Array) -> Attempt:
             x = _tree.where(definite, invert(r), _tree.zeros_like(r))
-            return _correction.Correction(x, jnp.where(definite & (left <= 1), Status.MAX_STEPS, failure), 1, 0)
+            return Attempt(x, jnp.where(definite & (left <= 1), Status.MAX_STEPS, failure), 1, 0)
 
-        def attempt(b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
-            return _correction.run(operator, b, init, tolerance, self.max_steps, correct, enough=0.99)
-
-        return Prepared(attempt, min(self.rank, _tree.size(like)))
+        run = functools.partial(_iteration.run, operator, limit=self.max_steps, correct=correct, enough=0.99)
+        return Prepared(run, min(self.rank, _tree.size(like)))
 
     def _ridge(self, values: jax.Array, size: int) -> jax.Array:
         if self.ridge is not None:

@@ -12,8 +12,8 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel import _checks, _tree
 from bilevel._tree import PyTree
-from bilevel.linear._base import Operator, Product
-from bilevel.linear._sketch import low_rank, nystrom, probes
+from bilevel.linear._base import Operator, Product, raveled
+from bilevel.linear._sketch import low_rank, nystrom
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,15 +72,15 @@ class DiagonalPreconditioner(Preconditioner):
 
     def build(self, operator: Operator, like: PyTree) -> Product:
         """Divide by the diagonal; an entry that is not positive and finite is replaced by the largest."""
-        flat, unravel = ravel_pytree(like)
+        product, flat, unravel = raveled(operator, like)
         if self.diagonal is not None:
             _tree.check_like("DiagonalPreconditioner.diagonal", self.diagonal, "b", like)
             diagonal = ravel_pytree(self.diagonal)[0].astype(flat.dtype)
         else:
-            exact = flat.size < self.exact_below
-            tests = jnp.eye(flat.size, dtype=flat.dtype) if exact else probes(self.seed, self.probes, flat)
-            products = jax.vmap(lambda z: ravel_pytree(operator.matvec(unravel(z)))[0].astype(flat.dtype))(tests)
-            diagonal = jnp.sum(tests * products, axis=0) / (1 if exact else self.probes)
+            exact, key = flat.size < self.exact_below, jax.random.key(self.seed)
+            signs = (self.probes, flat.size), flat.dtype
+            tests = jnp.eye(flat.size, dtype=flat.dtype) if exact else jax.random.rademacher(key, *signs)
+            diagonal = jnp.sum(tests * jax.vmap(product)(tests), axis=0) / (1 if exact else self.probes)
         size = jnp.where(jnp.isfinite(diagonal), jnp.abs(diagonal), 0)
         largest = jnp.max(size, initial=0)
         size = jnp.where(size > jnp.finfo(flat.dtype).eps * largest, size, _tree.positive(largest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -11,13 +12,13 @@ import jax.numpy as jnp
 from bilevel import _checks, _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.linear import _correction
-from bilevel.linear._base import Attempt, LinearSolver, Operator, Prepared
+from bilevel.linear import _iteration
+from bilevel.linear._base import Attempt, LinearSolver, Operator, Prepared, PreparedSolver
 from bilevel.linear._direct import Direct
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Refined(LinearSolver):
+class Refined(PreparedSolver):
     """Iterative refinement x ← x + Â⁻¹ (b − A x), with Â⁻¹ a solver that runs in a lower precision.
 
     Reaches the accuracy of b's precision at the speed of the lower precision, while cond(A) is below 1/ε of the lower one.
@@ -38,8 +39,7 @@ class Refined(LinearSolver):
 
     Example:
       >>> import jax.numpy as jnp, bilevel as bl
-      >>> operator = bl.linear.Operator(lambda v: jnp.array([2.0, 4.0]) * v, "positive_definite")
-      >>> found = bl.linear.Refined().solve(operator, jnp.array([2.0, 2.0]))
+      >>> found = bl.linear.Refined().solve(lambda v: jnp.array([2.0, 4.0]) * v, jnp.array([2.0, 2.0]))
       >>> print(found.value.round(3), bl.Status(int(found.status)).word)
       [1.  0.5] converged
     """
@@ -60,32 +60,24 @@ class Refined(LinearSolver):
         """The system that the solver solves."""
         return self.solver.effective_operator(operator)
 
-    def attempt(self, operator: Operator, b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
-        """Factor once, correct until the residual is within the tolerance."""
-        prepared = self.prepare(operator, b)
-        found = prepared(b, init, tolerance)
-        return dataclasses.replace(found, matvecs=found.matvecs + prepared.matvecs)
-
     def prepare(self, operator: Operator, like: PyTree) -> Prepared:
         """Prepare the solver for the operator in low precision."""
         low_like = jax.tree.map(self._lower, like)
 
         def low_matvec(v: PyTree) -> PyTree:
-            return _tree.cast_like(operator.matvec(_tree.cast_like(v, like)), low_like)
+            return _tree.cast_like(operator(_tree.cast_like(v, like)), low_like)
 
         solver = self.solver.prepare(dataclasses.replace(operator, matvec=low_matvec), low_like)
 
-        def correct(r: PyTree, goal: jax.Array, left: jax.Array) -> _correction.Correction:
+        def correct(r: PyTree, goal: jax.Array, left: jax.Array) -> Attempt:
             low = jax.tree.map(self._lower, r)
             accuracy = jnp.maximum(goal.astype(_tree.dtype(low)), self.solver.tolerance(low))
-            found = solver(low, _tree.zeros_like(low), accuracy)
+            found = solver.attempt(low, _tree.zeros_like(low), accuracy)
             reason = jnp.where(left <= 1, Status.MAX_STEPS, found.reason)
-            return _correction.Correction(_tree.cast_like(found.value, r), reason, 1, found.matvecs)
+            return Attempt(_tree.cast_like(found.value, r), reason, 1, found.matvecs)
 
-        def attempt(b: PyTree, init: PyTree, tolerance: jax.Array) -> Attempt:
-            return _correction.run(operator, b, init, tolerance, self.max_steps, correct)
-
-        return Prepared(attempt, solver.matvecs)
+        run = functools.partial(_iteration.run, operator, limit=self.max_steps, correct=correct)
+        return Prepared(run, solver.matvecs)
 
     def _lower(self, leaf: jax.Array) -> jax.Array:
         leaf = jnp.asarray(leaf)

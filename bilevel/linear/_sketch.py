@@ -1,4 +1,4 @@
-"""Random sketches of an operator: test vectors, a low-rank approximation, an estimate of the norm."""
+"""Random sketches of an operator: a low-rank approximation, an estimate of the norm."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from bilevel import _tree
 from bilevel._tree import PyTree
-from bilevel.linear._base import Operator, Product
-
-
-def probes(seed: int, number: int, flat: jax.Array) -> jax.Array:
-    """(number, n) random signs."""
-    return jax.random.rademacher(jax.random.key(seed), (number, flat.size), dtype=flat.dtype)
+from bilevel.linear._base import Operator, Product, raveled
 
 
 def nystrom(operator: Operator, like: PyTree, rank: int, seed: int) -> tuple[jax.Array, jax.Array]:
@@ -21,14 +16,9 @@ def nystrom(operator: Operator, like: PyTree, rank: int, seed: int) -> tuple[jax
 
     Frangella, Tropp & Udell (2021), Algorithm 2.1, in its stable form.
     """
-    flat, unravel = ravel_pytree(like)
+    product, flat, _ = raveled(operator, like)
     rank, eps = min(rank, flat.size), jnp.finfo(flat.dtype).eps
-    tests = jax.random.normal(jax.random.key(seed), (flat.size, rank), flat.dtype)
-    tests = jnp.linalg.qr(tests)[0]
-
-    def product(v: jax.Array) -> jax.Array:
-        return ravel_pytree(operator.matvec(unravel(v)))[0].astype(flat.dtype)
-
+    tests = jnp.linalg.qr(jax.random.normal(jax.random.key(seed), (flat.size, rank), flat.dtype))[0]
     products = jax.vmap(product, in_axes=1, out_axes=1)(tests)
     shift = eps * _tree.norm(products)
     products = products + shift * tests
@@ -57,18 +47,11 @@ def low_rank(basis: jax.Array, inverse: jax.Array, rest: jax.Array, like: PyTree
 def norm_estimate(operator: Operator, like: PyTree, steps: int) -> jax.Array:
     """‖A‖₂ from below, by power iteration on AᵀA, or on A if it is symmetric."""
     flat, unravel = ravel_pytree(like)
-    forward, symmetric = operator.matvec, operator.structure != "general"
-    backward = operator.transpose(like).matvec
+    symmetric, transposed = operator.structure != "general", operator.transpose(like)
 
-    def step(carry: tuple[PyTree, jax.Array], _: None) -> tuple[tuple[PyTree, jax.Array], None]:
-        v = carry[0]
-        w = _tree.cast_like(forward(v), like)
-        size = _tree.norm(w)
-        w = w if symmetric else _tree.cast_like(backward(_tree.scale(1 / _tree.positive(size), w)), like)
-        length = _tree.norm(w)
-        return (_tree.scale(1 / _tree.positive(length), w), size), None
+    def step(v: PyTree, _: None) -> tuple[PyTree, jax.Array]:
+        size, w = _tree.normalized(operator(v))
+        return w if symmetric else _tree.normalized(transposed(w))[1], size
 
-    start = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)
-    start = unravel(start / jnp.where(flat.size > 0, _tree.norm(start), 1))
-    (_, size), _ = jax.lax.scan(step, (start, jnp.zeros((), _tree.dtype(like))), None, length=steps)
-    return size
+    start = unravel(jax.random.normal(jax.random.key(0), flat.shape, flat.dtype))
+    return jax.lax.scan(step, _tree.normalized(start)[1], length=steps)[1][-1]

@@ -23,8 +23,6 @@ from bilevel.linear._base import LinearSolution, LinearSolver, Operator
 
 _NEARLY = 100.0
 
-Reduced = Callable[[PyTree, PyTree, jax.Array], LinearSolution]
-
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
@@ -58,13 +56,26 @@ class Reduction:
     valid: bool | jax.Array = True
     approximate: bool | jax.Array = False
 
+    def transpose(self, like: PyTree) -> Reduction:
+        """The reduction of the transposed system, for right-hand sides like `like`."""
+        reduced, operator = jax.eval_shape(self.restrict, like), self.operator
+        if operator.structure == "general":
+            operator = operator.transpose(_tree.zeros_like(reduced))
+        restrict, expand = jax.linear_transpose(self.expand, reduced, like), jax.linear_transpose(self.restrict, like)
+        return dataclasses.replace(
+            self,
+            operator=operator,
+            restrict=lambda w: restrict(w)[0],
+            expand=lambda z, w: _tree.add_scaled(expand(z)[0], 1, restrict(w)[1]),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class System:
     """The systems A x = b and Aᵀ u = w with A = ∂₁F at one point, in the form that is best to solve.
 
-    The answer of a reduced system is judged by one product with the full A: it converges when ‖A x − b‖ ≤ max(rtol · ‖b‖, atol),
-    with the tolerances of the solver. A solver that poses another system (`Damped`) is given the full operator.
+    The answer of a reduced system is judged by the full A and the tolerances of the solver. A solver that solves a modified
+    system (`Damped`) is given the full operator.
 
     Args:
       operator: A.
@@ -94,35 +105,18 @@ class System:
         reduction = self._serving(solver)
         if reduction is None:
             return solver.solve(self.operator, b)
-
-        def reduced(b: PyTree, start: PyTree, tolerance: jax.Array) -> LinearSolution:
-            found = solver.solve(reduction.operator, reduction.restrict(b), start, tolerance)
-            return dataclasses.replace(found, value=reduction.expand(found.value, b))
-
-        start = _zeros(jax.eval_shape(reduction.restrict, b))
-        return _verified(reduction, self.operator, reduced, b, start, solver.tolerance(b))
+        start = _tree.zeros_like(jax.eval_shape(reduction.restrict, b))
+        return _verified(solver, self.operator, reduction, b, start)
 
     def solve_transposed(self, solver: LinearSolver, w: PyTree, init: PyTree | None = None) -> LinearSolution:
         """Aᵀ u = w, started at an earlier u; the tolerance refers to ‖w‖, and the residual is ‖Aᵀ u − w‖."""
-        reduction = self._serving(solver)
+        reduction, operator = self._serving(solver), self.operator.transpose(w)
         if reduction is None:
-            return solver.solve(self.operator.transpose(w), w, init)
-        like = jax.eval_shape(reduction.restrict, w)
-        restrict = jax.linear_transpose(reduction.expand, like, w)
-        expand = jax.linear_transpose(reduction.restrict, w)
-        operator = reduction.operator
-        if operator.structure == "general":
-            operator = operator.transpose(_zeros(like))
-
-        def reduced(w: PyTree, start: PyTree, tolerance: jax.Array) -> LinearSolution:
-            z_part, w_part = restrict(w)
-            found = solver.solve(operator, z_part, start, tolerance)
-            return dataclasses.replace(found, value=_tree.add_scaled(expand(found.value)[0], 1, w_part))
-
-        start = _zeros(like)
+            return solver.solve(operator, w, init)
+        start = _tree.zeros_like(jax.eval_shape(reduction.restrict, w))
         if init is not None and reduction.start is not None:
             start = _tree.cast_like(reduction.start(init), start)
-        return _verified(reduction, self.operator.transpose(w), reduced, w, start, solver.tolerance(w))
+        return _verified(solver, operator, reduction.transpose(w), w, start)
 
     def _serving(self, solver: LinearSolver) -> Reduction | None:
         """The reduction, unless the solver poses another system (`Damped`), for which it would not be equivalent."""
@@ -144,25 +138,28 @@ class _State(NamedTuple):
 
 
 def _verified(
-    reduction: Reduction, operator: Operator, reduced: Reduced, b: PyTree, start: PyTree, tolerance: jax.Array
+    solver: LinearSolver, operator: Operator, reduction: Reduction, b: PyTree, start: PyTree
 ) -> LinearSolution:
     """The answer of the reduced system, with the status and the residual that it has in the full one."""
+    tolerance = solver.tolerance(b)
+
+    def reduced(b: PyTree, start: PyTree, tolerance: jax.Array) -> LinearSolution:
+        found = solver.solve(reduction.operator, reduction.restrict(b), start, tolerance)
+        return dataclasses.replace(found, value=reduction.expand(found.value, b))
+
     if reduction.approximate is True:
         return _valid(reduction, reduced(b, start, tolerance))
 
     def solve_for_residual(s: _State) -> _State:
         found = reduced(s.residual, s.start, s.tolerance)
         x = _tree.add_scaled(s.x, 1, found.value)
-        residual = _tree.sub(b, _tree.cast_like(operator.matvec(x), b))
+        residual = _tree.sub(b, operator(x))
         norm = _tree.norm(residual).astype(tolerance.dtype)
         if reduction.approximate is not False:
             norm = jnp.where(reduction.approximate, found.residual.astype(norm.dtype), norm)
-        better = ~(norm >= s.norm)
         nearly = (norm > tolerance) & (norm <= _NEARLY * tolerance) & (norm < s.norm / 2)
         return _State(
-            _tree.where(better, x, s.x),
-            _tree.where(better, residual, s.residual),
-            jnp.where(better, norm, s.norm),
+            *_tree.where(norm >= s.norm, (s.x, s.residual, s.norm), (x, residual, norm)),
             # The factor between both residuals is known now.
             s.tolerance * tolerance / jnp.where(nearly, norm, 1) / 2,
             _tree.zeros_like(s.start),
@@ -190,10 +187,6 @@ def _valid(reduction: Reduction, found: LinearSolution) -> LinearSolution:
     value = jax.tree.map(lambda x: jnp.where(reduction.valid, x, jnp.nan), found.value)
     status = jnp.where(reduction.valid, found.status, jnp.int32(Status.BREAKDOWN))
     return dataclasses.replace(found, value=value, status=status)
-
-
-def _zeros(shapes: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 class RootFunction(abc.ABC):

@@ -1,4 +1,4 @@
-"""Helpers of the operators: arguments in the dtype of x, norms that are safe to differentiate, checks."""
+"""Helpers of the operators: arguments in the dtype of x, and checks of them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,37 @@ def as_float(x: Any) -> jax.Array:
     return jax.lax.convert_element_type(x, dtype)
 
 
+def as_floats(x: Any) -> Any:
+    """`as_float` for every leaf."""
+    return jax.tree.map(as_float, x)
+
+
+def array(who: str, x: Any, ndim: int, kind: str) -> jax.Array:
+    """The argument x as a floating-point array; a ValueError unless it has this number of axes."""
+    if jnp.ndim(x) != ndim:
+        raise ValueError(f"{who}: x must be a {kind}, got shape {jnp.shape(x)}; use jax.vmap for batches")
+    return as_float(x)
+
+
+def vector(who: str, x: Any) -> jax.Array:
+    """The argument x as a floating-point vector; a ValueError if it is none."""
+    return array(who, x, 1, "vector")
+
+
 def cast(value: Any, x: Any) -> jax.Array:
     """A hyperparameter in the dtype of x."""
-    return jax.lax.convert_element_type(jnp.asarray(value), jnp.result_type(x))
+    return jnp.asarray(value, jnp.result_type(x))
 
 
 def spread(value: Any, x: Any) -> Any:
-    """A scalar for every leaf of x, or a tree with the structure of x as it is."""
+    """A scalar or an array for every leaf of x; a tree with the structure of x as it is."""
     is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
-    return jax.tree.map(lambda _: value, x) if is_leaf and jnp.ndim(value) == 0 else value
+    return jax.tree.map(lambda _: value, x) if is_leaf else value
+
+
+def threshold(penalty: Any, scaling: Any, x: Any) -> jax.Array:
+    """scaling · penalty in the dtype of x; a penalty of None is 1."""
+    return cast(1.0 if penalty is None else penalty, x) * cast(scaling, x)
 
 
 def radius(who: str, name: str, value: Any, x: Any) -> jax.Array:
@@ -52,18 +74,6 @@ def feasible(who: str, what: str, holds: Any, x: jax.Array, check: bool) -> jax.
     return nan_unless(holds, x)
 
 
-def norm(x: Any) -> jax.Array:
-    """Euclidean norm over all leaves, without overflow, with derivative 0 at 0."""
-    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(x) if jnp.size(leaf)]
-    dtype = _tree.dtype(x)
-    if not leaves:
-        return jnp.zeros((), dtype)
-    largest = jnp.stack([jnp.max(jnp.abs(jax.lax.stop_gradient(leaf))).astype(dtype) for leaf in leaves]).max()
-    unit = _tree.positive(jnp.where(jnp.isfinite(largest), largest, 1))
-    total = sum((jnp.sum((leaf.astype(dtype) / unit) ** 2) for leaf in leaves), start=jnp.zeros((), dtype))
-    return unit * jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
-
-
 def tolerance(x: jax.Array) -> float:
     """Relative residual up to which the answer of an iterative operator is a solution: 1e-10, in float32 1e-4."""
     return 10 * float(jnp.finfo(x.dtype).eps) ** 0.7
@@ -75,9 +85,3 @@ def require_shape(who: str, name: str, value: Any, shape: tuple[int, ...], why: 
         raise ValueError(
             f"{who}: {name} must have shape {shape} ({why}), got {jnp.shape(value)}; use jax.vmap for rows"
         )
-
-
-def require_ndim(who: str, value: Any, ndim: int, kind: str) -> None:
-    """Raise ValueError unless x has this number of axes."""
-    if jnp.ndim(value) != ndim:
-        raise ValueError(f"{who}: x must be a {kind}, got shape {jnp.shape(value)}; use jax.vmap for batches")

@@ -22,13 +22,13 @@ from bilevel.operators import _numeric
 def projection_kl_simplex(y: Any, value: Any = 1.0) -> Any:
     """Project from dual coordinates on simplices, in the Kullback-Leibler sense: value·softmax(y) along the last axis.
 
-    An entry with y = −∞ is exactly 0, with derivative 0; a row of which all entries are −∞ gives NaN.
+    An entry with y = −∞ is exactly 0, with derivative 0; a row whose entries are all −∞ gives NaN.
 
     Args:
       y: pytree of arrays, shape (…, n).
-      value: the sum, a scalar, positive.
+      value: the sum, a scalar; a negative number raises ValueError, a negative array gives NaN.
 
-    Reference: Beck & Teboulle 2003.
+    Reference: Beck & Teboulle, Mirror descent and nonlinear projected subgradient methods for convex optimization, 2003.
     """
 
     def project(y: Any) -> jax.Array:
@@ -46,6 +46,11 @@ class MirrorMap:
       mirror: ∇φ, from a point x to dual coordinates y.
       projection: from dual coordinates to the point of the set that is closest in the divergence.
       divergence: D(x, z) = φ(x) − φ(z) − ⟨∇φ(z), x − z⟩, a scalar.
+
+    Example:
+      >>> x, gradient = jnp.array([0.5, 0.5]), jnp.array([0.0, jnp.log(3.0)])
+      >>> print([f"{p:.2f}" for p in simplex_entropy.projection(simplex_entropy.mirror(x) - gradient)])
+      ['0.75', '0.25']
     """
 
     mirror: Callable[[Any], Any]

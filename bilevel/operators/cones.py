@@ -28,6 +28,14 @@ class Cones:
       second_order: dimension of each second-order cone {(t, z): ‖z‖ ≤ t}.
       semidefinite: order n of each cone of n × n matrices.
       exponential: number of cones cl{(a, b, c): b > 0, b·exp(a/b) ≤ c}.
+
+    Raises:
+      ValueError: a negative size, or an array to project that has another number of rows.
+
+    Example:
+      >>> cones = Cones(zero=1, nonnegative=2)
+      >>> print(cones.project(jnp.array([1.0, -2.0, 3.0])), cones.project_dual(jnp.array([1.0, -2.0, 3.0])))
+      [0. 0. 3.] [1. 0. 3.]
     """
 
     zero: int = 0
@@ -53,11 +61,11 @@ class Cones:
         return [self.zero, self.nonnegative, *self.second_order, *triangles, 3 * self.exponential]
 
     def project(self, x: jax.Array) -> jax.Array:
-        """The Euclidean projection of x on K. Shapes (size,)."""
+        """The Euclidean projection of x on K, shape (size,)."""
         return self._project(x, jnp.zeros_like, projection.projection_exponential_cone)
 
     def project_dual(self, x: jax.Array) -> jax.Array:
-        """The Euclidean projection of x on the dual cone K*. Shapes (size,)."""
+        """The Euclidean projection of x on the dual cone K*, shape (size,)."""
         return self._project(x, lambda part: part, projection.projection_dual_exponential_cone)
 
     def _project(self, x: jax.Array, on_zero: _Map, on_exponential: _Map) -> jax.Array:
@@ -80,7 +88,7 @@ def vectorize(matrix: jax.Array) -> jax.Array:
 
 
 def matricize(vector: jax.Array, n: int) -> jax.Array:
-    """Undo `vectorize`."""
+    """The symmetric n × n matrix of a vector of a semidefinite cone: the inverse of `vectorize`."""
     columns, rows = np.triu_indices(n)
     entries = vector / jnp.where(rows == columns, 1, math.sqrt(2)).astype(vector.dtype)
     lower = jnp.zeros((n, n), vector.dtype).at[rows, columns].set(entries)

@@ -1,7 +1,8 @@
-"""Projections on hyperplanes, halfspaces and affine sets."""
+"""Projections on hyperplanes, halfspaces and affine sets: Parikh & Boyd, Proximal Algorithms, 2014, chapter 6."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,11 +17,9 @@ def projection_hyperplane(x: Any, hyperparams: tuple[Any, Any]) -> Any:
 
     Args:
       x: any pytree.
-      hyperparams: (a, b); a of the structure of x, b a scalar.
+      hyperparams: (a, b); a with the structure and shapes of x, else ValueError; b a scalar.
     """
-    x, unit, excess, length = _excess("projection_hyperplane", x, hyperparams)
-    moved = _tree.add_scaled(x, -excess, unit)
-    return jax.tree.map(lambda p: _numeric.nan_unless((length > 0) | (excess == 0), p), moved)
+    return _along_normal("projection_hyperplane", x, hyperparams, lambda excess: excess)
 
 
 def projection_halfspace(x: Any, hyperparams: tuple[Any, Any]) -> Any:
@@ -30,39 +29,39 @@ def projection_halfspace(x: Any, hyperparams: tuple[Any, Any]) -> Any:
 
     Args:
       x: any pytree.
-      hyperparams: (a, b); a of the structure of x, b a scalar.
+      hyperparams: (a, b); a with the structure and shapes of x, else ValueError; b a scalar.
+
+    Example:
+      >>> print(projection_halfspace(jnp.array([3.0, 1.0]), (jnp.array([1.0, 0.0]), 2.0)))
+      [2. 1.]
     """
-    x, unit, excess, length = _excess("projection_halfspace", x, hyperparams)
-    moved = _tree.add_scaled(x, -jax.nn.relu(excess), unit)
-    return jax.tree.map(lambda p: _numeric.nan_unless((length > 0) | (excess <= 0), p), moved)
+    return _along_normal("projection_halfspace", x, hyperparams, jax.nn.relu)
 
 
-def _excess(who: str, x: Any, hyperparams: tuple[Any, Any]) -> tuple[Any, Any, jax.Array, jax.Array]:
-    """x; a of norm 1 and (⟨a, x⟩ − b)/‖a‖ (not divided where a = 0); the norm."""
+def _along_normal(who: str, x: Any, hyperparams: tuple[Any, Any], distance: Callable[[jax.Array], jax.Array]) -> Any:
+    """x moved against a by the distance for (⟨a, x⟩ − b)/‖a‖, which is not divided where a = 0."""
     a, b = hyperparams
-    x = jax.tree.map(_numeric.as_float, x)
+    x = _numeric.as_floats(x)
     _tree.check_like(f"{who}: a", a, "x", x)
-    a = _tree.cast_like(a, x)
-    length = _numeric.norm(a)
-    safe = jnp.where(length == 0, 1, length)
-    unit = _tree.scale(1 / safe, a)
-    return x, unit, _tree.vdot(unit, x) - _numeric.cast(b, length) / safe, length
+    length, unit = _tree.normalized(_tree.cast_like(a, x))
+    moved = distance(_tree.vdot(unit, x) - _numeric.cast(b, length) / _tree.positive(length))
+    exists = (length > 0) | (moved == 0)
+    return jax.tree.map(lambda p: _numeric.nan_unless(exists, p), _tree.add_scaled(x, -moved, unit))
 
 
 def projection_affine_set(x: jax.Array, hyperparams: tuple[Any, Any]) -> jax.Array:
     """Project on the affine set A p = b: x − A⁺(A x − b), with the pseudo-inverse A⁺.
 
-    Redundant rows are fine; NaN where the system has no solution. Differentiable in A where its rank is constant.
+    Rows may be redundant; NaN where the system has no solution. Differentiable in A where its rank is constant.
 
     Args:
-      x: vector, shape (n,).
-      hyperparams: (A, b), shapes (m, n) and (m,).
+      x: vector, shape (n,), else ValueError.
+      hyperparams: (A, b), shapes (m, n) and (m,), else ValueError.
 
-    Reference: for the derivative of A⁺, Golub & Pereyra 1973.
+    Reference: Golub & Pereyra, The differentiation of pseudo-inverses and nonlinear least squares problems, 1973.
     """
     who = "projection_affine_set"
-    _numeric.require_ndim(who, x, 1, "vector")
-    x = _numeric.as_float(x)
+    x = _numeric.vector(who, x)
     matrix, right = rows(who, ("A", "b"), hyperparams, x)
     p = closest(x, matrix, right)
     return _numeric.nan_unless(violation(p, matrix, right, x, equal=True) <= _numeric.tolerance(x), p)
@@ -80,8 +79,7 @@ def rows(who: str, names: tuple[str, str], pair: Any, x: jax.Array) -> tuple[jax
     _numeric.require_shape(who, names[0], matrix, (*jnp.shape(matrix)[:1], x.size), "one column for each entry of x")
     _numeric.require_shape(who, names[1], right, jnp.shape(matrix)[:1], f"one entry for each row of {names[0]}")
     matrix, right = _numeric.cast(matrix, x), _numeric.cast(right, x)
-    length = jax.vmap(_numeric.norm)(matrix)
-    length = jnp.where(length == 0, 1, length)
+    length = _tree.positive(jax.vmap(_tree.norm)(matrix))
     return matrix / length[:, None], right / length
 
 

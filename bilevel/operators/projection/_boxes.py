@@ -1,4 +1,4 @@
-"""Projections on boxes and on the section of a box by a hyperplane."""
+"""Projections on boxes (Parikh & Boyd, Proximal Algorithms, 2014, chapter 6) and on sections of boxes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ def projection_box(x: Any, hyperparams: tuple[Any, Any]) -> Any:
 
     Args:
       x: any pytree.
-      hyperparams: (lower, upper), each a scalar or of the structure of x.
+      hyperparams: (lower, upper), each a scalar or with the structure of x.
+
+    Example:
+      >>> print(projection_box(jnp.array([-2.0, 0.5, 3.0]), (0.0, jnp.array([1.0, 1.0, 2.0]))))
+      [0.  0.5 2. ]
     """
     lower, upper = (_numeric.spread(bound, x) for bound in hyperparams)
 
@@ -45,7 +49,7 @@ def projection_hypercube(x: Any, unit: Any = 1.0) -> Any:
 
     Args:
       x: any pytree.
-      unit: length of an edge, a scalar or of the structure of x.
+      unit: length of an edge, a scalar or with the structure of x.
     """
     return projection_box(x, (0.0, unit))
 
@@ -59,15 +63,14 @@ def projection_box_section(
     derivative of the projection on the face of the answer. NaN if the set is empty.
 
     Args:
-      x: vector, shape (n,).
-      hyperparams: (alpha, beta, w, c); alpha, beta and w scalars or vectors of shape (n,), w of any sign, c a scalar.
-      check_feasible: raise ValueError where the set is empty; only outside of JAX transformations.
+      x: vector, shape (n,), else ValueError.
+      hyperparams: (α, β, w, c); α, β and w scalars or vectors of shape (n,), w of any sign, c a scalar; else ValueError.
+      check_feasible: raise ValueError if the set is empty; only outside of JAX transformations.
 
     Reference: Brucker, An O(n) algorithm for quadratic knapsack problems, 1984.
     """
     who = "projection_box_section"
-    _numeric.require_ndim(who, x, 1, "vector")
-    x = _numeric.as_float(x)
+    x = _numeric.vector(who, x)
     for name, value in zip(("alpha", "beta", "w"), hyperparams[:3], strict=True):
         if jnp.ndim(value):
             _numeric.require_shape(who, name, value, x.shape, "one entry for each of x, or a scalar")

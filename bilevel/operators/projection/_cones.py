@@ -19,14 +19,13 @@ def projection_second_order_cone(x: jax.Array) -> jax.Array:
     cone the derivative is the identity, on its negative 0 (elements of the conservative Jacobian).
 
     Args:
-      x: vector, shape (1 + n,), t first.
+      x: vector, shape (1 + n,), t first, else ValueError.
 
     Reference: Parikh & Boyd, Proximal Algorithms, 2014, section 6.3.2.
     """
-    _numeric.require_ndim("projection_second_order_cone", x, 1, "vector (t, z)")
-    x = _numeric.as_float(x)
+    x = _numeric.array("projection_second_order_cone", x, 1, "vector (t, z)")
     t, z = x[0], x[1:]
-    length = _numeric.norm(z)
+    length = _tree.norm(z)
     mean = (t + length) / 2
     outside = jnp.concatenate([mean[None], _tree.divide(mean, length) * z])
     return jnp.where(t >= length, x, jnp.where(t <= -length, jnp.zeros_like(x), outside))
@@ -35,19 +34,18 @@ def projection_second_order_cone(x: jax.Array) -> jax.Array:
 def projection_psd_cone(x: jax.Array) -> jax.Array:
     """Project a symmetric matrix on the positive semidefinite cone: V max(w, 0) Vᵀ for x = V diag(w) Vᵀ.
 
-    Of a matrix that is not symmetric the symmetric part is projected, which is its closest point in the cone. Derivatives
-    of any order are by divided differences, finite and right at repeated eigenvalues; where an eigenvalue is 0, an
-    element of the conservative Jacobian (with 0 between two zero eigenvalues).
+    A matrix that is not symmetric is replaced by its symmetric part, which has the same projection. Derivatives of any order
+    are divided differences, finite and right at repeated eigenvalues; where an eigenvalue is 0, an element of the
+    conservative Jacobian (with 0 between two zero eigenvalues).
 
     Args:
-      x: matrix, shape (n, n).
+      x: matrix, shape (n, n), else ValueError.
 
     Reference: Malick & Sendov, Clarke generalized Jacobian of the projection onto the cone of positive semidefinite
     matrices, 2006; Bhatia, Matrix Analysis, theorem V.3.3 (Daleckii & Krein).
     """
-    _numeric.require_ndim("projection_psd_cone", x, 2, "matrix")
-    _numeric.require_shape("projection_psd_cone", "x", x, (jnp.shape(x)[0],) * 2, "square")
-    x = _numeric.as_float(x)
+    x = _numeric.array("projection_psd_cone", x, 2, "matrix")
+    _numeric.require_shape("projection_psd_cone", "x", x, (len(x),) * 2, "square")
     return positive_part((x + x.T) / 2)
 
 
@@ -102,11 +100,11 @@ def _derivative(x: jax.Array, positive: jax.Array, direction: jax.Array) -> jax.
 def projection_exponential_cone(x: jax.Array) -> jax.Array:
     """Project (a, b, c) on the exponential cone, the closure of {(a, b, c): b > 0, b·exp(a/b) ≤ c}.
 
-    The entries are ordered as in SCS, CVXPY and diffcp. Differentiable in all modes, except on the boundaries of the cone and
-    of its polar, where the derivative is the identity and 0, and where a < 0, b = 0 or a, b < 0, c = 0.
+    The entries are ordered as in SCS, CVXPY and diffcp. Differentiable except on the boundaries of the cone and of its polar,
+    where the derivative is the identity and 0, and where a < 0, b = 0 or a, b < 0, c = 0.
 
     Args:
-      x: vector, shape (3,).
+      x: vector, shape (3,), else ValueError.
 
     Reference: Parikh & Boyd, Proximal Algorithms, 2014, section 6.3.4; the root in one unknown as in Friberg,
     Projection onto the exponential cone: a univariate root-finding problem, 2023.
@@ -121,7 +119,7 @@ def projection_dual_exponential_cone(x: jax.Array) -> jax.Array:
     By Moreau's decomposition, x + projection_exponential_cone(−x); differentiable where that is.
 
     Args:
-      x: vector, shape (3,).
+      x: vector, shape (3,), else ValueError.
     """
     _numeric.require_shape("projection_dual_exponential_cone", "x", x, (3,), "entries a, b, c")
     x = _numeric.as_float(x)

@@ -23,8 +23,7 @@ def project(v: jax.Array) -> jax.Array:
     """Project (r, s, t) on the exponential cone."""
     inside, polar, face, unit, size = _place(v)
     rho = _root(unit)
-    _, m = _multipliers(rho, unit)
-    y, _ = _multipliers(rho, unit)
+    y, m = _multipliers(rho, unit)
     shrink = jnp.exp(-jnp.abs(rho))
     # y = z·e^−ρ with z = t + m·e^−ρ does not suffer from cancellation where ρ is large.
     z_right = unit[2] + m * shrink
@@ -60,17 +59,14 @@ def _jacobian(v: jax.Array) -> jax.Array:
     inside, polar, face, unit, _ = _place(v)
     rho = _root(unit)
     y, m = _multipliers(rho, unit)
-    shrink = jnp.exp(-jnp.abs(rho))
-    grow, one = jnp.where(rho > 0, 1, shrink), jnp.ones_like(rho)
-    fall = jnp.where(rho > 0, shrink, 1)
+    fall, grow = jnp.exp(jnp.minimum(-rho, 0)), jnp.exp(jnp.minimum(rho, 0))
     y = jnp.maximum(y, jnp.finfo(v.dtype).tiny)
     ray = _unit(jnp.stack([rho * fall, fall, grow]))
     normal = _unit(jnp.stack([grow, (1 - rho) * grow, -fall]))
     across = jnp.cross(normal, ray)
     bend = jnp.maximum(m, 0) * (across[0] - rho * across[1]) ** 2
     on_boundary = jnp.outer(ray, ray) + jnp.outer(across, across) * (y / (y + bend))
-    zero = jnp.zeros_like(one)
-    on_face = jnp.diag(jnp.stack([one, zero, jnp.where(v[2] > 0, one, zero)]))
+    on_face = jnp.diag(jnp.array([1, 0, v[2] > 0], v.dtype))
     identity = jnp.eye(3, dtype=v.dtype)
     return jnp.where(inside, identity, jnp.where(polar, 0, jnp.where(face, on_face, on_boundary)))
 

@@ -16,18 +16,21 @@ def projection_isotonic(
     """Project a vector on those with y_min ≤ p₁ ≤ … ≤ pₙ ≤ y_max (≥ if not increasing): isotonic regression.
 
     Neighbors that are out of order are pooled to their mean, then the means are clipped. The derivative averages over
-    each pool and is exact while the pools do not change. Sequential, about 2n short steps.
+    each pool and is exact while the pools do not change. Sequential, about 2n short steps. NaN if y_min > y_max.
 
     Args:
-      x: vector, shape (n,).
-      increasing: the order.
+      x: vector, shape (n,), else ValueError.
+      increasing: whether the entries of the answer increase or decrease.
       y_min: lower bound, a scalar.
       y_max: upper bound, a scalar.
 
     Reference: Best & Chakravarti, Active set algorithms for isotonic regression, 1990.
+
+    Example:
+      >>> print(projection_isotonic(jnp.array([1.0, 4.0, 2.0])))
+      [1. 3. 3.]
     """
-    _numeric.require_ndim("projection_isotonic", x, 1, "vector")
-    x = _numeric.as_float(x)
+    x = _numeric.vector("projection_isotonic", x)
     if not increasing:
         return -projection_isotonic(-x, True, -_numeric.cast(y_max, x), -_numeric.cast(y_min, x))
     low, high = _numeric.cast(y_min, x), _numeric.cast(y_max, x)
@@ -50,8 +53,7 @@ def _pools(x: jax.Array) -> jax.Array:
     def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         means, counts, top, following = state
         last, before = top - 1, top - 2
-        merge = (top > 1) & (means[before] >= means[last])
-        merge |= following >= n
+        merge = (top > 1) & (means[before] >= means[last]) | (following >= n)
         place = jnp.where(merge, before, top)
         count = jnp.where(merge, counts[before] + counts[last], 1)
         share = (counts[last] / jnp.maximum(count, 1)).astype(x.dtype)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 
+from bilevel import _tree
 from bilevel.operators import _numeric
 from bilevel.operators.projection import _affine
 
@@ -28,15 +29,15 @@ def projection_polyhedron(
     is empty.
 
     Args:
-      x: vector, shape (n,).
-      hyperparams: (A, b, G, h), shapes (m, n), (m,), (k, n), (k,); A and b, or G and h, may be None.
-      check_feasible: raise ValueError where the polyhedron is empty, if the values are known (not while tracing).
+      x: vector, shape (n,), else ValueError.
+      hyperparams: (A, b, G, h), shapes (m, n), (m,), (k, n), (k,), else ValueError; A and b, or G and h, may be None.
+      check_feasible: raise ValueError if the polyhedron is empty and the values are known (not while tracing).
 
-    Reference: Mehrotra 1992; Nocedal & Wright, Numerical Optimization, section 16.6.
+    Reference: Mehrotra, On the implementation of a primal-dual interior point method, 1992; Nocedal & Wright, Numerical
+    Optimization, section 16.6.
     """
     who = "projection_polyhedron"
-    _numeric.require_ndim(who, x, 1, "vector")
-    x = _numeric.as_float(x)
+    x = _numeric.vector(who, x)
     eq, eq_right = _affine.rows(who, ("A", "b"), hyperparams[:2], x)
     ineq, bound = _affine.rows(who, ("G", "h"), hyperparams[2:], x)
     middle, margin, active = _interior_point(*jax.lax.stop_gradient((x, eq, eq_right, ineq, bound)))
@@ -108,9 +109,7 @@ def _interior_point(
         state = tuple(a + alpha * way for a, way in zip(state, ways, strict=True))
         now = error(state)
         sound = jnp.isfinite(now)
-        better = sound & (now < best[1])
-        chosen = jax.tree.map(lambda a, b: jnp.where(better, a, b), (state, now), best)
-        return state, chosen, sound, steps + 1
+        return state, _tree.where(sound & (now < best[1]), (state, now), best), sound, steps + 1
 
     def go_on(carry: tuple[Any, ...]) -> jax.Array:
         _, (_, best), sound, steps = carry

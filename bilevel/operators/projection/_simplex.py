@@ -16,27 +16,27 @@ def projection_simplex(x: jax.Array, value: Any = 1.0) -> jax.Array:
     """Project a vector on the simplex {p ≥ 0, Σp = value}: p = max(x − τ, 0).
 
     The derivative is the derivative of the projection on the face of the answer, p > 0 (an element of the conservative
-    Jacobian if an entry is just zero): ṗ = s∘(ẋ − mean over s of ẋ) + s·valuė/|s|, with s the support. NaN if value < 0.
+    Jacobian if an entry is just zero): ṗ = s∘(ẋ − mean over s of ẋ) + s·valuė/|s|, with s the support.
 
     Args:
-      x: vector, shape (n,).
-      value: the sum.
+      x: vector, shape (n,), else ValueError.
+      value: the sum, a scalar; a negative number raises ValueError, a negative array gives NaN.
 
-    Reference: Held, Wolfe & Crowder 1974; sorting as in Duchi et al. 2008.
+    Reference: Held, Wolfe & Crowder, Validation of subgradient optimization, 1974; sorting as in Duchi et al. 2008.
+
+    Example:
+      >>> print(projection_simplex(jnp.array([1.0, 0.5, -1.0])))
+      [0.75 0.25 0.  ]
     """
-    _numeric.require_ndim("projection_simplex", x, 1, "vector")
-    x = _numeric.as_float(x)
+    x = _numeric.vector("projection_simplex", x)
     return _simplex(x, _numeric.radius("projection_simplex", "value", value, x))
 
 
 @jax.custom_jvp
 def _simplex(x: jax.Array, value: jax.Array) -> jax.Array:
-    descending = _sort_descending(x)
-    excess = jnp.cumsum(descending) - value
-    count = jnp.arange(1, x.size + 1)
     # The threshold is the largest of the candidate thresholds (Σ_{i≤k} x₍ᵢ₎ − value)/k.
-    threshold = jnp.max(excess / count.astype(x.dtype))
-    return jnp.maximum(x - threshold, 0)
+    excess = jnp.cumsum(_sort_descending(x)) - value
+    return jnp.maximum(x - jnp.max(excess / jnp.arange(1, x.size + 1, dtype=x.dtype)), 0)
 
 
 @_simplex.defjvp
@@ -75,23 +75,22 @@ def _odd_even_merge(n: int) -> list[tuple[int, int]]:
 def projection_sparse_simplex(
     x: jax.Array, max_nz: int, use_approx_max_nz: bool = False, value: Any = 1.0
 ) -> jax.Array:
-    """Project on the vectors of the simplex with at most max_nz entries: keep the largest ones, project these.
+    """Project on the vectors of the simplex with at most max_nz nonzero entries: keep the largest entries and project them.
 
-    The set is not convex; of several closest points the one with the first entries is returned. Differentiable where
+    The set is not convex; of several closest points, the one with the first entries is returned. Differentiable where
     the kept entries do not change and none of them is just zero.
 
     Args:
-      x: vector, shape (n,).
-      max_nz: number of entries that may differ from 0, at least 1.
+      x: vector, shape (n,), else ValueError.
+      max_nz: number of entries that may differ from 0, at least 1, else ValueError.
       use_approx_max_nz: find the largest entries by `jax.lax.approx_max_k`, faster on accelerators, not always right.
-      value: the sum.
+      value: the sum, as in `projection_simplex`.
 
     Reference: Kyrillidis et al., Sparse projections onto the simplex, 2013.
     """
-    _numeric.require_ndim("projection_sparse_simplex", x, 1, "vector")
+    x = _numeric.vector("projection_sparse_simplex", x)
     if max_nz < 1:
         raise ValueError(f"projection_sparse_simplex: max_nz must be at least 1, got {max_nz}")
-    x = _numeric.as_float(x)
     largest = jax.lax.approx_max_k if use_approx_max_nz else jax.lax.top_k
     kept, places = largest(x, min(max_nz, x.size))
     return jnp.zeros_like(x).at[places].set(projection_simplex(kept, value))

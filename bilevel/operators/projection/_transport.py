@@ -34,9 +34,9 @@ def projection_transport(
     takes O((m + n)³) operations.
 
     Args:
-      sim_matrix: similarities X = −costs, shape (m, n); −inf forbids an entry.
-      marginals: (a, b), the sums of the rows and of the columns, shapes (m,) and (n,).
-      make_solver: must be None; the potentials have a solver of their own.
+      sim_matrix: similarities X = −costs, shape (m, n), else ValueError; −inf forbids an entry.
+      marginals: (a, b), the sums of the rows and of the columns, shapes (m,) and (n,), else ValueError.
+      make_solver: must be None, else ValueError; the potentials have their own solver.
       use_semi_dual: not used; for jaxopt's signature.
 
     Reference: Blondel, Seguy & Rolet, Smooth and sparse optimal transport, 2018.
@@ -59,17 +59,18 @@ def kl_projection_transport(
 ) -> jax.Array:
     """Project exp(X) on the transportation polytope {P ≥ 0, P 1 = a, Pᵀ 1 = b}, in the Kullback-Leibler sense.
 
-    Minimizes Σ P log P − ⟨P, X⟩: P = exp(X + f 1ᵀ + 1 gᵀ). Smooth in X and in positive marginals,
-    whose changes are first projected on those that keep Σa = Σb. A marginal of 0 gives zeros. NaN if Σa ≠ Σb or the potentials
-    were not found. Each round takes O((m + n)³) operations.
+    Minimizes Σ P log P − ⟨P, X⟩: P = exp(X + f 1ᵀ + 1 gᵀ). Smooth in X and in positive marginals, whose changes are first
+    projected on those that keep Σa = Σb. A marginal of 0 gives zeros. NaN if Σa ≠ Σb or the potentials were not found. Each
+    round takes O((m + n)³) operations.
 
     Args:
-      sim_matrix: similarities X = −costs, shape (m, n); −inf forbids an entry.
-      marginals: (a, b), the sums of the rows and of the columns, shapes (m,) and (n,).
-      make_solver: must be None; the potentials have a solver of their own.
+      sim_matrix: similarities X = −costs, shape (m, n), else ValueError; −inf forbids an entry.
+      marginals: (a, b), the sums of the rows and of the columns, shapes (m,) and (n,), else ValueError.
+      make_solver: must be None, else ValueError; the potentials have their own solver.
       use_semi_dual: not used; for jaxopt's signature.
 
-    Reference: Cuturi 2013; Brauer, Clason, Lorenz & Wirth, A Sinkhorn-Newton method for entropic optimal transport, 2017.
+    References: Cuturi, Sinkhorn distances, 2013; Brauer, Clason, Lorenz & Wirth, A Sinkhorn-Newton method for entropic optimal
+    transport, 2017.
     """
     return _kl_plan(*_arguments("kl_projection_transport", sim_matrix, marginals, make_solver, use_semi_dual))
 
@@ -78,8 +79,8 @@ def projection_birkhoff(sim_matrix: jax.Array, make_solver: Any = None, use_semi
     """Project a square matrix on the doubly stochastic matrices: `projection_transport` with marginals of ones.
 
     Args:
-      sim_matrix: similarities, shape (n, n).
-      make_solver: must be None.
+      sim_matrix: similarities, shape (n, n), else ValueError.
+      make_solver: must be None, else ValueError.
       use_semi_dual: not used; for jaxopt's signature.
     """
     return projection_transport(sim_matrix, _ones("projection_birkhoff", sim_matrix), make_solver, use_semi_dual)
@@ -89,18 +90,17 @@ def kl_projection_birkhoff(sim_matrix: jax.Array, make_solver: Any = None, use_s
     """Project exp(X) on the doubly stochastic matrices: `kl_projection_transport` with marginals of ones.
 
     Args:
-      sim_matrix: similarities X, shape (n, n).
-      make_solver: must be None.
+      sim_matrix: similarities X, shape (n, n), else ValueError.
+      make_solver: must be None, else ValueError.
       use_semi_dual: not used; for jaxopt's signature.
     """
     return kl_projection_transport(sim_matrix, _ones("kl_projection_birkhoff", sim_matrix), make_solver, use_semi_dual)
 
 
 def _ones(who: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    _numeric.require_ndim(who, x, 2, "matrix")
-    _numeric.require_shape(who, "sim_matrix", x, (jnp.shape(x)[0],) * 2, "square")
-    ones = jnp.ones(jnp.shape(x)[0], _numeric.as_float(x).dtype)
-    return ones, ones
+    x = _numeric.array(who, x, 2, "matrix")
+    _numeric.require_shape(who, "sim_matrix", x, (len(x),) * 2, "square")
+    return (jnp.ones(len(x), x.dtype),) * 2
 
 
 def _arguments(
@@ -109,10 +109,9 @@ def _arguments(
     del use_semi_dual
     if make_solver is not None:
         raise ValueError(f"{who}: make_solver must be None, the potentials have a solver of their own: drop it")
-    _numeric.require_ndim(who, x, 2, "matrix")
-    for name, marginal, size in zip("ab", marginals, jnp.shape(x), strict=True):
-        _numeric.require_shape(who, f"marginal {name}", marginal, (size,), f"sim_matrix is {jnp.shape(x)}")
-    x = _numeric.as_float(x)
+    x = _numeric.array(who, x, 2, "matrix")
+    for name, marginal, size in zip("ab", marginals, x.shape, strict=True):
+        _numeric.require_shape(who, f"marginal {name}", marginal, (size,), f"sim_matrix is {x.shape}")
     return x, _numeric.cast(marginals[0], x), _numeric.cast(marginals[1], x)
 
 
@@ -154,8 +153,7 @@ def _potentials(model: _Model, x: jax.Array, a: jax.Array, b: jax.Array) -> tupl
     Starts from plan((x + f 1ᵀ + 1 gᵀ)/κ), with κ so large that the entries of x/κ are close, and lets κ fall to 1.
     """
     eps = jnp.finfo(x.dtype).eps
-    size = jnp.maximum(jnp.max(a), jnp.max(b))
-    size = _tree.positive(size)
+    size = _tree.positive(jnp.maximum(jnp.max(a), jnp.max(b)))
     lengths = jnp.array([2.0**k for k in _LENGTHS], x.dtype)
 
     def shortfall(z: jax.Array) -> jax.Array:
@@ -188,9 +186,7 @@ def _potentials(model: _Model, x: jax.Array, a: jax.Array, b: jax.Array) -> tupl
     def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         g, kappa, best, _, steps = state
         f, g, error = improve(x / kappa, g / kappa)
-        last = kappa <= 1
-        better = last & (error < best[2])
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), (f, g, error), best)
+        best = _tree.where((kappa <= 1) & (error < best[2]), (f, g, error), best)
         cooler = jnp.where(error < _COOL_BELOW, jnp.maximum(kappa / _COOLING, 1), kappa)
         return kappa * g, cooler, best, jnp.isfinite(error), steps + 1
 

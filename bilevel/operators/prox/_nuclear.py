@@ -18,15 +18,15 @@ def prox_nuclear_norm(x: jax.Array, reg: Any = 1.0, scaling: Any = 1.0) -> jax.A
     of the conservative Jacobian. The value takes a thin SVD, a derivative an eigendecomposition of size m + n.
 
     Args:
-      x: matrix, shape (m, n).
-      reg: penalty, a scalar.
+      x: matrix, shape (m, n), else ValueError.
+      reg: penalty, a scalar; None is 1.
       scaling: step.
 
-    Reference: Cai, Candès & Shen 2010; the derivative by the dilation of Jordan and Wielandt, see `_dilated`.
+    Reference: Cai, Candès & Shen, A singular value thresholding algorithm for matrix completion, 2010; the derivative by
+    the dilation of Jordan and Wielandt, see `_dilated`.
     """
-    _numeric.require_ndim("prox_nuclear_norm", x, 2, "matrix")
-    x = _numeric.as_float(x)
-    return _shrink(x, _numeric.cast(1.0 if reg is None else reg, x) * _numeric.cast(scaling, x))
+    x = _numeric.array("prox_nuclear_norm", x, 2, "matrix")
+    return _shrink(x, _numeric.threshold(reg, scaling, x))
 
 
 @jax.custom_jvp

@@ -1,4 +1,4 @@
-"""Proximal operators in closed form."""
+"""Proximal operators in closed form: Parikh & Boyd, Proximal Algorithms, 2014, chapter 6. A penalty of None is 1."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bilevel.operators import _numeric
 
 
 def prox_none(x: Any, hyperparams: Any = None, scaling: Any = 1.0) -> Any:
-    """The prox of g = 0: x itself."""
+    """The prox of g = 0: x itself, any pytree; the other arguments are not used."""
     del hyperparams, scaling
     return x
 
@@ -25,10 +25,14 @@ def prox_lasso(x: Any, l1reg: Any = 1.0, scaling: Any = 1.0) -> Any:
 
     Args:
       x: any pytree.
-      l1reg: penalty, a scalar or of the structure of x.
+      l1reg: penalty, a scalar or with the structure of x.
       scaling: step.
+
+    Example:
+      >>> print(prox_lasso(jnp.array([3.0, -0.5]), 1.0))
+      [2. 0.]
     """
-    return _by_leaf(_shrink, x, scaling, 1.0 if l1reg is None else l1reg)
+    return _by_leaf(_shrink, x, scaling, l1reg)
 
 
 def _shrink(x: jax.Array, threshold: jax.Array) -> jax.Array:
@@ -40,16 +44,10 @@ def _by_leaf(function: Callable, x: Any, scaling: Any, penalty: Any, *others: An
 
     def apply(x: Any, penalty: Any, *others: Any) -> jax.Array:
         x = _numeric.as_float(x)
-        return function(
-            x, _numeric.cast(penalty, x) * _numeric.cast(scaling, x), *(_numeric.cast(other, x) for other in others)
-        )
+        return function(x, _numeric.threshold(penalty, scaling, x), *(_numeric.cast(other, x) for other in others))
 
-    return jax.tree.map(apply, x, *(_spread(value, x) for value in (penalty, *others)))
-
-
-def _spread(value: Any, x: Any) -> Any:
-    """A tree of the structure of x as it is; anything else, a scalar or a shared array, for every leaf."""
-    return value if jax.tree.structure(value) == jax.tree.structure(x) else jax.tree.map(lambda _: value, x)
+    penalty = 1.0 if penalty is None else penalty
+    return jax.tree.map(apply, x, *(_numeric.spread(value, x) for value in (penalty, *others)))
 
 
 def prox_non_negative_lasso(x: Any, l1reg: Any = 1.0, scaling: Any = 1.0) -> Any:
@@ -57,10 +55,10 @@ def prox_non_negative_lasso(x: Any, l1reg: Any = 1.0, scaling: Any = 1.0) -> Any
 
     Args:
       x: any pytree.
-      l1reg: penalty, a scalar or of the structure of x.
+      l1reg: penalty, a scalar or with the structure of x.
       scaling: step.
     """
-    return _by_leaf(lambda x, threshold: jax.nn.relu(x - threshold), x, scaling, 1.0 if l1reg is None else l1reg)
+    return _by_leaf(lambda x, threshold: jax.nn.relu(x - threshold), x, scaling, l1reg)
 
 
 def prox_elastic_net(x: Any, hyperparams: Any = (1.0, 1.0), scaling: Any = 1.0) -> Any:
@@ -70,15 +68,13 @@ def prox_elastic_net(x: Any, hyperparams: Any = (1.0, 1.0), scaling: Any = 1.0) 
 
     Args:
       x: any pytree.
-      hyperparams: (λ, γ), each a scalar or of the structure of x.
+      hyperparams: (λ, γ), each a scalar or with the structure of x.
       scaling: step.
 
-    Reference: Zou & Hastie 2005; Parikh & Boyd 2014, section 6.5.3.
+    Reference: Zou & Hastie, Regularization and variable selection via the elastic net, 2005.
     """
     l1reg, ratio = (1.0, 1.0) if hyperparams is None else hyperparams
-    return _by_leaf(
-        lambda x, threshold, ratio: _shrink(x, threshold) / (1 + threshold * ratio), x, scaling, l1reg, ratio
-    )
+    return _by_leaf(lambda x, weight, ratio: _shrink(x, weight) / (1 + weight * ratio), x, scaling, l1reg, ratio)
 
 
 def prox_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
@@ -88,10 +84,10 @@ def prox_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
 
     Args:
       x: any pytree.
-      l2reg: penalty, a scalar or of the structure of x.
+      l2reg: penalty, a scalar or with the structure of x.
       scaling: step.
     """
-    return _by_leaf(lambda x, weight: x / (1 + weight), x, scaling, 1.0 if l2reg is None else l2reg)
+    return _by_leaf(lambda x, weight: x / (1 + weight), x, scaling, l2reg)
 
 
 def prox_non_negative_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
@@ -99,27 +95,27 @@ def prox_non_negative_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any
 
     Args:
       x: any pytree.
-      l2reg: penalty, a scalar or of the structure of x.
+      l2reg: penalty, a scalar or with the structure of x.
       scaling: step.
     """
-    return _by_leaf(lambda x, weight: jax.nn.relu(x) / (1 + weight), x, scaling, 1.0 if l2reg is None else l2reg)
+    return _by_leaf(lambda x, weight: jax.nn.relu(x) / (1 + weight), x, scaling, l2reg)
 
 
 def prox_group_lasso(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
-    """The prox of g(y) = l2reg·‖y‖₂, all of x one group: x·max(1 − scaling·l2reg/‖x‖, 0).
+    """The prox of g(y) = l2reg·‖y‖₂, with all of x as one group: x·max(1 − scaling·l2reg/‖x‖, 0).
 
-    More groups by `jax.vmap`. Differentiable where ‖x‖ ≠ scaling·l2reg; there, and inside, the derivative is 0.
+    Use `jax.vmap` for several groups. Differentiable where ‖x‖ ≠ scaling·l2reg; there, and inside, the derivative is 0.
 
     Args:
       x: any pytree.
       l2reg: penalty, a scalar.
       scaling: step.
 
-    Reference: Yuan & Lin 2006; Parikh & Boyd 2014, section 6.5.4.
+    Reference: Yuan & Lin, Model selection and estimation in regression with grouped variables, 2006.
     """
-    x = jax.tree.map(_numeric.as_float, x)
-    length = _numeric.norm(x)
-    threshold = _numeric.cast(1.0 if l2reg is None else l2reg, length) * _numeric.cast(scaling, length)
+    x = _numeric.as_floats(x)
+    length = _tree.norm(x)
+    threshold = _numeric.threshold(l2reg, scaling, length)
     outside = length > threshold
     shrink = 1 - threshold / jnp.where(outside, length, 1)
     # Without a penalty the operator is the identity, also at 0.
@@ -135,10 +131,11 @@ def prox_log1p(x: Any, hyperparams: Any = (1.0, 1.0), scaling: Any = 1.0) -> Any
 
     Args:
       x: any pytree.
-      hyperparams: (λ, ε), each a scalar or of the structure of x, positive.
+      hyperparams: (λ, ε), each a scalar or with the structure of x, positive.
       scaling: step.
 
-    Reference: Candès, Wakin & Boyd 2008; Gong et al., A general iterative shrinkage and thresholding algorithm, 2013.
+    Reference: Candès, Wakin & Boyd, Enhancing sparsity by reweighted l1 minimization, 2008; Gong et al., A general
+    iterative shrinkage and thresholding algorithm, 2013.
     """
     penalty, width = (1.0, 1.0) if hyperparams is None else hyperparams
     return _by_leaf(_shrink_log, x, scaling, penalty, width)
@@ -160,10 +157,10 @@ def _shrink_log(x: jax.Array, tau: jax.Array, width: jax.Array) -> jax.Array:
 
 
 def make_prox_from_projection(projection: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a prox of a projection: the prox of the indicator of a set, for which the step does not matter.
+    """The prox of the indicator function of a set, from the projection on it; the step does not matter.
 
     Args:
-      projection: function (x, hyperparams) → x; called as projection(x) where the prox gets no hyperparameters.
+      projection: function (x, hyperparams) → x; called as projection(x) if the prox gets no hyperparameters.
     """
 
     def prox(x: Any, hyperparams: Any = None, scaling: Any = 1.0) -> Any:

@@ -19,15 +19,14 @@ def prox_total_variation(x: jax.Array, reg: Any = 1.0, scaling: Any = 1.0) -> ja
     short steps, at worst n².
 
     Args:
-      x: vector, shape (n,).
-      reg: penalty, a scalar, at least 0.
+      x: vector, shape (n,), else ValueError.
+      reg: penalty, a scalar, at least 0; None is 1.
       scaling: step.
 
     Reference: Condat, A direct algorithm for 1-D total variation denoising, 2013.
     """
-    _numeric.require_ndim("prox_total_variation", x, 1, "vector")
-    x = _numeric.as_float(x)
-    threshold = _numeric.cast(1.0 if reg is None else reg, x) * _numeric.cast(scaling, x)
+    x = _numeric.vector("prox_total_variation", x)
+    threshold = _numeric.threshold(reg, scaling, x)
     jumps = _jumps(*jax.lax.stop_gradient((x, threshold)))
     pools = jnp.cumsum(jnp.abs(jumps)) - jnp.abs(jumps)
     pull = (jumps - jnp.concatenate([jnp.zeros_like(jumps[:1]), jumps[:-1]])).astype(x.dtype)
