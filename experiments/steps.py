@@ -18,8 +18,8 @@ class Program(NamedTuple):
 
     Attributes:
       run: (state, data) -> (state, report).
-      compiling: seconds that tracing and compiling took.
-      memory: MiB that the program plans besides its arguments and results; NaN where the backend does not say.
+      compiling: seconds for tracing and compiling.
+      memory: MiB that the program plans besides its arguments and results; NaN if the backend does not report it.
     """
 
     run: Callable[[Any, Any], tuple[Any, outer.Report]]

@@ -12,12 +12,9 @@ import numpy as np
 from bilevel.datasets._table import DataError, Kind, Table
 
 TablePath = str  # ends in .npz or .csv, or starts with openml: ; the configuration checks annotations of this name
-BUNDLED: dict[str, Kind] = {
-    "breast_cancer": "classification",
-    "diabetes": "regression",
-    "digits": "classification",
-    "iris": "classification",
-    "wine": "classification",
+_BUNDLED: dict[Kind, list[str]] = {
+    "classification": ["breast_cancer", "digits", "iris", "wine"],
+    "regression": ["diabetes"],
 }
 
 
@@ -39,14 +36,15 @@ def load_table(source: str, kind: Kind) -> Table:
         features, targets = _read_npz(_file(source))
     elif source.endswith(".csv"):
         features, targets = _read_csv(_file(source))
+    elif source in _BUNDLED[kind]:
+        from sklearn import datasets
+
+        features, targets = getattr(datasets, f"load_{source}")(return_X_y=True)
     else:
-        known = [name for name, its_kind in BUNDLED.items() if its_kind == kind]
-        if source not in known:
-            raise DataError(
-                f"no {kind} data called {source!r}: use one of {', '.join(known)}, or the path of an .npz or .csv file, "
-                "or openml:NAME"
-            )
-        features, targets = _read_bundled(source)
+        raise DataError(
+            f"no {kind} data called {source!r}: use one of {', '.join(_BUNDLED[kind])}, or the path of an .npz or .csv file, "
+            "or openml:NAME"
+        )
     return Table.of(features, targets, kind, source)
 
 
@@ -58,7 +56,7 @@ def make_classification(samples: int, features: int, classes: int, informative: 
       informative: share of the features that carry signal.
       seed: of the generator.
     """
-    from sklearn.datasets import make_classification as make
+    import sklearn.datasets
 
     signal = max(round(informative * features), 1)
     if 2**signal < classes * 2:
@@ -66,13 +64,8 @@ def make_classification(samples: int, features: int, classes: int, informative: 
             f"synthetic data: {signal} informative features cannot tell {classes} classes of 2 clusters apart: "
             "increase features or informative"
         )
-    x, y = make(
-        n_samples=samples,
-        n_features=features,
-        n_informative=signal,
-        n_redundant=0,
-        n_classes=classes,
-        random_state=seed,
+    x, y = sklearn.datasets.make_classification(
+        samples, features, n_informative=signal, n_redundant=0, n_classes=classes, random_state=seed
     )
     return Table("synthetic", np.asarray(x), np.asarray(y), classes)
 
@@ -92,12 +85,6 @@ def make_images(samples: int, side: int, classes: int, seed: int) -> Table:
     targets = rng.integers(classes, size=samples)
     noise = rng.normal(scale=0.5, size=(samples, side**2))
     return Table("synthetic", np.clip(patterns[targets] + noise, 0, 1), targets, classes)
-
-
-def _read_bundled(name: str) -> tuple[Any, Any]:
-    from sklearn import datasets
-
-    return getattr(datasets, f"load_{name}")(return_X_y=True)
 
 
 def _file(source: str) -> Path:
@@ -139,36 +126,33 @@ def _read_csv(path: Path) -> tuple[Any, Any]:
     except (ValueError, csv.Error) as error:
         raise DataError(f"{path}: not a readable .csv file with a header ({error})") from error
     names = [name.strip() for name in header]
-    target = names.index("y") if "y" in names else len(names) - 1
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
             raise DataError(f"{path}: row {number} has {len(row)} values, the header {len(names)}")
-    features = np.empty((len(rows), len(names) - 1))
-    for column, name in enumerate(names[:target] + names[target + 1 :]):
-        place = column if column < target else column + 1
-        for number, row in enumerate(rows):
-            try:
-                features[number, column] = float(row[place])
-            except ValueError as error:
-                raise DataError(
-                    f"{path}: column {name!r} must hold numbers, and its row {number + 1} holds {row[place]!r}"
-                ) from error
-    return features, _numbers(np.array([row[target].strip() for row in rows], object))
+    target = names.index("y") if "y" in names else len(names) - 1
+    cells = np.array(rows, object).reshape(len(rows), len(names))
+    features = np.delete(cells, target, axis=1)
+    for (row, column), cell in np.ndenumerate(features):
+        try:
+            features[row, column] = float(cell)
+        except ValueError as error:
+            name = np.delete(names, target)[column]
+            raise DataError(
+                f"{path}: column {str(name)!r} must hold numbers, and its row {row + 1} holds {cell!r}"
+            ) from error
+    return features.astype(np.float64), _numbers(np.array([cell.strip() for cell in cells[:, target]], object))
 
 
 def _read_npz(path: Path) -> tuple[Any, Any]:
     try:
         with path.open("rb") as file:
             arrays = np.load(file, allow_pickle=False)
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise DataError(
-                    f"{path}: not a readable .npz file of plain arrays but a single array: save X and y with np.savez"
-                )
-            missing = [name for name in ("X", "y") if name not in arrays]
-            if missing:
-                raise DataError(f"{path}: needs arrays X (samples × features) and y (samples); it has {arrays.files}")
-            return arrays["X"], arrays["y"]
+            names = arrays.files if isinstance(arrays, np.lib.npyio.NpzFile) else None
+            found = [arrays[name] for name in ("X", "y") if name in (names or ())]
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path}: not a readable .npz file of plain arrays ({error})") from error
+    if names is None:
+        raise DataError(f"{path}: not a readable .npz file but a single array: save X and y with np.savez")
+    if len(found) < 2:
+        raise DataError(f"{path}: needs arrays X (samples × features) and y (samples); it has {names}")
+    return found[0], found[1]

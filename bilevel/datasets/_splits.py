@@ -129,8 +129,9 @@ def standardize_targets(split: Split) -> Split:
     mean, deviation = float(split.train.targets.mean()), float(split.train.targets.std())
     if not deviation > 0:
         raise DataError(f"{split.train.name}: y is constant in the training rows: there is nothing to fit")
-    scaled = ((part.targets - mean) / deviation for part in split)
-    return Split(*(dataclasses.replace(part, targets=y, unit=deviation) for part, y in zip(split, scaled, strict=True)))
+    return Split(
+        *(dataclasses.replace(part, targets=(part.targets - mean) / deviation, unit=deviation) for part in split)
+    )
 
 
 def scale_pixels(split: Split) -> Split:

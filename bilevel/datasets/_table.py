@@ -31,9 +31,8 @@ def require_shape(name: str, array: Any, shape: tuple[int | str, ...], dtype: st
         size >= 1 if isinstance(wanted, str) else size == wanted for size, wanted in zip(found, shape, strict=True)
     )
     if not right or dtype not in (None, kind.name):
-        wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
-        of_type = "" if dtype is None else f" and the dtype {dtype}"
-        raise DataError(f"{name} must have the shape ({wanted}){of_type}; got {found} and {kind}")
+        wanted = str(shape).replace("'", "") + ("" if dtype is None else f" and the dtype {dtype}")
+        raise DataError(f"{name} must have the shape {wanted}; got {found} and {kind}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +68,8 @@ class Table:
         """
         features, targets = np.asarray(features), np.asarray(targets)
         if features.ndim != 2 or targets.ndim != 1 or len(features) != len(targets):
-            raise DataError(
-                f"{name}: X must be samples × features and y one value per sample; got shapes {features.shape}, "
-                f"{targets.shape}"
-            )
+            shapes = f"{features.shape}, {targets.shape}"
+            raise DataError(f"{name}: X must be samples × features and y one value per sample; got shapes {shapes}")
         features = _numbers(features, name)
         if kind == "regression":
             real = np.issubdtype(targets.dtype, np.number) and not np.iscomplexobj(targets)
@@ -105,11 +102,10 @@ def _numbers(features: np.ndarray, name: str) -> np.ndarray:
 
 
 def _labels(targets: np.ndarray, name: str) -> np.ndarray:
-    if np.iscomplexobj(targets):
-        raise DataError(f"{name}: y must hold class labels for classification, got complex numbers")
-    if np.issubdtype(targets.dtype, np.floating):
-        if not np.isfinite(targets).all():
-            raise DataError(f"{name}: y holds a NaN or an infinity: every sample needs a class label")
-        if not np.equal(np.mod(targets, 1), 0).all():
-            raise DataError(f"{name}: y must hold class labels for classification, got fractional numbers")
+    numbers = np.issubdtype(targets.dtype, np.inexact)
+    if numbers and not np.isfinite(targets).all():
+        raise DataError(f"{name}: y holds a NaN or an infinity: every sample needs a class label")
+    if numbers and (np.iscomplexobj(targets) or np.any(targets % 1)):
+        found = "complex" if np.iscomplexobj(targets) else "fractional"
+        raise DataError(f"{name}: y must hold class labels for classification, got {found} numbers")
     return targets

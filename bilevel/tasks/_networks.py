@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 
 @functools.cache
-def perceptron(widths: Sequence[int]) -> Any:
-    """A flax module: dense layers of these widths with tanh between them."""
+def _perceptron(widths: Sequence[int]) -> Any:
     from flax import linen
 
     layers: list[Any] = []
@@ -27,16 +26,16 @@ def draw(module: Any, key: jax.Array, *inputs: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(inputs[0].dtype), weights)
 
 
-def apply(module: Any, weights: Any, *inputs: jax.Array) -> jax.Array:
-    """The output of the module."""
-    return module.apply({"params": weights}, *inputs)
+@dataclasses.dataclass(frozen=True)
+class Perceptron:
+    """Dense layers of these widths with tanh between them."""
 
+    widths: tuple[int, ...]
 
-def flat(weights: Any) -> np.ndarray:
-    """All weights in one vector."""
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(weights)])
+    def init(self, key: jax.Array, features: jax.Array) -> Any:
+        """Random weights, for features of shape (rows, features)."""
+        return draw(_perceptron(self.widths), key, features)
 
-
-def count(weights: Any) -> int:
-    """Number of weights."""
-    return sum(leaf.size for leaf in jax.tree.leaves(weights))
+    def outputs(self, weights: Any, features: jax.Array) -> jax.Array:
+        """The outputs of the last layer, shape (rows, widths[-1])."""
+        return _perceptron(self.widths).apply({"params": weights}, features)

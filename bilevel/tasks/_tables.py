@@ -15,12 +15,10 @@ from bilevel import datasets
 from bilevel.datasets import Split, Table, TablePath
 from bilevel.tasks._base import Task
 
-_GRAY_LEVELS = 16  # of the digits
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassTask(Task[Split]):
-    """A task on a table of classes, split in three. Digits are gray levels in [0, 1]; other features are standardized."""
+    """A task on a table of classes, split in three. Digits become gray levels in [0, 1]; other features are standardized."""
 
     data: Literal["digits", "iris", "wine", "breast_cancer"] | TablePath = "digits"
     validation: float = 0.2
@@ -34,9 +32,7 @@ class ClassTask(Task[Split]):
 def load_classes(source: str, validation: float, test: float, seed: int) -> Split:
     """Load and split a table; digits are scaled to gray levels in [0, 1], other features are standardized."""
     split = datasets.split_rows(datasets.load_table(source, "classification"), validation, test, seed)
-    if source == "digits":
-        return Split(*(datasets.part_with(part, part.features / _GRAY_LEVELS) for part in split))
-    return datasets.standardize(split)
+    return datasets.scale_pixels(split) if source == "digits" else datasets.standardize(split)
 
 
 def load_numbers(source: str, validation: float, test: float, seed: int, joined: bool = False) -> Split:
@@ -65,14 +61,12 @@ def cross_entropy(scores: jax.Array, targets: jax.Array) -> jax.Array:
 
 def validation_cross_entropy(params: jax.Array, hparams: Any, data: Any) -> jax.Array:
     """Mean cross-entropy of a linear classifier on the validation rows."""
-    del hparams
     features, targets = data["validation"]
     return cross_entropy(features @ params, targets)
 
 
 def validation_error(params: jax.Array, hparams: Any, data: Any) -> jax.Array:
     """Mean squared error of a linear model on the validation rows."""
-    del hparams
     features, targets = data["validation"]
     return jnp.mean((features @ params - targets) ** 2)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import DTypeLike
+from scipy.special import expit
 
 from bilevel import datasets
 from bilevel.datasets import Split, Table, TablePath
@@ -61,9 +62,8 @@ class DataCleaning(Task[Labeled]):
     classes), without an intercept. hparams: θ, shape (training rows,), started at 0, where all rows have the same weight.
 
     Args:
-      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or the path of a table.
-      validation: share of the rows (or their number) for validation; their labels are right.
-      test: share of the rows (or their number) for the test.
+      data: a table of scikit-learn by its name, or another one by its path (see `datasets.load_table`).
+      validation, test: shares of the rows, or their numbers; their labels are right.
       corruption: share of the training rows whose label is replaced by another class.
       l2: ℓ2 penalty of W.
 
@@ -105,22 +105,31 @@ class DataCleaning(Task[Labeled]):
         def fitted(logits: jax.Array) -> jax.Array:
             return LBFGS().solve(problem, start, logits, data).params
 
-        def test_accuracy(part: Table, logits: np.ndarray) -> float:
-            return accuracy(part, fitted(jnp.asarray(logits, dtype)))
+        def row_weights(hparams: Any) -> np.ndarray:
+            return expit(np.asarray(hparams, np.float64))
 
         def metrics(hparams: Any, params: Any) -> dict[str, float]:
-            logits, found = np.asarray(hparams, np.float64), {}
+            found, baselines = {}, {"all_rows": np.zeros(samples)}
             if wrong is not None:
-                found["auc"] = auc(~wrong, logits)
-                found["weight_clean"] = float(np.mean(_sigmoid(logits[~wrong])))
-                found["weight_corrupt"] = float(np.mean(_sigmoid(logits[wrong])))
+                weights = row_weights(hparams)
+                found["auc"] = auc(~wrong, np.asarray(hparams, np.float64))
+                found["weight_clean"] = float(np.mean(weights[~wrong]))
+                found["weight_corrupt"] = float(np.mean(weights[wrong]))
+                baselines["clean_rows"] = np.where(wrong, -50, 0)
             found["validation_accuracy"] = accuracy(split.validation, params)
             if test is not None:
                 found["test_accuracy"] = accuracy(test, params)
-                found["test_accuracy_all_rows"] = test_accuracy(test, np.zeros(samples))
-            if test is not None and wrong is not None:
-                found["test_accuracy_clean_rows"] = test_accuracy(test, np.where(wrong, -50, 0))
+                for name, logits in baselines.items():
+                    found[f"test_accuracy_{name}"] = accuracy(test, fitted(jnp.asarray(logits, dtype)))
             return found
+
+        def pictures(hparams: Any, params: Any) -> dict[str, Any]:
+            if wrong is None:
+                return {}
+            weights = row_weights(hparams)
+            groups = {"label right": weights[~wrong], "label wrong": weights[wrong]}
+            label = "weight σ(θ) of a training row"
+            return {"weights": histograms(groups, label, "rows", ("tab:blue", "tab:red"), bins=40)}
 
         counts = {"classes": split.train.classes} | ({} if wrong is None else {"wrong labels": int(wrong.sum())})
         share = "" if wrong is None else f", {wrong.mean():.0%} of the labels wrong"
@@ -132,19 +141,6 @@ class DataCleaning(Task[Labeled]):
             title=f"cleaning of {split.train.name}{share}",
             sizes=sizes(split.parts, **counts),
             metrics=metrics,
-            physical=lambda hparams: {"row_weight": _sigmoid(np.asarray(hparams, np.float64))},
-            pictures=lambda hparams, params: pictures(_sigmoid(np.asarray(hparams, np.float64)), wrong),
+            physical=lambda hparams: {"row_weight": row_weights(hparams)},
+            pictures=pictures,
         )
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-logits))
-
-
-def pictures(weights: np.ndarray, wrong: np.ndarray | None) -> dict[str, Any]:
-    """Histograms of the weights of clean and of corrupt rows; none if it is not known which are which."""
-    if wrong is None:
-        return {}
-    groups = {"label right": weights[~wrong], "label wrong": weights[wrong]}
-    label = "weight σ(θ) of a training row"
-    return {"weights": histograms(groups, label, "rows", ("tab:blue", "tab:red"), bins=40)}

@@ -15,8 +15,8 @@ from bilevel import _tree
 from bilevel.datasets import Split
 from bilevel.inner import Anderson, FixedPointIteration, InnerSolver
 from bilevel.problem import At, Problem
-from bilevel.tasks import _networks
 from bilevel.tasks._base import Setup
+from bilevel.tasks._networks import draw
 from bilevel.tasks._tables import ClassTask, cross_entropy, rows, sizes
 from bilevel.tasks.pictures import panels
 from bilevel.tasks.scores import accuracies
@@ -58,13 +58,9 @@ class Equilibrium:
 
     def init(self, key: jax.Array, features: jax.Array) -> dict[str, Any]:
         """Random weights."""
-        cell, head = self._modules
+        (cell, head), hidden = self._modules, self.rest(features)
         first, second = jax.random.split(key)
-        hidden = self.rest(features)
-        return {
-            "cell": _networks.draw(cell, first, hidden, features),
-            "head": _networks.draw(head, second, hidden),
-        }
+        return {"cell": draw(cell, first, hidden, features), "head": draw(head, second, hidden)}
 
     def rest(self, features: jax.Array) -> jax.Array:
         """The start of the iterations, z = 0."""
@@ -72,7 +68,7 @@ class Equilibrium:
 
     def scores(self, hidden: jax.Array, hparams: Any) -> jax.Array:
         """Scores of the classes, shape (rows, classes)."""
-        return _networks.apply(self._modules[1], hparams["head"], hidden)
+        return self._modules[1].apply({"params": hparams["head"]}, hidden)
 
     @functools.partial(jax.jit, static_argnames="self")
     def classify(self, hparams: Any, features: jax.Array) -> jax.Array:
@@ -96,7 +92,7 @@ class Equilibrium:
         return network(self.width, self.classes, self.contraction)
 
     def _fixed_point(self, params: jax.Array, hparams: Any, data: Any) -> jax.Array:
-        return _networks.apply(self._modules[0], hparams["cell"], params, data["train"][0])
+        return self._modules[0].apply({"params": hparams["cell"]}, params, data["train"][0])
 
     def _outer_loss(self, params: jax.Array, hparams: Any, data: Any) -> jax.Array:
         decay = data["decay"] * _tree.vdot(hparams, hparams) / 2
@@ -112,8 +108,8 @@ class DEQ(ClassTask):
     ½decay‖hparams‖². hparams: the flax parameters of `cell` and `head`. Only the metrics use validation and test rows.
 
     Args:
-      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or the path of a table.
-      validation, test: shares (or numbers) of the rows for validation and test, which only the metrics use.
+      data: a table of scikit-learn by its name, or another one by its path (see `datasets.load_table`).
+      validation, test: shares of the rows, or their numbers; only the metrics use them.
       width: number of units in the layer.
       contraction: bound of ‖W‖₂; a W that exceeds it is scaled down.
       decay: ℓ2 penalty of all weights.
@@ -138,11 +134,9 @@ class DEQ(ClassTask):
         hparams = layer.init(jax.random.key(seed), train[0])
 
         def metrics(hparams: Any, params: Any) -> dict[str, float]:
-            del params
             return accuracies(tables, lambda features: layer.classify(hparams, jnp.asarray(features, dtype)))
 
         def pictures(hparams: Any, params: Any) -> dict[str, Any]:
-            del params
             features = rows(tables.parts.get("test", tables.train), dtype)[0]
             solvers = {"plain iteration": FixedPointIteration(), "Anderson": Anderson()}
             return {"iterations": picture({n: layer.residuals(s, hparams, features) for n, s in solvers.items()})}
@@ -153,7 +147,7 @@ class DEQ(ClassTask):
             params=layer.rest(train[0]),
             data={"train": train, "decay": jnp.asarray(self.decay, dtype)},
             title=f"deep equilibrium network on {tables.train.name}",
-            sizes=sizes(tables.parts, width=self.width, weights=_networks.count(hparams)),
+            sizes=sizes(tables.parts, width=self.width, weights=_tree.size(hparams)),
             metrics=metrics,
             physical=lambda hparams: {
                 "recurrent_norm": float(jnp.linalg.norm(bounded(hparams["cell"]["recurrent"], self.contraction), 2))
@@ -168,7 +162,6 @@ def picture(residuals: dict[str, Any]) -> Any:
     axis = axes[0, 0]
     for name, values in residuals.items():
         axis.semilogy(np.arange(1, len(values) + 1), values, label=name)
-    axis.set_xlabel("applications of the cell")
-    axis.set_ylabel("‖T(z) − z‖ / ‖z‖")
+    axis.set(xlabel="applications of the cell", ylabel="‖T(z) − z‖ / ‖z‖")
     axis.legend(frameon=False)
     return figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 import jax
@@ -15,9 +14,9 @@ from bilevel import datasets
 from bilevel.datasets import Split, Table, TablePath
 from bilevel.operators.prox import prox_lasso, prox_ridge
 from bilevel.problem import Problem
-from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._tables import sizes
-from bilevel.tasks.pictures import images, panels
+from bilevel.tasks._base import Setup
+from bilevel.tasks._tables import ClassTask, sizes
+from bilevel.tasks.pictures import grid, images, is_square, panels
 from bilevel.tasks.scores import auc
 
 _LARGEST_SWEEPS = 10_000
@@ -38,13 +37,11 @@ def inner_loss(params: jax.Array, hparams: Any, data: Any) -> jax.Array:
 
 def prox(params: jax.Array, hparams: Any, data: Any, step: Any) -> jax.Array:
     """The prox of both penalties of the codes."""
-    del hparams
     return prox_ridge(prox_lasso(params, data["l1"], step), data["l2"], step)
 
 
 def lipschitz(hparams: Any, data: Any) -> jax.Array:
     """The largest eigenvalue of DDᵀ."""
-    del data
     dictionary = atoms(hparams)
     return jnp.linalg.eigvalsh(dictionary @ dictionary.T)[-1]
 
@@ -62,10 +59,10 @@ problem = Problem(inner_loss, outer_loss, prox=prox, separable=True, lipschitz=l
 
 def start(features: np.ndarray, count: int) -> np.ndarray:
     """The right singular vectors of the largest singular values; the largest entry of each is positive."""
-    _, _, rows = np.linalg.svd(features, full_matrices=False)
-    rows = rows[:count]
-    largest = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], axis=1)
-    return rows * np.where(largest < 0, -1.0, 1.0)
+    from sklearn.utils.extmath import svd_flip
+
+    left, _, right = np.linalg.svd(features, full_matrices=False)
+    return svd_flip(left, right, u_based_decision=False)[1][:count]
 
 
 def penalty_at(features: np.ndarray, dictionary: np.ndarray, sparsity: float) -> float:
@@ -119,39 +116,28 @@ def pictures_of(dictionary: np.ndarray, weights: np.ndarray, codes: np.ndarray) 
     """The atoms in the order of their weights, as images if they are square, and a histogram of the atoms that rows use."""
     order = np.argsort(-weights)
     titles = [f"weight {weights[number]:.2g}" for number in order]
-    side = math.isqrt(dictionary.shape[1])
-    if side**2 == dictionary.shape[1] >= 64:
-        drawn = images(dictionary[order].reshape(-1, side, side), titles, 5)
-    else:
-        drawn = _bars(dictionary[order], titles)
-    return {"atoms": drawn, "sparsity": _sparsity(codes)}
-
-
-def _bars(dictionary: np.ndarray, titles: list[str], columns: int = 5) -> Any:
-    count, features = dictionary.shape
-    figure, axes = panels(-(-count // columns), min(count, columns), 2.6, 1.9)
-    limit = 1.05 * float(np.abs(dictionary).max())
-    for axis, atom, title in zip(axes.flat, dictionary, titles, strict=False):
-        axis.bar(np.arange(features), atom, width=1.0)
-        axis.axhline(0, color="black", linewidth=0.6)
-        axis.set(ylim=(-limit, limit), xlabel="feature")
-        axis.set_title(title, fontsize=9)
-        axis.label_outer()
-    for axis in axes.flat[count:]:
-        axis.axis("off")
-    return figure
-
-
-def _sparsity(codes: np.ndarray) -> Any:
-    figure, axes = panels(1, 1, 4.2)
+    features = dictionary.shape[1]
+    draw = images if features >= 64 and is_square(features) else _bars
+    sparsity, axes = panels(1, 1, 4.2)
     used, rows = np.unique(np.count_nonzero(codes, axis=1), return_counts=True)
     axes[0, 0].bar(used, rows)
     axes[0, 0].set(xlim=(-0.6, codes.shape[1] + 0.6), xlabel="atoms in use", ylabel="training rows")
+    return {"atoms": draw(dictionary[order], titles, 5), "sparsity": sparsity}
+
+
+def _bars(dictionary: np.ndarray, titles: list[str], columns: int) -> Any:
+    figure, axes = grid(titles, columns, 2.6, 1.9)
+    limit = 1.05 * float(np.abs(dictionary).max())
+    for axis, atom in zip(axes, dictionary, strict=True):
+        axis.bar(np.arange(len(atom)), atom, width=1.0)
+        axis.axhline(0, color="black", linewidth=0.6)
+        axis.set(ylim=(-limit, limit), xlabel="feature")
+        axis.label_outer()
     return figure
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dictionary(Task[Split]):
+class Dictionary(ClassTask):
     """Task-driven dictionary learning: atoms and a logistic classifier of the sparse codes, chosen together.
 
     min over codes x of ½‖X − xD‖² + l1‖x‖₁ + ½l2‖x‖². Inner variable: x, shape (training rows, atoms). The outer loss is the
@@ -161,7 +147,7 @@ class Dictionary(Task[Split]):
 
     Args:
       data: `breast_cancer` (569 × 30, from scikit-learn), or the path of a table with two classes.
-      validation, test: shares (or numbers) of the rows for validation and test, which only the metrics use.
+      validation, test: shares of the rows, or their numbers; only the metrics use them.
       atoms: number of atoms, at most the number of features and of training rows.
       sparsity: share of the codes that are zero at the start.
       l1: ℓ1 penalty of the codes. None: the value that gives `sparsity`.
@@ -172,8 +158,6 @@ class Dictionary(Task[Split]):
     """
 
     data: Literal["breast_cancer"] | TablePath = "breast_cancer"
-    validation: float = 0.2
-    test: float = 0.2
     atoms: int = 10
     sparsity: float = 0.5
     l1: float | None = None
@@ -186,12 +170,6 @@ class Dictionary(Task[Split]):
         self.check("l1", self.l1 is None or self.l1 >= 0, "not be negative")
         for name in ("l2", "weight_penalty"):
             self.check(name, getattr(self, name) >= 0, "not be negative")
-
-    def tables(self, seed: int) -> Split:
-        """Load, split and standardize the table."""
-        table = datasets.load_table(self.data, "classification")
-        require_two_classes(table)
-        return datasets.standardize(datasets.split_rows(table, self.validation, self.test, seed))
 
     def state(self, tables: Split, dtype: DTypeLike, seed: int = 0) -> Setup:
         """State the problem."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 import jax
@@ -12,11 +11,11 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from bilevel import datasets
-from bilevel.datasets import Split, Table, TablePath
+from bilevel.datasets import Split, TablePath
 from bilevel.problem import Problem
-from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._tables import cross_entropy, rows, sizes
-from bilevel.tasks.pictures import images
+from bilevel.tasks._base import Setup
+from bilevel.tasks._tables import ClassTask, cross_entropy, rows, sizes
+from bilevel.tasks.pictures import images, is_square
 from bilevel.tasks.scores import accuracies
 
 
@@ -34,32 +33,8 @@ def outer_loss(params: jax.Array, hparams: Any, data: Any) -> jax.Array:
 problem = Problem(inner_loss, outer_loss)
 
 
-def make_data(train: Table, per_class: int, penalty: float, dtype: DTypeLike) -> dict[str, Any]:
-    """The data: training rows, the labels of the synthetic images (0 … k−1, repeated), and ε."""
-    return {
-        "train": rows(train, dtype),
-        "labels": jnp.tile(jnp.arange(train.classes, dtype=jnp.int32), per_class),
-        "penalty": jnp.asarray(penalty, dtype),
-    }
-
-
-def start(seed: int, count: int, pixels: int, dtype: DTypeLike) -> jax.Array:
-    """Images of standard normal noise divided by the number of pixels, the same numbers in every precision."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(count, pixels)) / pixels, dtype)
-
-
-def pictures(hparams: jax.Array, classes: int) -> dict[str, Any]:
-    """The images in a grid with a column per class; none if a row is not a square of pixels."""
-    count, pixels = hparams.shape
-    side = math.isqrt(pixels)
-    if side**2 != pixels:
-        return {}
-    titles = [str(number % classes) for number in range(count)]
-    return {"images": images(np.asarray(hparams).reshape(-1, side, side), titles, min(classes, 10))}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Distillation(Task[Split]):
+class Distillation(ClassTask):
     """Dataset distillation: images θ, one or several per class, chosen on the loss over the training rows.
 
     min over W of the mean multinomial logistic loss of θW against the images' labels + ½ε‖W‖². Inner variable: W, shape
@@ -68,7 +43,7 @@ class Distillation(Task[Split]):
 
     Args:
       data: `digits` (1797 × 64, from scikit-learn), or the path of a table, for example `openml:mnist_784`.
-      validation, test: shares (or numbers) of the rows for validation and test, which only the metrics use.
+      validation, test: shares of the rows, or their numbers; only the metrics use them.
       images_per_class: number of synthetic images for each class.
       penalty: ε.
 
@@ -76,8 +51,6 @@ class Distillation(Task[Split]):
     """
 
     data: Literal["digits"] | TablePath = "digits"
-    validation: float = 0.2
-    test: float = 0.2
     images_per_class: int = 1
     penalty: float = 0.1
 
@@ -95,14 +68,24 @@ class Distillation(Task[Split]):
         tables.require("classification")
         pixels, classes = tables.train.features.shape[1], tables.train.classes
         count = classes * self.images_per_class
+
+        def pictures(hparams: Any, params: Any) -> dict[str, Any]:
+            titles = [str(number % classes) for number in range(count)]
+            return {"images": images(hparams, titles, min(classes, 10))} if is_square(pixels) else {}
+
+        noise = np.random.default_rng(seed).normal(size=(count, pixels))  # the same numbers in every precision
         return Setup(
             problem=problem,
-            hparams=start(seed, count, pixels, dtype),
+            hparams=jnp.asarray(noise / pixels, dtype),
             params=jnp.zeros((pixels, classes), dtype),
-            data=make_data(tables.train, self.images_per_class, self.penalty, dtype),
+            data={
+                "train": rows(tables.train, dtype),
+                "labels": jnp.tile(jnp.arange(classes, dtype=jnp.int32), self.images_per_class),
+                "penalty": jnp.asarray(self.penalty, dtype),
+            },
             title=f"distillation of {tables.train.name} into {count} images",
             sizes=sizes(tables.parts, pixels=pixels, images=count, classes=classes),
             metrics=lambda hparams, params: accuracies(tables, lambda x: x @ np.asarray(params, np.float64)),
             physical=lambda hparams: {"pixels": np.asarray(hparams, np.float64)},
-            pictures=lambda hparams, params: pictures(hparams, classes),
+            pictures=pictures,
         )

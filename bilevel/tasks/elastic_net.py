@@ -9,28 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel.problem import Problem
-from bilevel.statements import LinearModel
-from bilevel.tasks._tables import validation_error
 from bilevel.tasks.sparse_regression import Model, SparseTask
 
 
-def penalties(hparams: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """(l1, l2)."""
-    return jnp.exp(hparams["l1"]), jnp.exp(hparams["l2"])
+def _l1(hparams: dict[str, jax.Array]) -> jax.Array:
+    return jnp.exp(hparams["l1"])
 
 
-problem = Problem(
-    outer_loss=validation_error,
-    linear_model=LinearModel(
-        loss="squared",
-        rows=lambda data: data["train"][:2],
-        l1=lambda hparams: penalties(hparams)[0],
-        l2=lambda hparams: penalties(hparams)[1],
-        mean=True,
-    ),
-    lipschitz=lambda hparams, data: data["train"][2],
-)
+def _l2(hparams: dict[str, jax.Array]) -> jax.Array:
+    return jnp.exp(hparams["l2"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +43,7 @@ class ElasticNet(SparseTask):
     @property
     def model(self) -> Model:
         """The elastic net."""
-        return Model("elastic net on {}, its penalties", penalties, linear=problem)
+        return Model("elastic net on {}, its penalties", _l1, _l2)
 
     def _logs(self, l1: float) -> dict[str, Any]:
         return {"l1": np.log(l1), "l2": np.log(self.l2_penalty)}

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from bilevel import datasets
 from bilevel.datasets import DataError, Table, require_shape
+from bilevel.tasks._tables import load_classes
 
 _SCALE = 2.5  # of both axes of the sinusoids
-_GRAY_LEVELS = 16  # of the digits
 
 
 class Rows(NamedTuple):
@@ -35,10 +34,12 @@ class Episodes(NamedTuple):
 
     def arrays(self, dtype: DTypeLike) -> Episodes:
         """As JAX arrays: numbers in `dtype`, class numbers as integers."""
-        kinds = (jnp.int32 if _are_classes(rows) else dtype for rows in self)
-        return Episodes(
-            *(Rows(jnp.asarray(x, dtype), jnp.asarray(y, kind)) for (x, y), kind in zip(self, kinds, strict=True))
-        )
+
+        def convert(rows: Rows) -> Rows:
+            kind = jnp.int32 if _are_classes(rows) else dtype
+            return Rows(jnp.asarray(rows.features, dtype), jnp.asarray(rows.targets, kind))
+
+        return Episodes(*map(convert, self))
 
 
 class EpisodeSplit(NamedTuple):
@@ -100,11 +101,8 @@ def sinusoids(count: int, shots: int, queries: int, rng: np.random.Generator) ->
 
 def split_digits(test: float, seed: int) -> tuple[Table, Table]:
     """scikit-learn's digits in two parts: rows for training episodes and for test episodes."""
-    table = datasets.load_table("digits", "classification")
-    table = datasets.part_with(table, table.features / _GRAY_LEVELS)
-    order = np.random.default_rng(seed).permutation(len(table))
-    cut = round(len(order) * (1 - test))
-    return table.at(order[:cut]), table.at(order[cut:])
+    split = load_classes("digits", 0, test, seed)
+    return split.train, split.test
 
 
 def digits(table: Table, count: int, ways: int, shots: int, queries: int, rng: np.random.Generator) -> Episodes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from bilevel.tasks.lasso import penalties
+import jax.numpy as jnp
+
 from bilevel.tasks.sparse_regression import Model, SparseTask
 
 
@@ -35,4 +36,4 @@ class GroupLasso(SparseTask):
     @property
     def model(self) -> Model:
         """The group lasso."""
-        return Model("group lasso on {}, its penalty", penalties, "groups", self.degree)
+        return Model("group lasso on {}, its penalty", jnp.exp, counted="groups", columns=self.degree, linear=False)

@@ -9,37 +9,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 
 from bilevel import _tree
 from bilevel.datasets import Split
 from bilevel.problem import Problem
-from bilevel.tasks import _networks
 from bilevel.tasks._base import Setup
+from bilevel.tasks._networks import Perceptron
 from bilevel.tasks._tables import ClassTask, cross_entropy, held_out, sizes
 from bilevel.tasks.pictures import panels
 from bilevel.tasks.scores import accuracies
 
 
-@dataclasses.dataclass(frozen=True)
-class Representation:
-    """h(x) = tanh of the output of a network whose layers have these widths."""
-
-    widths: tuple[int, ...]
+class Representation(Perceptron):
+    """h(x) = tanh of the network's output."""
 
     @property
     def problem(self) -> Problem:
         """A linear classifier of h inside and its loss on other rows outside."""
         return Problem(self._inner_loss, self._outer_loss)
 
-    def init(self, key: jax.Array, features: jax.Array) -> Any:
-        """Random weights."""
-        return _networks.draw(_networks.perceptron(self.widths), key, features)
-
     @functools.partial(jax.jit, static_argnames="self")
     def __call__(self, hparams: Any, features: jax.Array) -> jax.Array:
         """h of rows, shape (rows, widths[-1])."""
-        return jnp.tanh(_networks.apply(_networks.perceptron(self.widths), hparams, features))
+        return jnp.tanh(self.outputs(hparams, features))
 
     def _inner_loss(self, params: jax.Array, hparams: Any, data: Any) -> jax.Array:
         features, targets = data["train"]
@@ -60,9 +54,8 @@ class HyperRepresentation(ClassTask):
     ½decay‖hparams‖². hparams: the flax parameters of the network, drawn at random.
 
     Args:
-      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or the path of a table.
-      validation: share of the rows (or their number) for the outer loss.
-      test: share of the rows (or their number) for the test.
+      data: a table of scikit-learn by its name, or another one by its path (see `datasets.load_table`).
+      validation, test: shares of the rows, or their numbers; the outer loss uses the validation rows.
       widths: widths of the network's layers.
       l2: ℓ2 penalty of W.
       decay: ℓ2 penalty of the network's weights.
@@ -94,11 +87,10 @@ class HyperRepresentation(ClassTask):
             return accuracies(tables, lambda features: represented(features, hparams) @ np.asarray(params))
 
         def pictures(hparams: Any, params: Any) -> dict[str, Any]:
-            del params
             part = tables.parts.get("test", tables.validation)
             stages = {"at the start": start, "learned": hparams}
-            planes = {name: _plane(represented(part.features, weights)) for name, weights in stages.items()}
-            return {"features": picture(planes, part.targets)}
+            learned = {name: represented(part.features, weights) for name, weights in stages.items()}
+            return {"features": picture(learned, part.targets)}
 
         return Setup(
             problem=represent.problem,
@@ -106,27 +98,22 @@ class HyperRepresentation(ClassTask):
             params=jnp.zeros((self.widths[-1], tables.train.classes), dtype),
             data=data,
             title=f"features of {tables.train.name} for a linear classifier",
-            sizes=sizes(tables.parts, weights=_networks.count(start)),
+            sizes=sizes(tables.parts, weights=_tree.size(start)),
             metrics=metrics,
-            physical=lambda hparams: {"network": _networks.flat(hparams)},
+            physical=lambda hparams: {"network": np.asarray(ravel_pytree(hparams)[0])},
             pictures=pictures,
         )
 
 
-def _plane(features: np.ndarray) -> np.ndarray:
-    """The first two principal components."""
-    centered = features - features.mean(axis=0)
-    left, sizes, _ = np.linalg.svd(centered, full_matrices=False)
-    return left[:, :2] * sizes[:2]
-
-
-def picture(planes: dict[str, np.ndarray], targets: np.ndarray) -> Any:
+def picture(features: dict[str, np.ndarray], targets: np.ndarray) -> Any:
     """The first two principal components of the features, colored by class."""
-    figure, axes = panels(1, len(planes), 4.2, 3.8)
-    for axis, (name, plane) in zip(axes[0], planes.items(), strict=True):
+    from sklearn.decomposition import PCA
+
+    figure, axes = panels(1, len(features), 4.2, 3.8)
+    for axis, (name, rows) in zip(axes[0], features.items(), strict=True):
+        plane = PCA(min(2, rows.shape[1])).fit_transform(rows)
         for label in np.unique(targets):
-            chosen = targets == label
-            axis.plot(*plane[chosen, :2].T, ".", color=f"C{label % 10}", markersize=5, label=str(label))
+            axis.plot(*plane[targets == label].T, ".", color=f"C{label % 10}", markersize=5, label=str(label))
         axis.set_title(name, fontsize=10)
         axis.set(xticks=[], yticks=[])
     axes[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

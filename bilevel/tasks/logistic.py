@@ -29,9 +29,8 @@ class Logistic(ClassTask):
     classes), without an intercept. hparams: θ, log penalties, shape (features,).
 
     Args:
-      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), or the path of a table.
-      validation: share of the rows (or their number) for validation.
-      test: share of the rows (or their number) for the test.
+      data: a table of scikit-learn by its name, or another one by its path (see `datasets.load_table`).
+      validation, test: shares of the rows, or their numbers.
       penalty: start of every penalty.
     """
 

@@ -9,23 +9,21 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 
 from bilevel import _tree
 from bilevel.inner import LBFGS
 from bilevel.problem import Problem
-from bilevel.tasks import _networks
 from bilevel.tasks._base import Setup, Task
+from bilevel.tasks._networks import Perceptron
 from bilevel.tasks._tables import cross_entropy
 from bilevel.tasks.episodes import Episodes, EpisodeSplit, Rows, digits, sinusoids, split_digits
 from bilevel.tasks.pictures import histograms, panels
 
 
-@dataclasses.dataclass(frozen=True)
-class Learner:
-    """A network with these widths; every episode has its own weights, which a penalty keeps near a shared start."""
-
-    widths: tuple[int, ...]
+class Learner(Perceptron):
+    """A network with its own weights for every episode; a penalty keeps them near a shared start."""
 
     @property
     def problem(self) -> Problem:
@@ -37,18 +35,13 @@ class Learner:
         """Whether the outputs are scores of classes; a single output is a predicted number."""
         return self.widths[-1] > 1
 
-    def init(self, key: jax.Array, features: jax.Array) -> Any:
-        """Random weights."""
-        return _networks.draw(_networks.perceptron(self.widths), key, features)
-
     def copies(self, weights: Any, count: int) -> Any:
         """The same weights for each of `count` episodes."""
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), weights)
 
     def predict(self, params: Any, features: jax.Array) -> jax.Array:
         """Scores or numbers for the rows of each episode by its own weights."""
-        network = _networks.perceptron(self.widths)
-        outputs = jax.vmap(functools.partial(_networks.apply, network))(params, features)
+        outputs = jax.vmap(self.outputs)(params, features)
         return outputs if self.classifies else outputs[..., 0]
 
     def losses(self, params: Any, rows: Rows) -> jax.Array:
@@ -71,11 +64,10 @@ class Learner:
         return right.mean(axis=1)
 
     def _inner_loss(self, params: Any, hparams: Any, data: Any) -> jax.Array:
-        away = jax.tree.map(lambda own, shared: own - shared, params, hparams)
+        away = _tree.sub(params, hparams)
         return self.losses(params, data["episodes"].support).sum() + data["penalty"] * _tree.vdot(away, away) / 2
 
     def _outer_loss(self, params: Any, hparams: Any, data: Any) -> jax.Array:
-        del hparams
         return self.losses(params, data["episodes"].query).mean()
 
 
@@ -151,24 +143,19 @@ class Meta(Task[EpisodeSplit]):
 
         def metrics(hparams: Any, params: Any) -> dict[str, float]:
             found = {f"train_{measure}": float(learner.scores(params, train.query).mean())}
-            if test is None:
-                return found
-            (loss, scores), (start_loss, start_scores) = reached(hparams, test), reached(start, test)
-            return found | {
-                "test_loss": loss,
-                "test_loss_start": start_loss,
-                f"test_{measure}": float(scores.mean()),
-                f"test_{measure}_start": float(start_scores.mean()),
-            }
+            if test is not None:
+                for suffix, weights in {"": hparams, "_start": start}.items():
+                    loss, scores = reached(weights, test)
+                    found |= {f"test_loss{suffix}": loss, f"test_{measure}{suffix}": float(scores.mean())}
+            return found
 
         def pictures(hparams: Any, params: Any) -> dict[str, Any]:
-            del params
             if test is None:
                 return {}
+            starts = {"from the start": start, "learned": hparams}
             if not learner.classifies:
-                starts = {"from the start": start, "learned": hparams}
                 return {"episodes": curves_picture(learner, starts, test, penalty)}
-            scores = {"from the start": reached(start, test)[1], "learned": reached(hparams, test)[1]}
+            scores = {name: reached(weights, test)[1] for name, weights in starts.items()}
             label = f"{measure} of a test episode"
             return {"episodes": histograms(scores, label, "episodes", ("tab:gray", "tab:blue"), bins=25)}
 
@@ -183,10 +170,10 @@ class Meta(Task[EpisodeSplit]):
                 **({} if test is None else {"test episodes": len(test.support.features)}),
                 "support rows": train.support.targets.shape[1],
                 "query rows": train.query.targets.shape[1],
-                "weights": _networks.count(start),
+                "weights": _tree.size(start),
             },
             metrics=metrics,
-            physical=lambda hparams: {"start": _networks.flat(hparams)},
+            physical=lambda hparams: {"start": np.asarray(ravel_pytree(hparams)[0])},
             pictures=pictures,
         )
 

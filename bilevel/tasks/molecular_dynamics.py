@@ -179,24 +179,14 @@ def _require_room(diameter: float, side: float) -> None:
 
 def picture(positions: np.ndarray, radii: np.ndarray, moved: np.ndarray, side: float) -> Any:
     """The particles, the small ones darker, with arrows along ∂x*/∂θ on a common scale."""
-    from matplotlib.collections import EllipseCollection
+    from matplotlib.patches import Circle
 
     figure, axes = panels(1, 1, 5, 5)
     axis = axes[0, 0]
     inside = np.mod(positions, side)
-    axis.add_collection(
-        EllipseCollection(
-            2 * radii,
-            2 * radii,
-            np.zeros(len(radii)),
-            units="x",
-            offsets=inside,
-            offset_transform=axis.transData,
-            facecolors=np.where(radii < radii.max(), "#9ecae1", "#deebf7").tolist(),
-            edgecolors="#4a6a8a",
-            linewidths=0.6,
-        )
-    )
+    for center, radius in zip(inside, radii, strict=True):
+        color = "#9ecae1" if radius < radii.max() else "#deebf7"
+        axis.add_patch(Circle(center, radius, facecolor=color, edgecolor="#4a6a8a", linewidth=0.6))
     longest = np.linalg.norm(moved, axis=1).max()
     scale = _ARROW * 2 * radii.max() / longest if longest > 0 else 1.0
     axis.quiver(*inside.T, *(scale * moved).T, angles="xy", scale_units="xy", scale=1, color="#c0392b", width=0.004)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,17 +29,31 @@ def panels(rows: int, columns: int, width: float = 3.4, height: float = 3.0) -> 
     return figure, axes
 
 
-def images(pixels: np.ndarray, titles: Sequence[str], columns: int = 10) -> Any:
-    """Draw a grid of images, shape (count, height, width), each on its own scale, which is symmetric if it has both signs."""
-    rows = -(-len(pixels) // columns)
-    figure, axes = panels(rows, min(columns, len(pixels)), 1.1, 1.25)
-    for axis in axes.flat:
+def grid(titles: Sequence[str], columns: int, width: float, height: float) -> tuple[Any, np.ndarray]:
+    """Make a figure with an axis for each title, row by row, of this size in inches; the axes have shape (titles,)."""
+    count = len(titles)
+    figure, axes = panels(-(-count // columns), min(columns, count), width, height)
+    for axis, title in zip(axes.flat, titles, strict=False):
+        axis.set_title(title, fontsize=9)
+    for axis in axes.flat[count:]:
         axis.axis("off")
-    for axis, image, title in zip(axes.flat, pixels, titles, strict=False):
+    return figure, axes.flat[:count]
+
+
+def is_square(pixels: int) -> bool:
+    """Whether this many pixels are a square image."""
+    return math.isqrt(pixels) ** 2 == pixels
+
+
+def images(pixels: ArrayLike, titles: Sequence[str], columns: int) -> Any:
+    """Draw square images, shape (count, pixels), each on its own scale, which is symmetric if it has both signs."""
+    figure, axes = grid(titles, columns, 1.1, 1.25)
+    for axis, image in zip(axes, np.asarray(pixels), strict=True):
         largest = float(np.abs(image).max()) or 1.0
         signed = float(image.min()) < 0
-        axis.imshow(image, cmap="RdBu_r" if signed else "gray", vmin=-largest if signed else 0, vmax=largest)
-        axis.set_title(title, fontsize=9)
+        square = image.reshape(math.isqrt(len(image)), -1)
+        axis.imshow(square, cmap="RdBu_r" if signed else "gray", vmin=-largest if signed else 0, vmax=largest)
+        axis.axis("off")
     return figure
 
 

@@ -31,19 +31,18 @@ def inner_loss(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
     return decision_loss(params, data["features"] @ hparams, data)
 
 
-def lipschitz(hparams: jax.Array, data: Any) -> jax.Array:
-    """γ times the largest eigenvalue of Σ."""
-    del hparams
-    return data["lipschitz"]
-
-
 def outer_loss(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
     """Mean regret: the decision loss under the realized returns minus the least possible one."""
-    del hparams
     return decision_loss(params, data["returns"], data) / len(params) - data["least"]
 
 
-problem = Problem(inner_loss, outer_loss, projection=projection, polyhedral=True, lipschitz=lipschitz)
+problem = Problem(
+    inner_loss,
+    outer_loss,
+    projection=projection,
+    polyhedral=True,
+    lipschitz=lambda hparams, data: data["lipschitz"],
+)
 
 
 class Market(NamedTuple):
@@ -122,9 +121,11 @@ def make_market(
 
 
 @jax.jit
-def _solve(hparams: jax.Array, data: Any) -> jax.Array:
-    start = jnp.full(data["features"].shape[:1] + hparams.shape[1:], 1 / hparams.shape[1])
-    return FISTA().solve(problem, start, hparams, data).params
+def _solve(returns: jax.Array, data: Any) -> jax.Array:
+    """The best decisions under these returns, which serve as features that forecast themselves."""
+    assets = returns.shape[1]
+    start = jnp.full(returns.shape, 1 / assets)
+    return FISTA().solve(problem, start, jnp.eye(assets), data | {"features": returns}).params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +143,7 @@ class _Judge:
 
     def decisions(self, returns: np.ndarray) -> np.ndarray:
         """The best decisions under these returns, a row on the simplex for each."""
-        assets = returns.shape[1]
-        data = self.data(None) | {"features": jnp.asarray(returns)}
-        return np.asarray(_solve(jnp.eye(assets), data), np.float64)
+        return np.asarray(_solve(jnp.asarray(returns), self.data(None)), np.float64)
 
     def losses(self, decisions: np.ndarray, returns: np.ndarray) -> np.ndarray:
         """½γ wᵀΣw − rᵀw of each row."""
@@ -213,20 +212,18 @@ class QPLayer(Task[Markets]):
         (rows, assets), judge, two_stage = train.returns.shape, _Judge(covariance, self.aversion), train.least_squares()
 
         def metrics(hparams: Any, params: Any) -> dict[str, float]:
-            del params
-            theta, found = np.asarray(hparams, np.float64), {}
+            found, test = {}, tables.test
             for name, part in tables.parts.items():
-                found[f"{name}_regret"] = float(judge.regrets(part, part.features @ theta).mean())
-                found[f"{name}_regret_two_stage"] = float(judge.regrets(part, part.features @ two_stage).mean())
-            test = tables.test
+                for suffix, theta in {"": hparams, "_two_stage": two_stage}.items():
+                    predicted = part.features @ np.asarray(theta, np.float64)
+                    found[f"{name}_regret{suffix}"] = float(judge.regrets(part, predicted).mean())
+            if test is not None and test.means is not None:
+                found["test_regret_true_means"] = float(judge.regrets(test, test.means).mean())
             if test is not None:
-                if test.means is not None:
-                    found["test_regret_true_means"] = float(judge.regrets(test, test.means).mean())
                 found["test_utility_oracle"] = float(-judge.least(test).mean())
             return found
 
         def pictures(hparams: Any, params: Any) -> dict[str, Any]:
-            del params
             theta = np.asarray(hparams, np.float64)
             return {} if tables.test is None else {"test": picture(tables.test, judge, two_stage, theta)}
 

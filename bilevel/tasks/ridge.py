@@ -37,8 +37,7 @@ class Ridge(Task[Split]):
 
     Args:
       data: `diabetes` (442 × 10, from scikit-learn), or the path of a table (see `datasets.load_table`).
-      validation: share of the rows (or their number) for validation.
-      test: share of the rows (or their number) for the test.
+      validation, test: shares of the rows, or their numbers.
       penalty: start of every penalty.
     """
 

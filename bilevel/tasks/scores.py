@@ -12,7 +12,7 @@ from bilevel.datasets import Split, Table
 
 
 def accuracy(part: Table, weights: ArrayLike) -> float:
-    """Share of the rows that linear weights, shape (features, classes), classify correctly."""
+    """The share of rows that linear weights, shape (features, classes), classify correctly."""
     return _share_right(part.features @ np.asarray(weights, np.float64), part)
 
 
@@ -27,8 +27,9 @@ def _share_right(scores: ArrayLike, part: Table) -> float:
 
 def auc(targets: np.ndarray, scores: np.ndarray) -> float:
     """Area under the ROC curve: the share of pairs of a positive and a negative row in the right order; ties count half."""
-    difference = scores[targets > 0][:, None] - scores[targets <= 0][None, :]
-    return float(np.mean((difference > 0) + 0.5 * (difference == 0))) if difference.size else math.nan
+    positive, negative = scores[targets > 0], np.sort(scores[targets <= 0])
+    right = sum(np.searchsorted(negative, positive, side).sum() for side in ("left", "right")) / 2
+    return float(right / (len(positive) * len(negative))) if len(positive) and len(negative) else math.nan
 
 
 def errors(

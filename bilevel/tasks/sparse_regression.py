@@ -26,14 +26,16 @@ from jax.typing import DTypeLike
 
 from bilevel import datasets
 from bilevel.datasets import Split, TablePath
+from bilevel.operators.prox import prox_group_lasso, prox_lasso, prox_ridge
 from bilevel.problem import Problem
+from bilevel.statements import LinearModel
 from bilevel.tasks._base import Setup, Task
-from bilevel.tasks._tables import load_numbers, sizes
+from bilevel.tasks._tables import load_numbers, sizes, validation_error
 from bilevel.tasks.scores import errors
 
 _COARSE = np.geomspace(0.7, 0.01, 10)  # shares of the largest penalty
 Criterion = Literal["validation", "cross_validation", "sure"]
-Penalties = Callable[[Any], tuple[Any, Any]]  # hparams -> (l1, l2), each a number or shape (n,)
+Penalty = Callable[[Any], Any]  # hparams -> a number, or one per group, shape (n,)
 Expand = Callable[[np.ndarray], np.ndarray]  # features (m, n) -> the columns X of the model (m, n·d)
 
 
@@ -43,17 +45,18 @@ class Model:
 
     Attributes:
       title: the model and its penalties, for the title.
-      penalties: (l1, l2) from hparams.
+      l1, l2: the penalties; None for none.
       counted: the metric that counts the groups with nonzero weights.
       columns: d, the coordinates of a group.
-      linear: the problem of the validation error as a linear model, which some solvers need; None if there is none.
+      linear: whether the problem of the validation error is stated as a linear model, which some solvers need.
     """
 
     title: str
-    penalties: Penalties
+    l1: Penalty
+    l2: Penalty | None = None
     counted: str = "support"
     columns: int = 1
-    linear: Problem | None = None
+    linear: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,38 +95,40 @@ class SparseTask(Task[Split]):
 
     def state(self, tables: Split, dtype: DTypeLike, seed: int = 0) -> Setup:
         """State the problem of the criterion; `seed` draws the direction of `sure`."""
-        model, held_out = self.model, self.criterion == "validation"
-        tables.require("regression", *(["validation"] if held_out else []))
-        groups = tables.train.features.shape[1]
+        model, groups = self.model, tables.train.features.shape[-1]
+        held_out = ["validation"] if self.criterion == "validation" else []
+        tables.require("regression", *held_out)
         expand = _polynomials(tables.train.features, model.columns) if model.columns > 1 else lambda features: features
         data = self._data(tables, expand, dtype, seed)
         largest = largest_penalty(data, model.columns)
         if not largest > 0:
             raise datasets.DataError(f"{tables.train.name}: y is orthogonal to all columns of X: nothing can be fitted")
         share = coarse_start(data) if self.penalty is None else self.penalty
-        fits, linear = data["weights"].shape[1], model.linear if held_out else None
+        fits = data["weights"].shape[1]
         of_all_rows = -1 if self.criterion == "cross_validation" else 0
-        if linear is not None:
+        start = jnp.zeros((fits * groups, model.columns), dtype)
+        if model.linear and held_out:
             train = data["features"], data["targets"][:, 0], data["largest"]
-            data = {"train": train, "validation": data["validation"]}
+            data, start = {"train": train, "validation": data["validation"]}, start[:, 0]
 
         def metrics(hparams: Any, params: Any) -> dict[str, float]:
-            weights = np.asarray(params, np.float64).reshape(fits, -1)[of_all_rows]
-            used = np.any(weights.reshape(groups, -1) != 0, axis=1)
-            return {**errors(tables, weights, expand), model.counted: int(np.sum(used))}
+            weights = np.asarray(params, np.float64).reshape(fits, groups, -1)[of_all_rows]
+            used = np.any(weights != 0, axis=1)
+            return {**errors(tables, weights.ravel(), expand), model.counted: int(np.sum(used))}
 
         def physical(hparams: Any) -> dict[str, Any]:
             penalties = jax.tree.map(lambda log: np.exp(np.asarray(log, np.float64)), hparams)
             return penalties if isinstance(penalties, dict) else {"alpha": penalties}
 
-        shape = (groups,) if self.per_feature else ()
+        shape, per_feature = ((groups,), ", one per feature") if self.per_feature else ((), "")
+        by = {"validation": "", "cross_validation": f", by {self.folds}-fold cross-validation", "sure": ", by SURE"}
         group_size = {"coordinates of a group": model.columns} if model.columns > 1 else {}
         return Setup(
-            problem=linear or problem_of(self.criterion, model.penalties, model.columns),
+            problem=problem_of(self.criterion, model),
             hparams=jax.tree.map(lambda log: jnp.full(shape, log, dtype), self._logs(share * largest)),
-            params=jnp.zeros(groups if linear else (fits * groups, model.columns), dtype),
+            params=start,
             data=data,
-            title=model.title.format(tables.train.name) + self._by,
+            title=model.title.format(tables.train.name) + per_feature + by[self.criterion],
             sizes=sizes(tables.parts, features=groups) | group_size,
             metrics=metrics,
             physical=physical,
@@ -133,16 +138,10 @@ class SparseTask(Task[Split]):
         """The start of hparams, from the start of the ℓ1 penalty."""
         return np.log(l1)
 
-    @property
-    def _by(self) -> str:
-        words = {"validation": "", "cross_validation": f", by {self.folds}-fold cross-validation", "sure": ", by SURE"}
-        return (", one per feature" if self.per_feature else "") + words[self.criterion]
-
     def _data(self, tables: Split, expand: Expand, dtype: DTypeLike, seed: int) -> dict[str, Any]:
         """The data of the criterion. Raises `datasets.DataError` if σ cannot be estimated or a fold would be empty."""
-        train, extra = tables.train, {}
+        train, samples, extra = tables.train, len(tables.train), {}
         features, targets = expand(train.features), train.targets
-        samples = len(train)
         if self.criterion == "validation":
             weights, targets = np.full((samples, 1), 1 / samples), targets[:, None]
             extra["validation"] = expand(tables.validation.features), tables.validation.targets
@@ -164,19 +163,31 @@ class SparseTask(Task[Split]):
 
 
 @functools.cache
-def problem_of(criterion: Criterion, penalties: Penalties, columns: int) -> Problem:
+def problem_of(criterion: Criterion, model: Model) -> Problem:
     """The problem of a criterion."""
+    if model.linear and criterion == "validation":
+        return Problem(
+            outer_loss=validation_error,
+            linear_model=LinearModel(
+                loss="squared", rows=lambda data: data["train"][:2], l1=model.l1, l2=model.l2, mean=True
+            ),
+            lipschitz=lambda hparams, data: data["train"][2],
+        )
+    of_row = prox_lasso if model.columns == 1 else prox_group_lasso
 
     def prox(params: jax.Array, hparams: Any, data: Any, step: Any) -> jax.Array:
-        tiles = params.shape[0] // data["groups"].shape[0]
-        l1, l2 = (jnp.tile(jnp.broadcast_to(p, data["groups"].shape), tiles)[:, None] for p in penalties(hparams))
-        return _shrink(params, step * l1.astype(params.dtype)) / (1 + step * l2.astype(params.dtype))
+        def scaled(penalty: Penalty) -> jax.Array:  # one number per row, as the step may be
+            each = jnp.broadcast_to(penalty(hparams), data["groups"].shape)
+            return step * jnp.tile(each, len(params) // len(each))[:, None].astype(params.dtype)
+
+        shrunk = jax.vmap(of_row)(params, scaled(model.l1)[:, 0])
+        return shrunk if model.l2 is None else prox_ridge(shrunk, scaled(model.l2))
 
     return Problem(
         inner_loss,
         OUTER[criterion],
         prox=prox,
-        separable=True if columns == 1 else "rows",
+        separable=True if model.columns == 1 else "rows",
         lipschitz=lambda hparams, data: data["largest"],
     )
 
@@ -218,8 +229,7 @@ def coarse_start(data: dict[str, Any]) -> float:
     """The share of the largest penalty with the least error on the held-out rows, of a coarse grid, by scikit-learn's lasso."""
     from sklearn.linear_model import lasso_path
 
-    features, targets = np.asarray(data["features"], np.float64), np.asarray(data["targets"], np.float64)
-    weights = np.asarray(data["weights"])
+    features, targets, weights = (np.asarray(data[name], np.float64) for name in ("features", "targets", "weights"))
     largest, totals = largest_penalty(data, 1), np.zeros(len(_COARSE))
     for fit in range(weights.shape[1]):
         kept = weights[:, fit] > 0
@@ -237,23 +247,16 @@ def _fits(params: jax.Array, features: jax.Array) -> jax.Array:
     return features @ params.reshape(-1, features.shape[1]).T
 
 
-def _shrink(params: jax.Array, threshold: Any) -> jax.Array:
-    """The prox of threshold·‖row‖₂."""
-    if params.shape[1] == 1:
-        return jnp.sign(params) * jnp.maximum(jnp.abs(params) - threshold, 0)
-    squares = jnp.sum(params**2, axis=1, keepdims=True)
-    norms = jnp.sqrt(jnp.where(squares > 0, squares, 1))
-    return jnp.where(squares > threshold**2, params * (1 - threshold / norms), 0)
-
-
 def _folds(samples: int, folds: int, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of the rows in each fit and in the criterion, both of shape (m, folds + 1), with scikit-learn's `KFold` folds."""
+    """Weights of the rows in each fit and in the criterion, both of shape (m, folds + 1)."""
+    from sklearn.model_selection import KFold
+
     if not 2 <= folds <= samples:
         raise datasets.DataError(
             f"{source}: task.folds must be between 2 and the number of training rows, {samples}, got {folds}"
         )
     held_out = np.zeros((samples, folds + 1))
-    for number, rows in enumerate(np.array_split(np.arange(samples), folds)):
+    for number, (_, rows) in enumerate(KFold(folds).split(held_out)):
         held_out[rows, number] = 1
     kept = 1 - held_out
     return kept / kept.sum(0), held_out / np.maximum(held_out.sum(0), 1) / folds

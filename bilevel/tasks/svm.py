@@ -29,18 +29,19 @@ def inner_loss(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
 
 def outer_loss(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
     """½‖X_val W − Y_val‖²."""
-    fit = _scores(data, data["train"]["targets"] - params) / jnp.exp(hparams) - data["validation"]["targets"]
+    train, validation = data["train"], data["validation"]
+    residual = train["targets"] - params
+    if "cross_gram" in validation:
+        scores = validation["cross_gram"] @ residual
+    else:
+        scores = validation["features"] @ (train["features"].T @ residual)
+    fit = scores / jnp.exp(hparams) - validation["targets"]
     return jnp.vdot(fit, fit) / 2
 
 
 def projection(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
     """The projection of each row on the simplex."""
     return jax.vmap(projection_simplex)(params)
-
-
-def lipschitz(hparams: jax.Array, data: Any) -> jax.Array:
-    """λ_max(XXᵀ)/θ."""
-    return data["train"]["top_eigenvalue"] / jnp.exp(hparams)
 
 
 def quadratic_program(hparams: jax.Array, data: Any) -> QP:
@@ -72,7 +73,7 @@ problem = Problem(
         loss=inner_loss,
         projection=projection,
         polyhedral=True,
-        lipschitz=lipschitz,
+        lipschitz=lambda hparams, data: data["train"]["top_eigenvalue"] / jnp.exp(hparams),
         block_prox=lambda row, index, hparams, data, step: projection_simplex(row),
     ),
     outer_loss=outer_loss,
@@ -109,9 +110,8 @@ class SVM(ClassTask):
     scikit-learn's C is 1/θ.
 
     Args:
-      data: `digits`, `iris`, `wine`, `breast_cancer` (scikit-learn), `synthetic`, or the path of a table.
-      validation: share of the rows (or their number) for validation; not used for synthetic data.
-      test: share of the rows (or their number) for the test; not used for synthetic data.
+      data: a table of scikit-learn by its name, another one by its path (see `datasets.load_table`), or `synthetic`.
+      validation, test: shares of the rows, or their numbers; not used for synthetic data.
       theta: start of θ. None: the largest eigenvalue of XXᵀ, a strong regularization at which solves are easy and the
         gradient does not vanish (it vanishes for little regularization and separable data).
       samples, validation_samples, test_samples: numbers of rows of synthetic data.
@@ -191,13 +191,6 @@ def _half_squared_norm(train: Any, residual: jax.Array) -> jax.Array:
         return _half_quadratic(train["gram"], residual)
     weights = train["features"].T @ residual
     return jnp.vdot(weights, weights) / 2
-
-
-def _scores(data: Any, residual: jax.Array) -> jax.Array:
-    """X_val Xᵀ r."""
-    if "cross_gram" in data["validation"]:
-        return data["validation"]["cross_gram"] @ residual
-    return data["validation"]["features"] @ (data["train"]["features"].T @ residual)
 
 
 def _top_eigenvalue(matrix: np.ndarray) -> float:

@@ -30,8 +30,8 @@ Transform = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:
-    """A fitted model: the settings that made it, its scores of rows, the share of zeros among its codes of rows, and the solves
-    on the way to it that failed."""
+    """A fitted model: its settings, its scores of rows, the share of zeros among its codes of rows, and the number of solves that
+    failed while it was fitted."""
 
     settings: Row
     scores: Transform
@@ -69,22 +69,22 @@ class DictionaryLearning(Study):
 
     `l1_logistic` and `l2_logistic`: scikit-learn's logistic regression. `dictionary`: its dictionary learning, and its ℓ2
     logistic regression of the codes. `task_driven`: atoms and classifier chosen together by `tasks.Dictionary`'s bilevel
-    problem, by Adam from the first right singular vectors. Of each split, the settings of each method are those with the best
-    validation AUC; the model is then fitted anew on training and validation rows together. Features are standardized by the
-    rows that a model is fitted on, and divided by one number, by which the codes at the start have mean square 1.
+    problem, by Adam from the first right singular vectors. On each split, each method uses the settings with the best validation
+    AUC; the model is then refitted on training and validation rows together. Features are standardized by the rows that a model
+    is fitted on, and divided by one number so that the codes at the start have mean square 1.
 
     Args:
       data: `breast_cancer`, or a table by path, with two classes.
-      splits: random splits, by the seeds seed, seed + 1, …
+      splits: number of random splits, with the seeds seed, seed + 1, …
       validation, test: shares of the rows.
       atoms: number of atoms.
       inverse_penalties: scikit-learn's C to choose from, for `l1_logistic`, `l2_logistic` and `dictionary`.
       sparsities: shares of zero codes at the start to choose from, which set the ℓ1 penalty of the codes.
-      l2_penalties: ℓ2 penalties of the codes to choose from, of `task_driven`.
+      l2_penalties: ℓ2 penalties of the codes to choose from, for `task_driven`.
       weight_penalty: ℓ2 penalty of its classifier.
-      steps: its outer steps; every `check_every` of them is a candidate too.
-      check_every: a divisor of steps.
-      learning_rate: of Adam, on rows of θ that start with entries of mean square 1, since their lengths do not matter.
+      steps: outer steps of `task_driven`.
+      check_every: every so many steps the model is a candidate; a divisor of `steps`.
+      learning_rate: of Adam, for rows of θ that start with entries of mean square 1, since their lengths do not matter.
 
     Reference: Blondel et al. 2022, section 4.3.
     """

@@ -7,16 +7,15 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from sklearn.linear_model import LogisticRegression
 
-from bilevel import datasets, hypergrad, inner, outer
+from bilevel import datasets, hypergrad, inner, outer, tasks
 from bilevel.datasets import Table
 from bilevel.study import Findings, Report, Row, Study
 from bilevel.tasks import distillation
+from bilevel.tasks.scores import accuracy
 from experiments import steps
 
 _algorithm = functools.partial(outer.Nested, distillation.problem)
@@ -24,26 +23,26 @@ _algorithm = functools.partial(outer.Nested, distillation.problem)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistilledAccuracy(Study):
-    """Test accuracy of a linear model trained on one made image per class, its time, and its ceiling.
+    """Test accuracy of a linear model that is trained on one synthetic image per class, its time, and its upper limit.
 
-    The first `train` rows are for training and the last `test` ones for the test, in file order; pixels over the largest one.
-    Three parts. The paper's: gradient descent with momentum 0.9 and rate 1 for `steps` outer steps, for each seed. Time: one
-    outer step from a cold start, FISTA to 1e-3 with the implicit gradient against as many steps as the paper allows it, unrolled.
-    Beyond: the outer loss by L-BFGS, for each of `penalties` as ε and `further_steps` steps; the ε is chosen on the last
-    `validation` training rows, and those rows then join the others. The ceiling is scikit-learn's multinomial logistic
-    regression on all training rows, its C chosen likewise.
+    In file order, the first `train` rows are for training and the last `test` rows for the test; pixels are divided by the
+    largest one. `paper`: gradient descent with momentum 0.9 and rate 1 for `steps` outer steps, for each seed. `time`: one outer
+    step from a cold start, by FISTA to 1e-3 and the implicit gradient, and by unrolling `unrolled_steps` steps of it. `beyond`:
+    `further_steps` steps of L-BFGS on the outer loss for each ε in `penalties`; the last `validation` training rows choose ε, and
+    the final run uses all training rows. `ceiling`: scikit-learn's multinomial logistic regression on all training rows, with C
+    chosen in the same way.
 
     Args:
-      data: `digits`, `synthetic` (60,000 × 784 unless `train` and `test` say less), or a table by path.
+      data: `digits`, `synthetic` (`train` + `test` images of 28 × 28 pixels), or a table by path.
       train, validation, test: rows.
-      penalty: ε of the first two parts.
-      steps: outer steps of the first part.
-      seeds: starts of the first part.
-      unrolled_steps: inner steps that are unrolled, and the limit of FISTA.
-      kinds: of unrolling.
-      repeats: timed steps.
-      further_steps: outer steps of the third part; 0 leaves it out.
-      penalties: the ε of the third part.
+      penalty: ε of `paper` and `time`.
+      steps: outer steps of `paper`.
+      seeds: number of starts of `paper`.
+      unrolled_steps: number of unrolled inner steps, and the limit of FISTA.
+      kinds: kinds of unrolling.
+      repeats: number of timed steps.
+      further_steps: outer steps of `beyond`; 0 leaves out `beyond` and `ceiling`.
+      penalties: values of ε for `beyond`.
 
     Reference: Blondel et al. 2022, section 4.2.
     """
@@ -79,13 +78,13 @@ class DistilledAccuracy(Study):
         gradient_descent = _algorithm(inner.LBFGS(rtol=1e-6), hypergrad.Implicit(), optax.sgd(1.0, 0.9))
         paper = []
         for start in range(seed, seed + self.seeds):
-            found, curve = self._paper(gradient_descent, _Start.make(train, start, self.penalty, dtype), test)
+            found, curve = self._paper(gradient_descent, _stated(train, start, self.penalty, dtype), test)
             images[f"seed_{start}"] = np.asarray(found.state.hparams)
             shown = {f"test_accuracy_{step}": curve[step] for step in (0, 10, 20, 30, 40) if step <= self.steps}
             loss = found.history[-1]["outer_loss"]
             report({"part": "paper", "seed": start, **shown, "outer_loss": loss, "failures": found.failures})
             paper.append(curve[-1])
-        seconds = self._times(_Start.make(train, seed, self.penalty, dtype), report)
+        seconds = self._times(_stated(train, seed, self.penalty, dtype), report)
         summary = {
             "test_accuracy": float(np.mean(paper)),
             "test_accuracy_by_seed": paper,
@@ -94,7 +93,7 @@ class DistilledAccuracy(Study):
         if self.further_steps:
             penalty, found = self._beyond(train, seed, dtype, report)
             images["beyond"] = np.asarray(found.hparams)
-            reached = _accuracy(test, found.params)
+            reached = accuracy(test, found.params)
             report(_row("beyond", penalty, found, test_accuracy=reached))
             summary |= {"beyond_test_accuracy": reached, "beyond_penalty": penalty}
             summary["ceiling_test_accuracy"] = self._ceiling(train, test, report)
@@ -119,16 +118,16 @@ class DistilledAccuracy(Study):
         cut = self.train - self.validation
         return _rows(train, slice(0, cut)), _rows(train, slice(cut, None))
 
-    def _paper(self, algorithm: outer.Nested, start: _Start, test: Table) -> tuple[outer.Result, list[float]]:
+    def _paper(self, algorithm: outer.Nested, setup: tasks.Setup, test: Table) -> tuple[outer.Result, list[float]]:
         """Gradient descent with momentum, and the test accuracies after 0, …, `steps` steps."""
         curve: list[float] = []
 
         def judge(row: Row, state: outer.NestedState) -> None:
-            curve.append(_accuracy(test, state.params))
+            curve.append(accuracy(test, state.params))
 
-        return start.run(algorithm, self.steps + 1, judge), curve
+        return _run(algorithm, setup, self.steps + 1, judge), curve
 
-    def _times(self, start: _Start, report: Report) -> dict[str, float]:
+    def _times(self, setup: tasks.Setup, report: Report) -> dict[str, float]:
         """Median seconds of one outer step by each way to differentiate."""
         solver = inner.FISTA(rtol=1e-3, max_steps=self.unrolled_steps)
         ways: dict[str, hypergrad.Estimator] = {"implicit": hypergrad.Implicit()}
@@ -136,8 +135,8 @@ class DistilledAccuracy(Study):
         seconds = {}
         for name, estimator in ways.items():
             algorithm = _algorithm(solver, estimator, optax.sgd(1.0, 0.9))
-            state = start.state(algorithm)
-            row = steps.Program.of(algorithm, state, start.data).measured(state, start.data, self.repeats)
+            state = _begin(algorithm, setup)
+            row = steps.Program.of(algorithm, state, setup.data).measured(state, setup.data, self.repeats)
             report({"part": "time", "differentiation": name, **row})
             seconds[name] = row["seconds"]
         return seconds
@@ -147,13 +146,13 @@ class DistilledAccuracy(Study):
         algorithm = _algorithm(inner.LBFGS(rtol=1e-6), hypergrad.Implicit(), optax.lbfgs())
 
         def optimize(rows: Table, penalty: float) -> outer.Result:
-            return _Start.make(rows, seed, penalty, dtype).run(algorithm, self.further_steps)
+            return _run(algorithm, _stated(rows, seed, penalty, dtype), self.further_steps)
 
         fitted, held_out = self._held_out(train)
         scores = {}
         for penalty in self.penalties if len(self.penalties) > 1 else ():
             found = optimize(fitted, penalty)
-            scores[penalty] = _accuracy(held_out, found.params)
+            scores[penalty] = accuracy(held_out, found.params)
             report(_row("beyond", penalty, found, validation_accuracy=scores[penalty]))
         best = max(self.penalties, key=lambda penalty: scores.get(penalty, 0.0))
         return best, optimize(train, best)
@@ -171,29 +170,19 @@ class DistilledAccuracy(Study):
         return reached
 
 
-@dataclasses.dataclass(frozen=True)
-class _Start:
-    """The start of a distillation."""
-
-    hparams: jax.Array
-    params: jax.Array
-    data: dict[str, Any]
-
-    @classmethod
-    def make(cls, train: Table, seed: int, penalty: float, dtype: str) -> _Start:
-        pixels = train.features.shape[1]
-        images = distillation.start(seed, train.classes, pixels, dtype)
-        return cls(images, jnp.zeros((pixels, train.classes), dtype), distillation.make_data(train, 1, penalty, dtype))
-
-    def state(self, algorithm: outer.Nested) -> outer.NestedState:
-        return algorithm.init(self.hparams, self.params, self.data)
-
-    def run(self, algorithm: outer.Nested, count: int, callback: Callable[..., Any] | None = None) -> outer.Result:
-        return outer.run_loop(algorithm, self.state(algorithm), self.data, steps=count, callback=callback)
+def _stated(train: Table, seed: int, penalty: float, dtype: str) -> tasks.Setup:
+    """One image per class, from all of these rows."""
+    return tasks.Distillation(penalty=penalty).state(datasets.Split.of(train), dtype, seed)
 
 
-def _accuracy(rows: Table, weights: Any) -> float:
-    return float(np.mean(np.argmax(rows.features @ np.asarray(weights, np.float64), axis=1) == rows.targets))
+def _begin(algorithm: outer.Nested, setup: tasks.Setup) -> outer.NestedState:
+    return algorithm.init(setup.hparams, setup.params, setup.data)
+
+
+def _run(
+    algorithm: outer.Nested, setup: tasks.Setup, count: int, callback: Callable[..., Any] | None = None
+) -> outer.Result:
+    return outer.run_loop(algorithm, _begin(algorithm, setup), setup.data, steps=count, callback=callback)
 
 
 def _rows(table: Table, rows: slice, scale: float = 1.0) -> Table:

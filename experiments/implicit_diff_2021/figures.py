@@ -1,4 +1,4 @@
-"""The figures: of each, how it is drawn from a run, and the numbers that expected.json speaks of."""
+"""How each figure is drawn from a run, and its numbers under the names of expected.json."""
 
 from __future__ import annotations
 
@@ -7,42 +7,33 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure as Canvas
 
 from bilevel.runs import Run
+from bilevel.tasks.pictures import panels
 
 COLORS = {"mirror_descent": "tab:blue", "projected_gradient": "tab:orange", "block_coordinate_descent": "tab:green"}
 STYLES = {"implicit": "-", "conditional": ":", "plain": "--", "checkpointed": "-."}
 
 
 class Figure(NamedTuple):
-    """How a study is drawn, and its numbers by the names of expected.json."""
+    """The functions that draw a study and give its numbers, by the names of expected.json."""
 
     draw: Callable[[Run], Any]
     numbers: Callable[[Run], dict[str, float]]
 
 
-def canvas(columns: int, height: float = 3.6, width: float = 4.6) -> tuple[Any, Any]:
-    """A figure with panels side by side."""
-    figure = Canvas(figsize=(width * columns, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
 def rows_where(run: Run, **wanted: Any) -> list[dict[str, Any]]:
-    """The rows with these values."""
+    """The rows that have these values."""
     return [row for row in run.metrics if all(row.get(name) == value for name, value in wanted.items())]
 
 
 def column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
-    """A number of each row; NaN where it was null."""
+    """One number of each row; NaN for null."""
     return np.array([math.nan if row[name] is None else row[name] for row in rows], float)
 
 
 def summary_of(run: Run) -> dict[str, Any]:
-    """The numbers that a study summed up."""
+    """The summary of a finished study."""
     if run.result is None:
         raise ValueError(f"{run.folder}: this study did not finish")
     return run.result["summary"]
@@ -52,7 +43,7 @@ def summary_of(run: Run) -> dict[str, Any]:
 
 
 def _draw_jacobian_precision(run: Run) -> Any:
-    figure, (axis,) = canvas(1, width=5.4)
+    figure, ((axis,),) = panels(1, 1, 5.4, 3.6)
     errors = column(run.metrics, "solution_error")
     for name, label, style in (
         ("unrolled_error", "unrolled", "o-"),
@@ -78,7 +69,7 @@ def _numbers_of_jacobian_precision(run: Run) -> dict[str, float]:
 
 
 def _draw_svm_runtime(run: Run) -> Any:
-    figure, (time, memory, loss) = canvas(3)
+    figure, ((time, memory, loss),) = panels(1, 3, 4.6, 3.6)
     for solver, color in COLORS.items():
         for way, style in STYLES.items():
             condition = "" if way != "implicit" else _condition_of(solver)
@@ -133,8 +124,7 @@ def _draw_distillation(run: Run) -> Any:
     images = {name: array for name, array in run.arrays["images"].items() if name in ("seed_0", "beyond")}
     classes, pixels = next(iter(images.values())).shape
     side = math.isqrt(pixels)
-    figure = Canvas(figsize=(1.1 * classes, 1.35 * len(images)), layout="constrained")
-    axes = figure.subplots(len(images), classes, squeeze=False)
+    figure, axes = panels(len(images), classes, 1.1, 1.35)
     labels = {"seed_0": "40 steps", "beyond": "beyond"}
     for line, (name, array) in zip(axes, images.items(), strict=True):
         for number, (axis, image) in enumerate(zip(line, array, strict=True)):
@@ -180,7 +170,7 @@ RECALLED = {
 
 
 def _draw_dictionary_learning(run: Run) -> Any:
-    figure, (axis,) = canvas(1, width=6.4)
+    figure, ((axis,),) = panels(1, 1, 6.4, 3.6)
     places = np.arange(len(METHODS), dtype=float)
     found = summary_of(run)["test_auc"]
     table = run.config["study"]["data"].replace("\\", "/").rpartition("/")[2].removesuffix(".npz").removesuffix(".csv")
@@ -224,7 +214,7 @@ WAYS = {
 
 
 def _draw_molecular_dynamics(run: Run) -> Any:
-    figure, axes = canvas(len(WAYS), height=3.2, width=3.8)
+    figure, (axes,) = panels(1, len(WAYS), 3.8, 3.2)
     steps, reference = run.arrays["steps"], run.arrays["reference"][:, None]
     shares = summary_of(run)["share_settled"]
     for axis, (way, (label, color)) in zip(axes, WAYS.items(), strict=True):

@@ -1,4 +1,4 @@
-"""How exact a Jacobian is at a point that is not quite a solution."""
+"""The accuracy of a Jacobian at an approximate solution."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bilevel.study import Findings, Report, Study
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JacobianPrecision(Study):
-    """Error of the Jacobian against that of the solution, for ridge regression with one penalty per coordinate.
+    """Error of the Jacobian against the error of the solution, for ridge regression with one penalty per coordinate.
 
     min over x of ‖Φx − y‖² + Σθᵢxᵢ², θ = 1, by t steps of gradient descent of length 1/L from zero. Implicit: (∂₁F)⁻¹∂₂F at
-    x_t, by the library's `root_jvp`. Unrolled: the derivative of the t steps. Bound: that of theorem 1, ‖x_t − x*‖/λ_min(H)
+    x_t, by the library's `root_jvp`. Unrolled: the derivative of the t steps. Bound: theorem 1, ‖x_t − x*‖/λ_min(H)
     with H = ΦᵀΦ + diag θ, as there γ = 0 and β = 1. Norms are spectral for matrices, Euclidean for vectors.
 
     Args:
-      data: a regression table, as it is.
-      steps: the t to look at, ascending.
+      data: a regression table, which is not scaled.
+      steps: numbers of steps t, ascending.
 
     Reference: Blondel et al. 2022, theorem 1 and the figure beside it.
     """

@@ -21,18 +21,18 @@ WAYS: tuple[str, ...] = ("implicit", "unrolled", "unrolled_constant_steering")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sensitivities(Study):
-    """‖∂x*/∂θ‖₁ of a packing of soft particles, read off along its relaxation by FIRE, from random starts.
+    """‖∂x*/∂θ‖₁ of a packing of soft particles during its relaxation by FIRE, from random starts.
 
-    `implicit` differentiates the condition at the point at hand; `unrolled` differentiates FIRE in forward mode; the third
-    way does the same with ‖v‖/‖F‖ as a constant. A way has settled once all its further readings are within `settled` of
-    the reference, the implicit sensitivities after four times as many steps.
+    `implicit` differentiates the condition at the current point; `unrolled` differentiates FIRE in forward mode;
+    `unrolled_constant_steering` does the same with ‖v‖/‖F‖ held constant. A method has settled once all later readings are
+    within `settled` of the reference, the implicit sensitivities after four times as many steps.
 
     Args:
       particles, diameter, packing: as in `tasks.MolecularDynamics`.
-      starts: random ones, by the seeds seed, seed + 1, …
-      steps: of FIRE.
-      every: steps between readings; `steps` is a multiple of it.
-      settled: a share.
+      starts: number of random starts, with the seeds seed, seed + 1, …
+      steps: steps of FIRE.
+      every: steps between readings, a divisor of `steps`.
+      settled: tolerance, relative to the reference.
       dt, dt_max: time steps of FIRE.
 
     Reference: Blondel et al. 2022, section 4.4.

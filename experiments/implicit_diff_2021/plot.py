@@ -1,4 +1,4 @@
-"""Draw the figures from their runs, and hold their numbers against expected.json.
+"""Draw the figures from their runs, and compare their numbers with expected.json.
 
 python experiments/implicit_diff_2021/plot.py RUN_FOLDER... [--out FOLDER]
 
@@ -21,7 +21,7 @@ EXPECTED = Path(__file__).with_name("expected.json")
 
 
 def verdicts(figure: str, size: str, obtained: dict[str, float]) -> list[tuple[bool, str, float, str]]:
-    """(as expected, name, obtained, what was expected and whence) for each number that is expected of this figure."""
+    """For each expected number of this figure: whether it holds, its name, the value obtained, and the expectation."""
     wanted = json.loads(EXPECTED.read_text(encoding="utf-8"))[figure]
     rows = []
     for name, rule in {**wanted.get("both", {}), **wanted.get(size, {})}.items():
@@ -41,7 +41,7 @@ def verdicts(figure: str, size: str, obtained: dict[str, float]) -> list[tuple[b
 
 
 def handle(folder: Path, out: Path) -> bool:
-    """Draw and judge one run; whether all is as expected."""
+    """Draw one run and compare its numbers; return whether all are as expected."""
     run = bl.load(folder)
     if run.result is None or "study" not in run.result:
         sys.exit(f"{folder} holds no finished study")
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER")
-    parser.add_argument("--out", type=Path, help="where the pictures go; by default the run's folder")
+    parser.add_argument("--out", type=Path, help="folder for the pictures; default: the run's folder")
     options: Any = parser.parse_args(arguments)
     good = [handle(folder, options.out or folder) for folder in options.folders]
     return 0 if all(good) else 1

@@ -26,20 +26,20 @@ CONDITIONS = {"mirror_descent": optimality.MirrorStep(), "projected_gradient": o
 class SVMRuntime(Study):
     """Seconds per outer step, planned memory, and validation loss, against the number of features p.
 
-    The paper's synthetic data: 700 training and 200 validation rows, 5 classes, a tenth of the features informative. Implicit:
-    each solver with each condition, warm-started, to a tolerance. Unrolled: each solver by each kind of `hypergrad.Unrolled`,
-    from the uniform start, as many steps as the paper takes. A step is the solve and the hypergradient at one θ; its time is
-    measured at the start, where solves are cold for all. Then `outer_steps` steps of gradient descent are taken (5e-3, after
-    100 steps over the square root), by the unrolled kinds `unrolled_outer_steps` of them.
+    The data are the paper's synthetic ones: 700 training and 200 validation rows, 5 classes, a tenth of the features informative.
+    Implicit differentiation uses each solver with each condition, warm-started and solved to a tolerance. Unrolling uses each
+    solver with each kind of `hypergrad.Unrolled`, from the uniform start and for as many steps as in the paper. A step is one
+    solve and one hypergradient; it is timed at the start, where every solve is cold. Then gradient descent takes `outer_steps`
+    steps (`unrolled_outer_steps` when unrolled) with rate 5e-3, which falls with the square root after 100 steps.
 
     Args:
-      features: the p.
-      samples, validation_samples: rows.
-      kinds: of unrolling.
-      unrolled_steps: which solvers, `mirror_descent`, `projected_gradient`, `block_coordinate_descent`, and of each how many
-        steps are unrolled.
-      outer_steps, unrolled_outer_steps: outer steps.
-      repeats: timed calls of one step.
+      features: numbers of features p to compare.
+      samples, validation_samples: numbers of rows.
+      kinds: kinds of unrolling.
+      unrolled_steps: number of unrolled steps for each solver, `mirror_descent`, `projected_gradient` or
+        `block_coordinate_descent`; a solver that is not named is left out.
+      outer_steps, unrolled_outer_steps: numbers of outer steps.
+      repeats: number of timed calls of one step.
 
     Reference: Blondel et al. 2022, section 4.1.
     """
@@ -123,7 +123,7 @@ class SVMRuntime(Study):
 
 
 def _compare(rows: list[Row]) -> Row:
-    """For each p: the relative spread of the validation losses, and seconds of an unrolled over those of an implicit step."""
+    """For each p: the relative spread of the validation losses, and seconds of an unrolled over seconds of an implicit step."""
     spread, ratio = {}, {}
     for features in dict.fromkeys(row["features"] for row in rows):
         here = [row for row in rows if row["features"] == features]

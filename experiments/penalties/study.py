@@ -28,13 +28,13 @@ _AROUND = np.arange(0.1, -0.1, -0.005)  # of a log penalty
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Penalties(Study):
-    """What a gradient in the penalties reaches, and how long it takes.
+    """The penalties that a gradient finds, and the time that it takes.
 
-    `lasso`: λ by 5-fold cross-validation, by Rprop from the best of ten penalties, against scikit-learn's `LassoCV`: with its 100
-    penalties, and then anew around the best of them, half a percent apart and to a tolerance of 1e-7; same rows, same folds.
-    Seconds are those of all but loading the table; those of compilation, once per shape, are apart. `ridge`, `logistic`: one
-    penalty per feature by Adam against the best single one of a grid, both by validation loss; the score of the test rows with
-    its 95 % bootstrap interval.
+    `lasso`: λ by 5-fold cross-validation, by Rprop from the best of ten penalties, against scikit-learn's `LassoCV` on the same
+    rows and folds: first with its 100 penalties, then around the best of them, half a percent apart and to a tolerance of 1e-7.
+    The seconds cover everything except loading the table and compilation, which is reported separately. `ridge`, `logistic`:
+    one penalty per feature by Adam against the best single penalty of a grid, both by validation loss, with the score of the
+    test rows and its 95 % bootstrap interval.
 
     Args:
       data: table of the lasso, a regression of y on X.
@@ -126,7 +126,7 @@ class Penalties(Study):
 
 
 def _by_gradient(setup: tasks.Setup, count: int) -> Row:
-    """λ and its cross-validation error after at most `count` steps, and seconds, with those of compilation apart."""
+    """λ and its cross-validation error after at most `count` steps, and the seconds without and for compilation."""
     begun = time.perf_counter()
     share = sparse.coarse_start(setup.data)
     start = jnp.full_like(setup.hparams, np.log(share * sparse.largest_penalty(setup.data, 1)))
