@@ -1,17 +1,37 @@
-"""Errors of the command line in a sentence: what Hydra, the configuration, the data or a solver refused, and the fix."""
+"""Errors of the command line: a sentence with the problem and its fix, and an exit code. Errors in code keep their traceback."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bilevel import config
 
-DONE, FAILED, REFUSED, MACHINE, INTERRUPTED = 0, 1, 2, 3, 75  # 75: try again later, as in sysexits.h
+DONE, FAILED, REFUSED, SYSTEM, INTERRUPTED = 0, 1, 2, 3, 75  # 75: try again later, as in sysexits.h
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextlib.contextmanager
+def errors_in_a_sentence(arguments: Sequence[str] = ()) -> Iterator[None]:
+    """End the process with a sentence and an exit code if the block raises.
+
+    An error in code keeps its traceback, and every error does if HYDRA_FULL_ERROR is 1.
+    """
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        message, code = explain(error, arguments)
+        if traceback_wanted or (code == FAILED and not _is_ours(error)):
+            raise
+        print(f"error: {message}\n(HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
+        sys.exit(code)
 
 
 def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, int]:
@@ -19,22 +39,28 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, i
     if type(error).__module__.split(".")[0] in ("hydra", "omegaconf"):
         return _from_overrides(arguments) or _first_line(error), REFUSED
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted: resume=FOLDER goes on with a run, the same command again with a sweep", INTERRUPTED
-    if isinstance(error, FileExistsError | config.ConfigError | ValueError | TypeError):  # DataError is a ValueError
+        return "interrupted: continue a run with resume=FOLDER, and a sweep by rerunning its command", INTERRUPTED
+    about_input = isinstance(error, ValueError | TypeError) and _is_ours(error)
+    if about_input or isinstance(error, FileExistsError | config.ConfigError):
         return _first_line(error), REFUSED
     if isinstance(error, OSError):
-        return _from_system(error), MACHINE
+        return _from_system(error), SYSTEM
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return f"out of memory: {_first_line(error)}", MACHINE
+        return f"out of memory: {_first_line(error)}", SYSTEM
     return f"{type(error).__name__}: {_first_line(error)}", FAILED
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether bilevel raised an error on purpose: it defines the class, as of `DataError`, or a `raise` of its own ran."""
+    return type(error).__module__.startswith("bilevel.") or config.raised_in(error, ("bilevel", "experiments"))
 
 
 def _from_system(error: OSError) -> str:
     where = error.filename or "the run folder"
     if error.errno in _FULL:
-        return f"{where}: the disk is full or a quota is used up; free some space, then go on with resume=FOLDER"
+        return f"{where}: the disk is full or a quota is used up; free some space, then continue with resume=FOLDER"
     if error.errno in _FORBIDDEN:
-        return f"{where}: not allowed to write there; choose a folder of yours, hydra.run.dir=FOLDER"
+        return f"{where}: no permission to write there; choose another folder with hydra.run.dir=FOLDER"
     return _first_line(error)
 
 

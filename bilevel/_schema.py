@@ -1,6 +1,6 @@
-"""What a config target accepts, read from its source without importing it.
+"""The arguments of a config target, read from its source without importing it.
 
-A typo in a configuration must fail before JAX is loaded, and the schema must be the class itself, not a copy of it. So
+A typo in a configuration must be reported before JAX is loaded, and the schema must be the class itself, not a copy of it. So
 the fields of a dataclass, or the parameters of a function, are read from the syntax tree of the file that defines it.
 """
 
@@ -9,14 +9,10 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-_SCHEDULED = {"ScalarOrSchedule", "base.ScalarOrSchedule"}
-_NUMBERS = {"float", "jax.typing.ArrayLike", "ArrayLike"} | _SCHEDULED
-_TABLE_PATH = "the path of an .npz or .csv file or openml:NAME"
-_PLAIN = {"int", "bool", "str", "None", "TablePath"} | _NUMBERS
 
 
 class Field(NamedTuple):
@@ -32,117 +28,117 @@ class _Definition(NamedTuple):
 
 
 def fields(target: str) -> dict[str, Field] | None:
-    """The fields of the class or function at a dotted path, or None where the source cannot tell."""
+    """The fields of the class or function at a dotted path, or None if its source does not show them."""
     definition = _find(*_split(target))
     if definition is None:
         return None
     if isinstance(definition.node, ast.FunctionDef):
         return _function_fields(definition.node)
-    own = [n for n in definition.node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-    if own:
-        found = _function_fields(own[0])
-        return None if found is None else {name: field for name, field in found.items() if name != "self"}
+    for node in definition.node.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            return _function_fields(node)
     return _class_fields(definition)
 
 
 def exists(target: str) -> bool:
-    """Whether a definition, or at least its module, can be found at a dotted path."""
+    """Whether a dotted path names a definition, or may name one that the source of its module does not show."""
     module, name = _split(target)
     return module is not None and (_find(module, name) is not None or _opaque(module))
 
 
 def summary(target: str) -> str:
-    """The first line of the docstring of the class or function at a dotted path; empty where there is none."""
+    """The first line of the docstring of the class or function at a dotted path; empty if there is none."""
     definition = _find(*_split(target))
     text = None if definition is None else ast.get_docstring(definition.node)
     return (text or "").partition("\n")[0]
 
 
 class Complaint(NamedTuple):
-    """What is wrong with a value, and the words that would have been right."""
+    """The problem with a value, and the literal values that would be right."""
 
     text: str
     choices: list[str]
 
 
 def complaint(field: Field, value: Any) -> Complaint | None:
-    """What is wrong with a plain value for a field, or None."""
-    kinds = _alternatives(ast.parse(field.annotation, mode="eval").body)
-    if kinds is None or any(_fits(kind, value) for kind in kinds):
+    """The problem with a plain value for a field, or None."""
+    kinds = _kinds(ast.parse(field.annotation, mode="eval").body)
+    if kinds is None or _any_fits(kinds, value):
         return None
-    return Complaint(
-        f"expected {_describe(kinds)}, got {value!r}", [str(k.value) for k in kinds if isinstance(k, _Exactly)]
-    )
+    return Complaint(f"expected {_describe(kinds)}, got {value!r}", [kind.words for kind in kinds if kind.literal])
 
 
-class _Exactly(NamedTuple):
-    """One value of a Literal."""
+class _Kind(NamedTuple):
+    """A kind of plain values: its description, its test, and whether it is one value of a Literal."""
 
-    value: Any
-
-
-class _Many(NamedTuple):
-    """A list, or a mapping from texts, of items of these kinds."""
-
-    container: type
-    kinds: list[Any]
+    words: str
+    fits: Callable[[Any], bool]
+    literal: bool = False
 
 
-def _fits(kind: Any, value: Any) -> bool:
-    if isinstance(kind, _Exactly):
-        return value == kind.value and type(value) is type(kind.value)
-    if isinstance(kind, _Many):
-        items = value.values() if isinstance(value, dict) else value
-        return isinstance(value, kind.container) and all(any(_fits(k, item) for k in kind.kinds) for item in items)
-    if isinstance(value, bool) or value is None:
-        return kind == ("None" if value is None else "bool")
-    if isinstance(value, int | float):
-        return kind in _NUMBERS or (kind == "int" and isinstance(value, int))
-    if isinstance(value, str):
-        return kind == "str" or (
-            kind == "TablePath" and (value.startswith("openml:") or value.endswith((".npz", ".csv")))
-        )
-    return isinstance(value, Mapping) and "_target_" in value and kind in _SCHEDULED
+_NUMBER = _Kind("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool))
+_SCHEDULE = _Kind("a number", lambda value: (isinstance(value, Mapping) and "_target_" in value) or _NUMBER.fits(value))
+_TABLE = _Kind(
+    "the path of an .npz or .csv file or openml:NAME",
+    lambda value: isinstance(value, str) and (value.startswith("openml:") or value.endswith((".npz", ".csv"))),
+)
+_PLAIN = {
+    "int": _Kind("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    "bool": _Kind("true or false", lambda value: isinstance(value, bool)),
+    "str": _Kind("a text", lambda value: isinstance(value, str)),
+    "None": _Kind("null", lambda value: value is None),
+    "TablePath": _TABLE,
+    **dict.fromkeys(("float", "ArrayLike", "jax.typing.ArrayLike"), _NUMBER),
+    **dict.fromkeys(("ScalarOrSchedule", "base.ScalarOrSchedule"), _SCHEDULE),
+}
 
 
-def _describe(kinds: list[Any]) -> str:
-    words = {"int": "a whole number", "bool": "true or false", "str": "a text", "TablePath": _TABLE_PATH}
-    described = [str(kind.value) for kind in kinds if isinstance(kind, _Exactly)]
-    described += ["a number"] if any(kind in _NUMBERS for kind in kinds if isinstance(kind, str)) else []
-    described += [word for name, word in words.items() if name in kinds]
-    described += [_describe_many(kind) for kind in kinds if isinstance(kind, _Many)]
-    return " or ".join([*described, *(["null"] if "None" in kinds else [])])
+def _any_fits(kinds: list[_Kind], value: Any) -> bool:
+    return any(kind.fits(value) for kind in kinds)
 
 
-def _describe_many(kind: _Many) -> str:
-    what = "a list" if kind.container is list else "a mapping of names"
-    return f"{what}, each {_describe(kind.kinds)}" if kind.container is list else f"{what} to {_describe(kind.kinds)}"
+def _describe(kinds: list[_Kind]) -> str:
+    words = dict.fromkeys(kind.words for kind in kinds)
+    return " or ".join(sorted(words, key=lambda word: word == "null"))
 
 
-def _alternatives(node: ast.expr) -> list[Any] | None:
-    """The plain types and literal values that an annotation admits; None if it admits anything else too."""
+def _kinds(node: ast.expr) -> list[_Kind] | None:
+    """The kinds of plain values that an annotation admits, or None if it admits anything else."""
     if isinstance(node, ast.BinOp):
-        left, right = _alternatives(node.left), _alternatives(node.right)
-        return None if left is None or right is None else left + right
-    if isinstance(node, ast.Subscript):
-        inside = node.slice
-        return _of_generic(ast.unparse(node.value), inside.elts if isinstance(inside, ast.Tuple) else [inside])
-    text = ast.unparse(node)
-    return [text] if text in _PLAIN else None
+        return _union([node.left, node.right])
+    if not isinstance(node, ast.Subscript):
+        plain = _PLAIN.get(ast.unparse(node))
+        return None if plain is None else [plain]
+    parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    match ast.unparse(node.value).rpartition(".")[2]:
+        case "Literal":
+            return [_literal(ast.literal_eval(part)) for part in parts]
+        case "Optional":
+            return _union([*parts, ast.Constant(None)])
+        case "Union":
+            return _union(parts)
+        case "list" | "dict" as container:
+            inside = _kinds(parts[-1])
+            return None if inside is None else [_many(container, inside)]
+    return None
 
 
-def _of_generic(name: str, parts: list[ast.expr]) -> list[Any] | None:
-    if name.endswith("Literal"):
-        return [_Exactly(ast.literal_eval(part)) for part in parts]
-    if name in ("list", "dict"):
-        kinds = _alternatives(parts[-1])
-        return None if kinds is None else [_Many(list if name == "list" else dict, kinds)]
-    if not name.endswith(("Optional", "Union")):
-        return None
-    found = [_alternatives(part) for part in parts]
-    if any(x is None for x in found):
-        return None
-    return [x for part in found for x in part or []] + (["None"] if name.endswith("Optional") else [])
+def _union(parts: list[ast.expr]) -> list[_Kind] | None:
+    found = [_kinds(part) for part in parts]
+    return None if None in found else list(itertools.chain(*filter(None, found)))
+
+
+def _literal(choice: Any) -> _Kind:
+    return _Kind(str(choice), lambda value: value == choice and type(value) is type(choice), literal=True)
+
+
+def _many(container: str, inside: list[_Kind]) -> _Kind:
+    """A list, or a mapping from texts, with items of these kinds."""
+    if container == "list":
+        words = f"a list, each {_describe(inside)}"
+        return _Kind(words, lambda value: isinstance(value, list) and all(_any_fits(inside, item) for item in value))
+    words = f"a mapping of names to {_describe(inside)}"
+    return _Kind(words, lambda value: isinstance(value, dict) and all(_any_fits(inside, v) for v in value.values()))
 
 
 def _class_fields(definition: _Definition) -> dict[str, Field]:
@@ -164,12 +160,11 @@ def _function_fields(node: ast.FunctionDef) -> dict[str, Field] | None:
     if node.args.kwarg or node.args.vararg:
         return None
     positional = node.args.posonlyargs + node.args.args
-    without_default = len(positional) - len(node.args.defaults)
-    required = {arg.arg for arg in positional[:without_default]}
-    required |= {a.arg for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if d is None}
+    defaults = [None] * (len(positional) - len(node.args.defaults)) + node.args.defaults + node.args.kw_defaults
     return {
-        arg.arg: Field(ast.unparse(arg.annotation) if arg.annotation else "Any", arg.arg in required)
-        for arg in positional + node.args.kwonlyargs
+        arg.arg: Field(ast.unparse(arg.annotation) if arg.annotation else "Any", default is None)
+        for arg, default in zip(positional + node.args.kwonlyargs, defaults, strict=True)
+        if arg.arg != "self"
     }
 
 
@@ -191,14 +186,14 @@ def _module_file(module: str) -> Path | None:
 
 
 def _file_in(folder: Path, names: list[str]) -> Path | None:
-    """The file of a module by its names below a folder."""
+    """The file of a module below a folder, by its name in parts."""
     target = folder.joinpath(*filter(None, names))
     options = (target / "__init__.py", target.with_suffix(".py"))
     return next((option for option in options if option.is_file()), None)
 
 
 def _opaque(path: Path) -> bool:
-    """Whether a module makes names in ways that its source does not show (`__getattr__`, star imports)."""
+    """Whether a module has names that its source does not show: it is compiled, or has `__getattr__` or star imports."""
     return path.suffix != ".py" or any(
         (isinstance(node, ast.FunctionDef) and node.name == "__getattr__")
         or (isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names))
@@ -212,7 +207,7 @@ def _parse(path: Path) -> ast.Module:
 
 
 def _find(path: Path | None, name: str) -> _Definition | None:
-    """The class or function of this name in a file, followed through `from … import`."""
+    """The class or function of this name in a file or in the files that it imports the name from."""
     if path is None or path.suffix != ".py":
         return None
     head, _, tail = name.partition(".")

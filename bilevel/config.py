@@ -1,4 +1,4 @@
-"""The configuration: where it lies, what is wrong with it (told before JAX is loaded), and how objects come of it."""
+"""The configuration: composed from YAML files, checked before JAX is loaded, and built into objects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import linecache
 import re
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,20 +18,21 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from bilevel import _schema
 
 ALLOWED = ("bilevel", "experiments", "optax", "optimistix", "lineax", "sklearn")
-GENERAL = ("precision", "platform", "seed")  # what a study takes as well
-AROUND = ("tracker", "checkpoint", "job_time_limit", "allow_targets")  # what never alters a number
-NEUTRAL = ("steps", "time_limit", *AROUND)  # what never alters the numbers of the steps that are done
+GENERAL = ("precision", "platform", "seed")  # keys that a study uses as well
+AROUND = ("tracker", "checkpoint", "job_time_limit", "allow_targets")  # keys that change no numbers
+NEUTRAL = ("steps", "time_limit", *AROUND)  # keys that do not change the numbers of completed steps
+_IGNORED = (*NEUTRAL, "resume", "hydra")
 _AMOUNTS = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")
 _HERE = Path(__file__).resolve().parent
-_ELSEWHERE = object()  # a value that is checked where it is defined
+_ELSEWHERE = object()  # stands for a value that is checked where it is defined
 _IN_CHECKOUT = (
-    ": the experiments come with the repository, in its folder experiments/, and not with the installed package; "
+    ": the experiments are in the folder experiments/ of the repository, not in the installed package; "
     "run this command from the root of a checkout"
 )
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be run; the message is one sentence that names the key and the fix."""
+    """The configuration cannot be used. The message is one sentence that names the key and the fix."""
 
 
 @dataclasses.dataclass
@@ -66,13 +69,13 @@ OmegaConf.register_new_resolver(
 
 
 def overrides_hash(overrides: Iterable[str]) -> str:
-    """A name for what these overrides ask for; those that alter no number do not count."""
+    """A hash of the overrides that change numbers."""
     kept = sorted(o for o in overrides if o.lstrip("+~").partition("=")[0].split(".")[0] not in AROUND)
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:10]
 
 
 def sweep_hash(overrides: Iterable[str], about_hydra: Iterable[str]) -> str:
-    """A name for a sweep: what it asks for, and the sweeper that chooses, but not where it runs or how many trials it has."""
+    """A hash of the overrides of a sweep and of its sweeper, without the number of trials and jobs at a time."""
     how = [o for o in about_hydra if o.startswith(("hydra/sweeper", "hydra.sweeper."))]
     return overrides_hash([*overrides, *(o for o in how if not o.startswith(_AMOUNTS))])
 
@@ -86,7 +89,7 @@ def config_dir() -> Path:
     for folder in (_HERE / "configs", _HERE.parent / "configs"):
         if (folder / "config.yaml").is_file():
             return folder
-    raise ConfigError(f"no configs/config.yaml beside or inside {_HERE}: the installation is incomplete, reinstall it")
+    raise ConfigError(f"no configs/config.yaml in {_HERE} or beside it: the installation is incomplete; reinstall it")
 
 
 def groups() -> dict[str, list[str]]:
@@ -101,13 +104,13 @@ def groups() -> dict[str, list[str]]:
 
 
 def choices(hydra: Any) -> dict[str, str]:
-    """The choice made in each group, by Hydra's own node; without Hydra's own groups."""
+    """The choice made in each group, from Hydra's own node, without Hydra's own groups."""
     made = {str(group): choice for group, choice in hydra.runtime.choices.items()}
     return {group: choice for group, choice in made.items() if choice and not group.startswith("hydra/")}
 
 
 def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
-    """The configuration that these overrides give; `with_hydra` keeps Hydra's own node."""
+    """The configuration for these overrides; `with_hydra` keeps Hydra's own node."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -117,7 +120,7 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
 
 
 def with_defaults(cfg: DictConfig) -> DictConfig:
-    """A configuration read from a run folder, with the defaults of the keys that it lacks."""
+    """A configuration read from a run folder, with defaults for missing keys."""
     whole = compose([])
     for key in cfg:
         OmegaConf.update(whole, str(key), cfg[key], merge=False, force_add=True)
@@ -125,66 +128,62 @@ def with_defaults(cfg: DictConfig) -> DictConfig:
 
 
 def check(cfg: DictConfig) -> None:
-    """Check every value of a composed configuration against the class or function that it builds, importing none.
+    """Check every value of a composed configuration against the class or function that it builds, without importing it.
 
     Raises:
-      ConfigError: naming the key, what is wrong, and close matches.
+      ConfigError: with the key, the problem, and close matches.
     """
     plain, all_groups = _own_values(cfg), groups()
     top = {key: value for key, value in plain.items() if key not in all_groups and key != "hydra"}
-    known = _schema.fields("bilevel.config.RunConfig")
-    assert known is not None
+    known, checkpoint = _keys(RunConfig), top.get("checkpoint")
     _check_fields("", top, known, "the top level", alternatives=[*known, *all_groups])
-    _check_checkpoint(top["checkpoint"])
-    _check_ranges(top)
+    if not isinstance(checkpoint, Mapping):
+        raise ConfigError(
+            f"checkpoint: it has keys of its own ({', '.join(_keys(CheckpointConfig))}), got {checkpoint!r}"
+        )
+    _check_fields("checkpoint.", checkpoint, _keys(CheckpointConfig), "checkpoint")
+    _check_ranges(_flat("", top))
     for name in ("study", *all_groups):
         _check_targets(name, plain.get(name), top["allow_targets"])
 
 
 def check_study(overrides: Sequence[str]) -> None:
-    """Refuse overrides that would not change a study. Raises ConfigError."""
+    """Raise ConfigError for an override that has no effect on a study."""
     used = ("experiment", "study", "size", *GENERAL, *AROUND)
     idle = [key for key in (o.lstrip("+~").partition("=")[0].split(".")[0] for o in overrides) if key not in used]
     if idle:
-        raise ConfigError(f"{idle[0]}: a study has settings of its own, study.*, and this one would change nothing")
+        raise ConfigError(f"{idle[0]}: this key has no effect on a study, whose settings are study.*")
 
 
-def _check_checkpoint(node: Any) -> None:
-    known = _schema.fields("bilevel.config.CheckpointConfig")
-    assert known is not None
-    if not isinstance(node, Mapping):
-        raise ConfigError(f"checkpoint: it has keys of its own ({', '.join(known)}), got {node!r}")
-    _check_fields("checkpoint.", node, known, "checkpoint")
+def _keys(settings: type) -> dict[str, _schema.Field]:
+    """The fields of a dataclass without defaults."""
+    return {field.name: _schema.Field(str(field.type), required=True) for field in dataclasses.fields(settings)}
 
 
-def _check_ranges(top: Mapping[str, Any]) -> None:
-    whole = {name: (top[name], least) for name, least in (("steps", 1), ("patience", 1), ("gtol", 0), ("seed", 0))}
-    whole["checkpoint.every"] = (top["checkpoint"]["every"], 1)
-    for name, (value, least) in whole.items():
-        if value is not None and not value >= least:
-            raise ConfigError(f"{name}: must be at least {least}, got {value}")
-    seconds = {name: top[name] for name in ("time_limit", "job_time_limit")}
-    seconds["checkpoint.seconds"] = top["checkpoint"]["seconds"]
-    for name, value in seconds.items():
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name}: must be positive, in seconds, got {value}")
+def _check_ranges(values: Mapping[str, Any]) -> None:
+    for key, least in (("steps", 1), ("patience", 1), ("gtol", 0), ("seed", 0), ("checkpoint.every", 1)):
+        if values[key] is not None and not values[key] >= least:
+            raise ConfigError(f"{key}: must be at least {least}, got {values[key]}")
+    for key in ("time_limit", "job_time_limit", "checkpoint.seconds"):
+        if values[key] is not None and not values[key] > 0:
+            raise ConfigError(f"{key}: must be a positive number of seconds, got {values[key]}")
 
 
 def identity(plain: Mapping[str, Any]) -> str:
-    """A hash of what decides a run's numbers, of a resolved configuration as plain values."""
-    kept = {key: value for key, value in plain.items() if key not in (*NEUTRAL, "resume", "hydra")}
+    """A hash of the part of a resolved configuration that determines a run's numbers."""
+    kept = {key: value for key, value in plain.items() if key not in _IGNORED}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What differs between two resolved configurations and alters numbers, a phrase for each key."""
+    """The differences between two resolved configurations that change numbers, one phrase for each key."""
     old, new = _flat("", there), _flat("", here)
     changed = {
         key: f"{old.get(key, 'not set')} there and {new.get(key, 'not set')} here"
         for key in {**old, **new}
-        if key.split(".")[0] not in (*NEUTRAL, "resume", "hydra") and old.get(key) != new.get(key)
+        if key.split(".")[0] not in _IGNORED and old.get(key) != new.get(key)
     }
-    # outer.inner.rtol is a reference to inner.rtol
+    # outer.inner.rtol refers to inner.rtol, and is not reported twice
     return [f"{key} is {how}" for key, how in changed.items() if changed.get(key.partition(".")[2]) != how]
 
 
@@ -198,7 +197,7 @@ def _flat(path: str, node: Any) -> dict[str, Any]:
 
 
 def to_yaml(cfg: DictConfig) -> str:
-    """A configuration as it is written in YAML, interpolations unresolved."""
+    """A configuration in YAML, with unresolved interpolations."""
     return OmegaConf.to_yaml(cfg)
 
 
@@ -209,7 +208,7 @@ def plain_values(cfg: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
 
 
 def _own_values(node: Any) -> Any:
-    """Plain values, with `_ELSEWHERE` for a node that only refers to another one (`linear: ${linear}`)."""
+    """Plain values, with `_ELSEWHERE` for a node that refers to another one (`linear: ${linear}`)."""
     if isinstance(node, ListConfig):
         return [_own_values(value) for value in node]
     if not isinstance(node, DictConfig):
@@ -223,11 +222,14 @@ def _own_values(node: Any) -> Any:
 
 
 def build(node: Any, allowed: Sequence[str] = ()) -> Any:
-    """Instantiate a checked node. The one place that does, so that the allowed packages are all that can be called.
+    """Instantiate a checked node. Nothing else instantiates nodes, so that only allowed packages can be called.
 
     Args:
       node: a node with a `_target_`.
       allowed: packages besides `ALLOWED`: the key allow_targets.
+
+    Raises:
+      ConfigError: a target is not allowed, or it refuses its arguments. An error in its code is raised as it is.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -236,13 +238,27 @@ def build(node: Any, allowed: Sequence[str] = ()) -> Any:
     try:
         return instantiate(node)
     except InstantiationException as error:
+        cause = error.__cause__
+        if cause and not raised_in(cause, ("hydra", *ALLOWED, *allowed)):
+            raise cause from cause.__cause__
         found = re.search(r"target '(?:.*\.)?(\w+)'", str(error))  # the node itself, or one below it
-        name, message = found[1] if found else node._target_, str(error.__cause__ or error)
+        name, message = found[1] if found else node._target_, str(cause or error)
         raise ConfigError(message if name in message else f"{name}: {message}") from error
 
 
+def raised_in(error: BaseException, packages: Sequence[str]) -> bool:
+    """Whether code of one of these packages raised an error on purpose: a `raise` statement, or Hydra's call of a target."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames:
+        return False
+    frame, line = frames[-1]
+    package = str(frame.f_globals.get("__name__")).split(".")[0]
+    statement = linecache.getline(frame.f_code.co_filename, line).strip()
+    return package in packages and (package == "hydra" or statement.startswith("raise "))
+
+
 def close(word: str, known: Iterable[str], *, hint_only: bool = False) -> str:
-    """`; did you mean …?` with the closest known words, or their list if few."""
+    """`; did you mean …?` with the closest known words, or a list of all if they are few."""
     known = sorted(set(known))
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if near:
@@ -297,4 +313,4 @@ def _check_fields(
             raise ConfigError(f"{prefix}{key}: {wrong.text}{close(str(value), wrong.choices, hint_only=True)}")
     missing = [key for key, field in known.items() if field.required and key not in given]
     if missing and not partial:
-        raise ConfigError(f"{prefix}{missing[0]}: {owner} needs this key, and it is missing")
+        raise ConfigError(f"{prefix}{missing[0]}: {owner} requires this key")

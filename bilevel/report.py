@@ -1,9 +1,8 @@
-"""Write a run or a sweep as one HTML page: `python -m bilevel.report FOLDER`."""
+"""Write an HTML report of a run or a sweep: `python -m bilevel.report FOLDER`."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 import webbrowser
 from pathlib import Path
 
@@ -11,19 +10,16 @@ from bilevel import _explain
 
 
 def main() -> None:
-    """Entry point; exit codes as of `bilevel.run`."""
+    """Entry point, with the exit codes of `bilevel.run`."""
     parser = argparse.ArgumentParser(prog="python -m bilevel.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run folder, or the folder of a sweep")
-    parser.add_argument("--open", action="store_true", help="show it in the browser")
+    parser.add_argument("--open", action="store_true", help="open the report in the browser")
     given = parser.parse_args()
-    try:
-        print(write(given.folder))
-    except Exception as error:
-        message, code = _explain.explain(error)
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(code)
+    with _explain.errors_in_a_sentence():
+        path = write(given.folder)
+    print(path)
     if given.open:
-        webbrowser.open((given.folder / "report.html").resolve().as_uri())
+        webbrowser.open(path.resolve().as_uri())
 
 
 def write(folder: Path) -> Path:

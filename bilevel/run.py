@@ -14,55 +14,50 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from bilevel import _explain, config
-from bilevel.cli import Ended, Job, execute, listing, resume, sweep
+from bilevel.cli import Job, execute, listing, resume, sweep
 
-_outcome: list[Ended | Exception] = []
+_outcome: list[bool | Exception] = []  # of the one run of this command: whether it was interrupted, or its error
 
 
 def main() -> None:
     """Entry point.
 
     Exit codes: 0 done; 1 the run, or a job of the sweep, failed; 2 the configuration, the data or the folder cannot be used;
-    3 the machine got in the way (disk, memory, permissions, another process); 75 interrupted, to be resumed.
+    3 system error (disk, memory, permissions, another process); 75 interrupted, can be resumed.
     """
-    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises; what to print is decided here
     arguments = sys.argv[1:]
-    try:
-        sys.exit(_dispatch(arguments))
-    except BrokenPipeError:  # of `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (Exception, KeyboardInterrupt) as error:
-        if traceback_wanted:
-            raise
-        message, code = _explain.explain(error, arguments)
-        print(f"error: {message}\n(HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
-        sys.exit(code)
+    with _explain.errors_in_a_sentence(arguments):
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, and leaves printing to this function
+        try:
+            sys.exit(_dispatch(arguments))
+        except BrokenPipeError:  # the reader closed the pipe, as in `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
-    """Do what the arguments ask for, and return the exit code."""
+    """Run the command, and return its exit code."""
     if arguments and arguments[0] == "--list":
         print(listing.of(arguments[1:]))
         return _explain.DONE
-    if listing.wants_help(arguments):
+    if {"-h", "--help"} & set(arguments):
         print(listing.help_for(arguments))
         return _explain.DONE
-    found = resume.asked(arguments)
-    if found is not None:
-        return _code(execute(found))
+    job = resume.requested(arguments)
+    if job is not None:
+        return _code(execute(job))
     sys.argv[1:] = resume.without_resume(arguments)
     _outcome.clear()
     _hydra_main()
-    for ended in _outcome:
-        if isinstance(ended, Exception):
-            raise ended
-        return _code(ended)
-    return sweep.exit_code()
+    if not _outcome:
+        return sweep.exit_code()
+    (outcome,) = _outcome
+    if isinstance(outcome, Exception):
+        raise outcome
+    return _code(outcome)
 
 
-def _code(ended: Ended) -> int:
-    return _explain.INTERRUPTED if ended.interrupted else _explain.DONE
+def _code(interrupted: bool) -> int:
+    return _explain.INTERRUPTED if interrupted else _explain.DONE
 
 
 @hydra.main(version_base="1.3", config_path=str(config.config_dir()), config_name="config")
@@ -76,14 +71,14 @@ def _hydra_main(cfg: DictConfig) -> float:
         _outcome.append(execute(job))
     except Exception as error:
         _remove_empty(job.folder)
-        _outcome.append(error)  # raised from here, Hydra would print a line of its own first
+        _outcome.append(error)  # if it were raised here, Hydra would print a line before it
     return 0.0
 
 
 def _remove_empty(folder: Path) -> None:
-    """Hydra makes the folder before the configuration can be checked: leave none behind that nothing was written to.
+    """Remove the folder that Hydra created before the configuration was checked, if it is empty and below `runs`.
 
-    Only below `runs`, the default place; a folder that the user named stays.
+    `runs` is the default place; a folder that the user named is kept.
     """
     parts = folder.relative_to(Path.cwd()).parts if folder.is_relative_to(Path.cwd()) else ()
     if parts[:1] == ("runs",):

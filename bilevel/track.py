@@ -1,4 +1,4 @@
-"""Send a run folder to a tracker: `python -m bilevel.track FOLDER wandb`, once the run is over or while it goes on."""
+"""Send a run folder to a tracker, during the run or after it: `python -m bilevel.track FOLDER wandb`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,14 @@ from bilevel import _explain, config
 
 
 def main() -> None:
-    """Entry point; exit codes as of `bilevel.run`."""
+    """Entry point, with the exit codes of `bilevel.run`."""
     parser = argparse.ArgumentParser(prog="python -m bilevel.track", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run folder")
-    parser.add_argument("tracker", help="one of the run's own, or of: " + ", ".join(_known()))
-    parser.add_argument("--follow", action="store_true", help="until standard input is closed, send what still comes")
+    parser.add_argument("tracker", help="a tracker of the run's configuration, or one of: " + ", ".join(_known()))
+    parser.add_argument("--follow", action="store_true", help="send new rows until standard input is closed")
     given = parser.parse_args()
-    try:
+    with _explain.errors_in_a_sentence():
         _send(given.folder.resolve(), given.tracker, given.follow)
-    except (Exception, KeyboardInterrupt) as error:
-        message, code = _explain.explain(error)
-        print(message, file=sys.stderr)
-        sys.exit(code)
 
 
 def _known() -> list[str]:
@@ -49,11 +45,11 @@ def _send(folder: Path, name: str, follow: bool) -> None:
 
 
 def _wait_for_end(over: threading.Event, minutes: float) -> None:
-    os.read(sys.stdin.fileno(), 1)  # without the lock of sys.stdin, which would have to be free at exit
+    os.read(sys.stdin.fileno(), 1)  # reading sys.stdin itself would hold its lock, which Python needs at exit
     over.set()
     time.sleep(60 * minutes)
-    print(f"not ended {minutes:g} minutes after the run: stopped", file=sys.stderr, flush=True)
-    os._exit(1)  # whatever it is that blocks
+    print(f"stopped: still sending {minutes:g} minutes after the run ended", file=sys.stderr, flush=True)
+    os._exit(1)  # ends the process whatever blocks it
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A Hydra launcher on Ray core: `hydra/launcher=ray_core`. It joins the cluster named in `address`, or starts one here.
+"""A Hydra launcher on Ray core: `hydra/launcher=ray_core`. It joins the cluster at `address`, or starts one on this machine.
 
-Hydra looks for launchers in the namespace package `hydra_plugins`, which therefore has no `__init__.py`; it executes this file
-before it is in `sys.modules`, so that annotations must not be postponed here.
+Hydra looks for launchers in the namespace package `hydra_plugins`, which therefore has no `__init__.py`. It executes this file
+before the file is in `sys.modules`, so annotations must not be postponed here.
 """
 
 import logging
@@ -22,28 +22,30 @@ log = logging.getLogger(__name__)
 
 
 class RayLauncher(Launcher):
-    """Runs each job as a Ray task, in a worker process of its own.
-
-    A job whose worker dies fails alone.
+    """Runs each job as a Ray task in its own worker process, whose death does not affect the other jobs.
 
     Args:
-      address: of a cluster, "auto" for the one that this machine is part of; None starts one here.
-      num_cpus: of the cluster that is started here; None for all.
-      job: what Ray keeps for a job: `num_cpus`, `num_gpus`, `memory`, and the other options of `ray.remote`.
+      address: address of a cluster, or "auto" for the cluster that this machine is part of; None starts one here.
+      num_cpus: CPUs of the cluster that is started here; None for all.
+      job: resources for each job: `num_cpus`, `num_gpus`, `memory`, and the other options of `ray.remote`.
     """
 
     def __init__(self, address: str | None, num_cpus: int | None, job: Mapping[str, Any]) -> None:
         self._address, self._num_cpus, self._job = address, num_cpus, dict(job)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra's call before `launch`."""
+        """Store what Hydra passes before `launch`."""
         self._context, self._function, self._config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs, and return what came of each, in their order."""
+        """Run the jobs, and return their results in the same order."""
+        import ray
+
         setup_globals()
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
-        ray = self._started()
+        if not ray.is_initialized():
+            here = {} if self._address else {"num_cpus": self._num_cpus, "include_dashboard": False}
+            ray.init(address=self._address, configure_logging=False, log_to_driver=False, **here)
         remote = ray.remote(max_retries=0, max_calls=1, **self._job)(_execute)
         state, waiting = Singleton.get_state(), {}
         for index, overrides in enumerate(job_overrides):
@@ -55,21 +57,13 @@ class RayLauncher(Launcher):
             index, overrides = waiting.pop(done)
             try:
                 returns[index] = ray.get(done)
-                said = "ended"
+                outcome = "ended"
             except ray.exceptions.RayError as error:
                 returns[index] = JobReturn(overrides=list(overrides), status=JobStatus.FAILED)
                 returns[index].return_value = error
-                said = f"its worker died: {type(error).__name__}"
-            log.info("#%d %s: %s", initial_job_idx + index, " ".join(filter_overrides(overrides)), said)
+                outcome = f"its worker died: {type(error).__name__}"
+            log.info("#%d %s: %s", initial_job_idx + index, " ".join(filter_overrides(overrides)), outcome)
         return [returns[index] for index in range(len(job_overrides))]
-
-    def _started(self) -> Any:
-        import ray
-
-        if not ray.is_initialized():
-            here = {} if self._address else {"num_cpus": self._num_cpus, "include_dashboard": False}
-            ray.init(address=self._address, configure_logging=False, log_to_driver=False, **here)
-        return ray
 
     def _config_of(self, overrides: list[str], number: int) -> DictConfig:
         config = self._context.config_loader.load_sweep_config(self._config, overrides)

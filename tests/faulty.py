@@ -1,7 +1,4 @@
-"""A task and trackers that fail as they are told.
-
-The task does so by its seed, until a file `fixed` lies in the folder.
-"""
+"""Tasks and trackers that fail as their settings say."""
 
 from __future__ import annotations
 
@@ -11,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
+
 from bilevel.datasets import DataError
 from bilevel.runs import trackers
 from bilevel.tasks import Ridge
@@ -18,7 +17,7 @@ from bilevel.tasks import Ridge
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Faulty(Ridge):
-    """Ridge regression.
+    """Ridge regression that fails for some seeds, until the folder has a file `fixed`.
 
     Args:
       raising, killed, hanging: seeds.
@@ -37,6 +36,34 @@ class Faulty(Ridge):
             if seed in self.hanging:
                 time.sleep(3600)
         return super().setup(seed, dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Buggy(Ridge):
+    """Ridge regression with an error.
+
+    Args:
+      bug: its place: "constructor", "setup" or "loss"; "none" is refused by a check.
+    """
+
+    bug: str
+
+    def __post_init__(self):
+        if self.bug == "none":
+            raise ValueError("task.bug must not be none")
+        if self.bug == "constructor":
+            add_other_shapes()
+
+    def setup(self, seed, dtype):
+        if self.bug == "setup":
+            return self.penalty["a"]
+        setup = super().setup(seed, dtype)
+        problem = dataclasses.replace(setup.problem, outer_loss=lambda *_: add_other_shapes())
+        return dataclasses.replace(setup, problem=problem)
+
+
+def add_other_shapes():
+    return jnp.sum(jnp.zeros(3) + jnp.zeros(4))
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "__init__": HYPERGRAD | {"diagnostics", "outer", "runs"},
 }
 FOR_EXPERIMENTS = HYPERGRAD | {"outer", "datasets", "tasks", "study", "runs", "__init__"}
-OF_CONFIGURATION = ("job", "execute", "resume", "sweep", "_task", "_study", "_origin", "_trials")
+OF_CONFIGURATION = ("job", "resume", "sweep", "_task", "_jax")
 HOME = {
     "hydra": ("run.py", "config.py", "cli/resume.py", "cli/sweep.py"),
     "omegaconf": ("run.py", "config.py", *(f"cli/{name}.py" for name in OF_CONFIGURATION)),

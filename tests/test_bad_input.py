@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import faulty
 import numpy as np
 import pytest
 from commands import Done, command, error_of, files, here, rows, status
@@ -213,6 +214,38 @@ def test_a_target_outside_is_refused_before_it_is_imported(tmp_path):
     assert not (tmp_path / "imported").exists()
 
 
+# A task of the user's own
+
+
+@pytest.mark.parametrize("place", ["constructor", "setup", "loss"])
+def test_a_bug_in_a_task_keeps_its_traceback(place, tmp_path):
+    with pytest.raises(TypeError, match=r"shapes|subscriptable") as caught:
+        here(*buggy(place), cwd=tmp_path)
+    assert Path(faulty.__file__) in [entry.path for entry in caught.traceback]
+    if place == "loss":
+        assert status(tmp_path / "out")["state"] == "failed"
+        assert status(tmp_path / "out")["error"].startswith("TypeError: ")
+        assert 'faulty.py", line' in (tmp_path / "out" / "log.txt").read_text()
+    else:
+        assert not files(tmp_path)
+
+
+def test_a_bug_in_a_task_has_its_traceback_and_code_in_a_process_of_its_own(tmp_path):
+    done = command(*buggy("loss"), cwd=tmp_path, PYTHONPATH=str(Path(__file__).parent))
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback (most recent call last)")
+    assert 'faulty.py", line' in done.stderr
+
+
+def test_a_value_that_a_task_checks_is_refused(tmp_path):
+    assert error_of(here(*buggy("none"), cwd=tmp_path)) == "Buggy: task.bug must not be none"
+
+
+def buggy(place: str) -> tuple[str, ...]:
+    """The overrides of a run of a task with a bug."""
+    return ("task._target_=faulty.Buggy", f"+task.bug={place}", "allow_targets=[faulty]", "hydra.run.dir=out")
+
+
 # Folders
 
 
@@ -248,7 +281,7 @@ def mounted(folder, options):
 def test_a_folder_that_cannot_be_written(tmp_path):
     with mounted(tmp_path / "out", "ro"):
         message = error_of(here("task=ridge", "steps=2", "hydra.run.dir=out/run", cwd=tmp_path), code=3)
-        assert "not allowed to write there" in message
+        assert "no permission to write there" in message
         assert "hydra.run.dir=FOLDER" in message
 
 
@@ -311,8 +344,8 @@ def test_the_machine_has_a_code_of_its_own():
     for error, words, code in (
         (OSError(errno.ENOSPC, "full", "x/metrics.jsonl"), "x/metrics.jsonl: the disk is full", 3),
         (OSError(errno.EDQUOT, "quota", "x"), "x: the disk is full or a quota is used up", 3),
-        (OSError(errno.EROFS, "read-only", "x"), "x: not allowed to write there", 3),
-        (PermissionError(errno.EACCES, "no", "x"), "x: not allowed to write there", 3),
+        (OSError(errno.EROFS, "read-only", "x"), "x: no permission to write there", 3),
+        (PermissionError(errno.EACCES, "no", "x"), "x: no permission to write there", 3),
         (MemoryError("one outer step needs 3 GiB"), "out of memory: one outer step needs 3 GiB", 3),
         (RuntimeError("RESOURCE_EXHAUSTED: no room"), "out of memory: RESOURCE_EXHAUSTED", 3),
         (KeyboardInterrupt(), "interrupted", 75),

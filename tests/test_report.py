@@ -77,7 +77,7 @@ def test_the_report_shows_the_last_loss(run):
     (run / "report.html").write_text(page_of(run))
     text = seen((run / "report.html").as_uri())
     assert f"last outer loss {rows(run)[-1]['outer_loss']:.6g}" in text
-    for words in ("done", "all steps done", "solves 4 converged", "Hessian-vector products", "_target_", "jax"):
+    for words in ("done", "all steps are done", "solves 4 converged", "Hessian-vector products", "_target_", "jax"):
         assert words in text
 
 
@@ -115,7 +115,7 @@ def test_an_error_bound_and_its_verdict_are_shown_where_a_run_has_them(run, tmp_
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     for page, argument, words in (
-        ("report", ".", "no config.yaml"),
+        ("report", ".", "config.yaml is missing"),
         ("report", "nowhere", "nowhere holds no run"),
         ("dashboard", "--no-open", "no run in it"),
     ):
@@ -149,7 +149,7 @@ def test_a_sweep_has_a_table_curves_and_a_response_for_each_key(swept):
     page = page_of(swept)
     assert page.count("data:image/svg+xml;base64,") == 3  # curves, rate, optimizer
     assert "<script>alert" not in page
-    for words in ("3 done, 1 failed", "rate=10 optimizer=adam", "its outer loss", "1.3"):
+    for words in ("3 done, 1 failed", "rate=10 optimizer=adam", "best outer loss", "1.3"):
         assert words in page
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a run that stopped, however it stopped, goes on to the same last bit."""
+"""Checkpoints: a run that stopped, however it stopped, resumes with identical results."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_run_is_alone_in_its_folder_until_ctrl_c_ends_it(tmp_path):
     assert status(tmp_path / "out")["state"] == "running"
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 75
-    assert f"to go on: python -m bilevel.run resume={tmp_path / 'out'}" in (tmp_path / "printed.txt").read_text()
+    assert f"to resume: python -m bilevel.run resume={tmp_path / 'out'}" in (tmp_path / "printed.txt").read_text()
 
 
 # Damage
@@ -163,28 +163,28 @@ def in_file(name, change):
 
 
 LAST = "checkpoints/00000006.npz"
-WRONG_SUM = ("00000006.npz is not used: its checksum is wrong", "going on after step 4")
+WRONG_SUM = ("00000006.npz is not used: its checksum is wrong", "resuming after step 4")
 DAMAGES = {
-    "half_a_row": (lambda folder: None, ("going on after step 6",)),
+    "half_a_row": (lambda folder: None, ("resuming after step 6",)),
     "a_row_that_a_checkpoint_counts_on": (
         in_file("metrics.jsonl", lambda rows: b"".join(rows.splitlines(keepends=True)[:5])),
-        ("only 5 rows", "going on after step 4"),
+        ("only 5 rows", "resuming after step 4"),
     ),
     "truncated": (in_file(LAST, lambda content: content[:-100]), WRONG_SUM),
     "wrong_bit": (in_file(LAST, lambda content: content[:-1] + bytes([content[-1] ^ 1])), WRONG_SUM),
     "of_another_run": (
         in_manifest(lambda read: read["origin"].update(configuration="other")),
-        ("another configuration", "going on after step 4"),
+        ("another configuration", "resuming after step 4"),
     ),
     "of_another_version": (
         in_manifest(lambda read: read.update(format=99)),
-        ("another version", "going on after step 4"),
+        ("another version", "resuming after step 4"),
     ),
     "of_other_arrays": (
         in_manifest(lambda read: read["arrays"].popitem()),
-        ("not those of this run", "going on after step 4"),
+        ("differ from the arrays of this run", "resuming after step 4"),
     ),
-    "emptied": (in_manifest(lambda read: read.clear()), ("another version", "going on after step 4")),
+    "emptied": (in_manifest(lambda read: read.clear()), ("another version", "resuming after step 4")),
 }
 
 
@@ -220,7 +220,7 @@ def test_changed_data_are_refused(tmp_path):
     (folder / "status.json").write_text(json.dumps(record))
     X[0, 0] += 1e-3
     np.savez(tmp_path / "table.npz", X=X, y=y)
-    assert "the data are not those that this run was begun with" in error_of(here("resume=out", cwd=tmp_path))
+    assert "the data have changed since this run was started" in error_of(here("resume=out", cwd=tmp_path))
 
 
 # Which run
@@ -242,7 +242,7 @@ def test_a_finished_run_is_left_as_it_is(ridge):
     before = files(ridge)
     done = here("resume=out", cwd=ridge.parent)
     assert done.returncode == 0
-    assert "finished already" in done.stdout
+    assert "already finished" in done.stdout
     assert files(ridge) == before
 
 
@@ -250,7 +250,7 @@ def test_a_finished_run_goes_on_to_more_steps(ridge, tmp_path):
     shutil.copytree(ridge, tmp_path / "out")
     done = here("resume=out", "steps=9", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "going on after step 6" in done.stdout
+    assert "resuming after step 6" in done.stdout
     whole = here("task=ridge", "steps=9", "hydra.run.dir=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     assert_the_same(tmp_path / "out", tmp_path / "whole")

@@ -15,7 +15,7 @@ from test_outer import ROW_KEYS
 
 import bilevel
 from bilevel import _explain, config
-from bilevel.cli import _cache, listing
+from bilevel.cli import _jax, listing
 from bilevel.datasets import DataError
 
 RESULT_KEYS = {
@@ -98,7 +98,7 @@ def test_what_is_printed(ridge):
     assert "cpu" in device
     assert "float64" in device
     assert "seed 0" in device
-    assert rest[-2:] == [f"run folder: {folder}", f"to look at it: python -m bilevel.report {folder}"]
+    assert rest[-2:] == [f"run folder: {folder}", f"report: python -m bilevel.report {folder}"]
     assert not any(mark in done.stdout for mark in ("\x1b", "\r", "━"))
 
 
@@ -174,7 +174,7 @@ def test_the_same_run_in_its_folder_is_left_as_it_is(ridge):
     before = files(folder)
     done = here(*RIDGE, cwd=folder.parent)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("finished already at outer loss 0.453")
+    assert done.stdout.startswith("already finished with outer loss 0.453")
     assert files(folder) == before
 
 
@@ -260,10 +260,10 @@ def test_explain_other_errors():
         (config.ConfigError("steps: wrong"), "steps: wrong", 2),
         (FileExistsError("out already holds a run"), "out already holds a run", 2),
         (DataError("table.npz: no such file"), "table.npz: no such file", 2),
-        (ValueError("\n  first line\nsecond line"), "first line", 2),
-        (TypeError("bad type"), "bad type", 2),
+        (DataError("\n  first line\nsecond line"), "first line", 2),
+        (DataError(), "DataError", 2),
+        (TypeError("a bug"), "TypeError: a bug", 1),
         (OSError("disk full"), "disk full", 3),
-        (ValueError(), "ValueError", 2),
         (RuntimeError("first\nsecond"), "RuntimeError: first", 1),
         (bilevel.outer.SolveError("outer step 0"), "SolveError: outer step 0", 1),
     ):
@@ -335,6 +335,6 @@ def test_the_user_may_choose_another_cache_or_none(variable, tmp_path, monkeypat
     monkeypatch.setenv(variable, "0")
     jax_config: Any = jax.config
     before = jax_config.jax_compilation_cache_dir
-    _cache.use()
+    _jax.keep_compiled_programs()
     assert jax_config.jax_compilation_cache_dir == before
     assert list(tmp_path.iterdir()) == []

@@ -91,8 +91,8 @@ def test_run(tmp_path):
 
 def test_stop_and_resume(tmp_path):
     _, again, more, auto = run_all("Stop and resume", tmp_path)
-    assert "finished already" in again
-    assert "going on after step 40" in more
+    assert "already finished" in again
+    assert "resuming after step 40" in more
     assert "60 steps" in auto
     assert result(tmp_path / "runs" / "second")["steps"] == 50
 

@@ -1,4 +1,4 @@
-"""Sweeps: what fails costs one job, and the same command again does what is missing."""
+"""Sweeps: a failure does not affect other jobs, and a rerun completes what is missing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def faulty(seeds, *more, **which):
 
 def jobs(folder):
     """The jobs of a sweep by seed, with their status."""
-    return {line.given["seed"]: line for line in sweeps.read(folder)}
+    return {job.overrides["seed"]: job for job in sweeps.read(folder)}
 
 
 def check(cwd, seeds, failing, limit, launcher):
@@ -55,8 +55,8 @@ def check(cwd, seeds, failing, limit, launcher):
     assert first.returncode == 1, first.stdout + first.stderr
     assert f"{seeds - len(bad)} done, {len(bad)} failed" in first.stdout
     found = jobs(cwd / "sweep")
-    assert {seed for seed, line in found.items() if line.state == "failed"} == bad
-    assert {seed for seed, line in found.items() if line.state == "done"} == {str(s) for s in range(seeds)} - bad
+    assert {seed for seed, job in found.items() if job.state == "failed"} == bad
+    assert {seed for seed, job in found.items() if job.state == "done"} == {str(s) for s in range(seeds)} - bad
     for kind, seeds_of_kind in failing.items():
         for seed in map(str, seeds_of_kind):
             assert ERRORS[kind] in found[seed].error
@@ -68,13 +68,13 @@ def check(cwd, seeds, failing, limit, launcher):
     best = min(losses, key=losses.get)
     assert f"best: seed={best}: outer loss {losses[best]:.6g}" in first.stdout
 
-    before = {seed: files(line.folder) for seed, line in found.items()}
+    before = {seed: files(job.folder) for seed, job in found.items()}
     (cwd / "fixed").touch()
     second = command(*overrides, cwd=cwd, timeout=900, **HERE)
     assert second.returncode == 0, second.stdout + second.stderr
     assert f"{seeds} done\n" in second.stdout
     after = jobs(cwd / "sweep")
-    assert {seed for seed, line in after.items() if files(line.folder) != before[seed]} == bad
+    assert {seed for seed, job in after.items() if files(job.folder) != before[seed]} == bad
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -104,14 +104,14 @@ def sweep(tmp_path_factory):
 
 def test_a_sweep_writes_one_folder_per_job(sweep):
     done, folder = sweep
-    lines = sweeps.read(folder)
+    found = sweeps.read(folder)
     jobs = [("0", "2", "done"), ("0", "many", "failed"), ("1", "2", "done"), ("1", "many", "failed")]
-    assert [(line.given["seed"], line.given["steps"], line.state) for line in lines] == jobs
-    for line in lines[::2]:
-        assert result(line.folder)["seed"] == int(line.given["seed"])
-        assert len(rows(line.folder)) == 2
-        assert bilevel.load(line.folder).hparams.shape == (10,)
-    assert sweeps.swept(lines) == ["seed", "steps"]
+    assert [(job.overrides["seed"], job.overrides["steps"], job.state) for job in found] == jobs
+    for job in found[::2]:
+        assert result(job.folder)["seed"] == int(job.overrides["seed"])
+        assert len(rows(job.folder)) == 2
+        assert bilevel.load(job.folder).hparams.shape == (10,)
+    assert sweeps.swept(found) == ["seed", "steps"]
     assert "2 done, 2 failed" in done.stdout
     assert "failed: seed=0 steps=many: steps: expected a whole number" in done.stdout
 
@@ -120,22 +120,22 @@ def test_a_job_is_what_the_command_alone_gives(sweep, tmp_path):
     _, folder = sweep
     done = here("task=ridge", "seed=1", "steps=2", "hydra.run.dir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    there = next(line.folder for line in sweeps.read(folder) if (line.given["seed"], line.state) == ("1", "done"))
+    there = next(job.folder for job in sweeps.read(folder) if (job.overrides["seed"], job.state) == ("1", "done"))
     assert result(there)["outer_loss"] == result(tmp_path / "out")["outer_loss"]
 
 
 def test_the_end_of_a_sweep_names_the_best(sweep):
     done, folder = sweep
     best = sweeps.best(sweeps.read(folder))
-    name = f"seed={best.given['seed']} steps=2"
-    assert f"best: {name}: outer loss {best.found['outer_loss']:.6g}, in " in done.stdout
+    name = f"seed={best.overrides['seed']} steps=2"
+    assert f"best: {name}: outer loss {best.results['outer_loss']:.6g}, in " in done.stdout
     assert (folder / "best.yaml").read_text() == (best.folder / "config.yaml").read_text()
     assert done.stdout.splitlines()[-2].endswith(f"python -m bilevel.report {folder.relative_to(folder.parents[2])}")
 
 
 def test_other_checkpoints_or_trackers_do_not_make_another_sweep(sweep):
     _, folder = sweep
-    finished = [line.folder for line in sweeps.read(folder) if line.state == "done"]
+    finished = [job.folder for job in sweeps.read(folder) if job.state == "done"]
     before = [files(job) for job in finished]
     done = here(
         *("-m", "seed=0,1", "task=ridge", "steps=2,many", "task.data=diabetes", "job_time_limit=100"),
@@ -199,7 +199,7 @@ def test_an_interrupted_sweep_goes_on(launcher, tmp_path):
     done = len(rows(folder))
     again = command(*overrides, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert f"going on after step {done}" in (folder / "log.txt").read_text()
+    assert f"resuming after step {done}" in (folder / "log.txt").read_text()
 
 
 # Optuna
@@ -215,17 +215,17 @@ def test_optuna_goes_on_with_the_trials_of_its_storage(sampler, tmp_path):
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        return {line.given["task.penalty"]: line for line in sweeps.read(tmp_path / "sweep")}
+        return {job.overrides["task.penalty"]: job for job in sweeps.read(tmp_path / "sweep")}
 
     first = search(1)
     second = search(2)
     assert len(first) == 1
     assert len(second) == 2
     assert set(first) < set(second)
-    assert all(line.state == "done" for line in second.values())
+    assert all(job.state == "done" for job in second.values())
     with contextlib.closing(sqlite3.connect(tmp_path / "sweep" / "optuna.db")) as database:
         stored = {value for (value,) in database.execute("select value from trial_values")}
-    assert stored == {line.found["outer_loss"] for line in second.values()}
+    assert stored == {job.results["outer_loss"] for job in second.values()}
 
 
 # Ready examples

@@ -174,7 +174,7 @@ def test_a_killed_run_is_sent_and_once_resumed_has_one_name_and_no_row_twice(tmp
     (folder / "config.yaml").write_text(config)
     done = command("resume=out", cwd=tmp_path, HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "going on after step" in done.stdout
+    assert "resuming after step" in done.stdout
     printed = ((tmp_path / "printed.txt").read_text() + done.stdout + done.stderr).lower()
     assert not any(word in printed for word in ("enter your choice", "api key", "wandb login"))
     wait_for_tracker(folder, "wandb", steps + 5)
@@ -210,7 +210,7 @@ def test_a_failing_tracker_is_told_of_once_and_stops_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(rows(tmp_path / "out")) == 2000
     printed = " ".join((done.stdout + done.stderr).split())
-    for words in ("tracker bad failed, the run goes on", "the server is gone"):
+    for words in ("tracker bad failed, the run continues", "the server is gone"):
         assert printed.count(words) == 1
     assert "python -m bilevel.track" in printed
 
@@ -228,7 +228,7 @@ def test_a_tracker_that_blocks_is_left_behind(tmp_path, monkeypatch, caplog):
     with followers:
         pass
     assert 1 <= time.monotonic() - begun < 10
-    assert "tracker bad still sends, and goes on by itself for at most 10 minutes" in caplog.text
+    assert "tracker bad is still sending, and continues on its own for at most 10 minutes" in caplog.text
     (left,) = followers.left
     assert left.poll() is None
     left.kill()
@@ -258,7 +258,7 @@ def test_a_tracker_that_does_not_end_stops_itself():
     code += "threading.Thread(target=track._wait_for_end, args=(threading.Event(), 0.001), daemon=True).start(); time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True, timeout=50)
     assert done.returncode == 1
-    assert "not ended 0.001 minutes after the run: stopped" in done.stderr
+    assert "stopped: still sending 0.001 minutes after the run ended" in done.stderr
 
 
 @pytest.mark.parametrize(

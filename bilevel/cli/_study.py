@@ -5,28 +5,22 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from omegaconf import DictConfig
-
-from bilevel import config
-from bilevel.cli import _origin
+from bilevel import __version__, config
+from bilevel.cli import _jax
 from bilevel.cli._session import Session
-from bilevel.cli.job import Ended, Job
+from bilevel.cli.job import Job
 from bilevel.runs import console
 from bilevel.study import Study
 
 
-def prepare(cfg: DictConfig) -> Study:
-    """Build the study."""
-    return config.build(cfg.study, cfg.allow_targets)
-
-
-def run(job: Job, study: Study, session: Session, past: dict[str, Any]) -> Ended:
-    """Measure, row by row."""
+def run(job: Job, session: Session) -> None:
+    """Build and run the study, and write each row as soon as it is known."""
     cfg = job.cfg
+    study: Study = config.build(cfg.study, cfg.allow_targets)
     session.open()
-    session.files.keep_rows(0)
-    console.say(f"bilevel {_origin.version()} · {study.title}")
-    console.say(_origin.machine(cfg))
+    session.files.rows.keep(0)
+    console.say(f"bilevel {__version__} · {study.title}")
+    console.say(_jax.header(cfg))
     session.follow()
     begun = time.perf_counter()
     with console.Bar(study.count) as bar:
@@ -39,14 +33,8 @@ def run(job: Job, study: Study, session: Session, past: dict[str, Any]) -> Ended
             bar.advance(row)
 
         findings = study.run(cfg.seed, cfg.precision, report)
-        seconds = time.perf_counter() - begun
-        result = {
-            "study": type(study).__name__,
-            "summary": findings.summary,
-            "seconds": seconds,
-            **_origin.origin(cfg),
-        }
-        session.files.write_result(result, arrays=findings.arrays)
-    session.end(result)
+    seconds = time.perf_counter() - begun
+    result = {"study": type(study).__name__, "summary": findings.summary, "seconds": seconds, **_jax.origin(cfg)}
+    session.files.write_result(result, arrays=findings.arrays)
+    session.files.write_status("done")
     console.show_findings(findings.summary, seconds, job.folder)
-    return Ended(0.0)

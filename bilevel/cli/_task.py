@@ -1,4 +1,4 @@
-"""A task: hyperparameters found by an outer algorithm."""
+"""A task: an outer algorithm finds its hyperparameters."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from bilevel import config, outer
-from bilevel.cli import _origin
+from bilevel import __version__, config, outer
+from bilevel.cli import _jax
 from bilevel.cli._session import Session
-from bilevel.cli.job import Ended, Job
+from bilevel.cli.job import Job
 from bilevel.runs import console
 from bilevel.runs.checkpoints import Checkpoints, fingerprint
 from bilevel.tasks import Setup
@@ -26,7 +26,7 @@ class DivergedError(RuntimeError):
 
 
 class Prepared(NamedTuple):
-    """A task with its data, the algorithm for it, and where that starts."""
+    """A task with its data, its algorithm, and the state in which the algorithm starts."""
 
     setup: Setup
     algorithm: outer.Nested
@@ -44,12 +44,13 @@ def prepare(cfg: DictConfig) -> Prepared:
     return Prepared(setup, algorithm, outer.Progress.start(algorithm, start))
 
 
-def run(job: Job, prepared: Prepared, session: Session, past: dict[str, Any]) -> Ended:
-    """Run the outer loop in the job's folder, on from its last checkpoint if there is one."""
-    setup, algorithm, start = prepared
+def run(job: Job, session: Session) -> None:
+    """Run the outer loop in the job's folder, from its last checkpoint if there is one."""
+    past = session.past
+    setup, algorithm, start = prepare(job.cfg)
     cfg, data = job.cfg, fingerprint(setup.data)
     if past.get("data", data) != data and past.get("state") != "failed":
-        raise ValueError(f"{job.folder}: the data are not those that this run was begun with: start another run")
+        raise ValueError(f"{job.folder}: the data have changed since this run was started; start a new run")
     session.open(data=data)
     _show_header(job, setup)
     origin = {"configuration": job.identity, "set of data": data}
@@ -90,39 +91,38 @@ def run(job: Job, prepared: Prepared, session: Session, past: dict[str, Any]) ->
     console.show_result(result, found.history[0]["outer_loss"], job.folder)
     if found.status == "non_finite":
         raise DivergedError(
-            f"outer step {found.steps - 1}: the outer loss or its gradient is not finite, and the run ended there; the best "
-            f"step before is in result.json. Try a lower optimizer.learning_rate, or another inner solver"
+            f"outer step {found.steps - 1}: the outer loss or its gradient is not finite, and the run ended; the best "
+            f"earlier step is in result.json. Try a lower optimizer.learning_rate, or another inner solver"
         )
-    session.end(result, outer_loss=found.outer_loss, steps=found.steps)
-    return Ended(found.outer_loss, interrupted)
+    state = "interrupted" if interrupted else "done"
+    session.files.write_status(state, outer_loss=found.outer_loss, steps=found.steps)
 
 
 def _save(session: Session, checkpoints: Checkpoints, progress: outer.Progress) -> None:
     step = progress.steps
     try:
-        session.files.sync_rows()
-        checkpoints.save(step, _tree(progress))
+        session.files.rows.sync()
+        checkpoints.save(step, _saved(progress))
     except OSError as error:
-        _log.warning("the checkpoint after step %d could not be written (%s); the run goes on", step, error)
+        _log.warning("the checkpoint after step %d could not be written (%s); the run continues", step, error)
 
 
 def _recover(session: Session, checkpoints: Checkpoints, start: outer.Progress) -> outer.Progress:
-    """Where the run goes on; rows after that are cut, to be written again."""
-    found = checkpoints.restore(_tree(start), session.files.count_rows())
+    """The progress at the last usable checkpoint; later rows are deleted, since the run writes them again."""
+    rows = session.files.rows
+    found = checkpoints.restore(_saved(start), len(rows.read()))
     if found is None:
-        session.files.keep_rows(0)
+        rows.keep(0)
         return start
     step, tree = found
-    rows = session.files.keep_rows(step)
-    console.say(f"going on after step {step}")
-    history = [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+    console.say(f"resuming after step {step}")
+    history = [{name: math.nan if value is None else value for name, value in row.items()} for row in rows.keep(step)]
     return outer.Progress(**tree, history=history)
 
 
-def _tree(progress: outer.Progress) -> dict[str, Any]:
-    """What a checkpoint holds: all but the rows, which are in `metrics.jsonl`."""
-    fields = dataclasses.fields(progress)
-    return {field.name: getattr(progress, field.name) for field in fields if field.name != "history"}
+def _saved(progress: outer.Progress) -> dict[str, Any]:
+    """What a checkpoint holds: everything except the rows, which are in `metrics.jsonl`."""
+    return {name: value for name, value in vars(progress).items() if name != "history"}
 
 
 def _show_header(job: Job, setup: Setup) -> None:
@@ -130,10 +130,10 @@ def _show_header(job: Job, setup: Setup) -> None:
     if "linear" in cfg.hypergrad:
         choices["hypergrad"] = f"{choices['hypergrad']} ({choices['linear']})"
     parts = [f"{word} {choices[group]}" for group, word in _PARTS.items() if group in cfg.outer]
-    console.say(f"bilevel {_origin.version()} · {setup.title}")
+    console.say(f"bilevel {__version__} · {setup.title}")
     console.say("  " + " · ".join(f"{count} {name}" for name, count in setup.sizes.items()))
     console.say("  " + " · ".join([f"outer {choices['outer']}", *parts, f"{cfg.steps} steps"]))
-    console.say(_origin.machine(cfg))
+    console.say(_jax.header(cfg))
 
 
 def _result(job: Job, setup: Setup, found: outer.Result) -> dict[str, Any]:
@@ -149,5 +149,5 @@ def _result(job: Job, setup: Setup, found: outer.Result) -> dict[str, Any]:
         "best_step": found.best_step,
         "failures": found.failures,
         "seconds": found.history[-1]["seconds"],
-        **_origin.origin(job.cfg),
+        **_jax.origin(job.cfg),
     }

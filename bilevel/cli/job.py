@@ -1,4 +1,4 @@
-"""One run to do: its configuration, its folder, what that folder already holds, and how it ended."""
+"""A job: the configuration of one run, its folder, and what that folder already holds."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Job:
     """A run to do.
 
     Attributes:
-      cfg: its configuration, composed and checked.
-      folder: where it writes.
+      cfg: its composed configuration.
+      folder: its run folder.
       choices: the choice made in each config group.
-      overrides: what the user asked for, as texts.
+      overrides: the user's overrides, as text.
     """
 
     cfg: DictConfig
@@ -35,11 +35,11 @@ class Job:
 
     @property
     def is_study(self) -> bool:
-        """Whether it is a study, not a task."""
+        """Whether it runs a study, not a task."""
         return self.cfg.study is not None
 
     def check(self) -> None:
-        """Check its configuration, importing nothing that it names. Raises ConfigError."""
+        """Check the configuration without importing anything that it names. Raises ConfigError."""
         config.check(self.cfg)
         if self.is_study:
             config.check_study(self.overrides)
@@ -52,38 +52,25 @@ class Job:
 
     @property
     def identity(self) -> str:
-        """A hash of what decides its numbers."""
+        """A hash of everything that determines the numbers of the run."""
         return config.identity(config.plain_values(self.used))
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `status.json` says of it."""
+        """The description of the job in `status.json`."""
         return {"config": self.identity, "choices": dict(self.choices), "overrides": self.overrides}
 
     @property
     def config_text(self) -> str:
-        """`config.yaml`."""
+        """The text of `config.yaml`."""
         return OmegaConf.to_yaml(self.used, resolve=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """How a run ended.
-
-    Attributes:
-      outer_loss: the best one; 0 for a study.
-      interrupted: whether it was told to stop, and can be resumed.
-    """
-
-    outer_loss: float
-    interrupted: bool = False
-
-
 def read(folder: Path) -> Job:
-    """The job that a folder holds. Raises `ConfigError` where it holds none."""
+    """The job of a run folder. Raises ConfigError if the folder holds no run."""
     path = folder / "config.yaml"
     if not path.is_file():
-        raise config.ConfigError(f"resume={folder}: there is no run in it, it has no config.yaml")
+        raise config.ConfigError(f"resume={folder}: no run in it, config.yaml is missing")
     try:
         cfg = OmegaConf.load(path)
     except Exception as error:
@@ -91,11 +78,11 @@ def read(folder: Path) -> Job:
     assert isinstance(cfg, DictConfig)
     whole = config.with_defaults(cfg)
     status = runs.read_status(folder)
-    return Job(whole, folder, status.get("choices") or _targets(whole), status.get("overrides", []))
+    return Job(whole, folder, status.get("choices") or _class_names(whole), status.get("overrides", []))
 
 
-def _targets(cfg: DictConfig) -> dict[str, str | None]:
-    """What stands for the choices where `status.json` is lost: the names of the classes."""
+def _class_names(cfg: DictConfig) -> dict[str, str | None]:
+    """The class built for each group, which replaces the choices if `status.json` is lost."""
     parts = {str(group): cfg[group] for group in cfg}
     return {
         group: str(part["_target_"]).rpartition(".")[2]
@@ -105,10 +92,10 @@ def _targets(cfg: DictConfig) -> dict[str, str | None]:
 
 
 def past(job: Job) -> dict[str, Any] | None:
-    """The status of the same run, where its folder holds it; None where the folder holds no run.
+    """The status of the same run if its folder holds it, or None if the folder holds no run.
 
     Raises:
-      FolderTakenError: it holds another one; nothing was touched.
+      FolderTakenError: the folder holds another run, which was not changed.
     """
     if not runs.holds_run(job.folder):
         return None
@@ -121,35 +108,32 @@ def past(job: Job) -> dict[str, Any] | None:
         shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
         raise FolderTakenError(
             f"{job.folder} already holds a run of another configuration ({shown}): choose another hydra.run.dir, "
-            f"or move it away"
+            f"or move that run away"
         )
     return runs.read_status(job.folder)
 
 
 def finished(job: Job) -> dict[str, Any] | None:
-    """The result of the run, if it is at its end and this configuration does not take it further."""
+    """The result of the run, or None if this configuration takes the run further."""
     result = runs.read_result(job.folder)
-    failed = runs.read_status(job.folder).get("state") == "failed"
-    if result is None or failed or result.get("status") == "interrupted":
+    if result is None or runs.read_status(job.folder).get("state") == "failed":
         return None
     if job.is_study:
         return result
     cfg = job.cfg
-    more_steps = cfg.steps > result["steps"]
-    more_time = cfg.time_limit is None or cfg.time_limit > result["seconds"]
-    goes_on = (result["status"] == "completed" and more_steps) or (
-        result["status"] == "time_limit" and more_steps and more_time
-    )
-    return None if goes_on else result
+    can_resume = {
+        "interrupted": True,
+        "completed": cfg.steps > result["steps"],
+        "time_limit": cfg.steps > result["steps"] and (cfg.time_limit or float("inf")) > result["seconds"],
+    }
+    return None if can_resume.get(result["status"]) else result
 
 
 def newest_unfinished(job: Job) -> Path | None:
-    """The newest folder beside the job's own, or that one, with an unfinished run of the same configuration."""
-    own = [job.folder] if (job.folder / "config.yaml").is_file() else []
-    beside = [path.parent for path in job.folder.parent.glob("*/config.yaml")]
-    for folder in sorted({*own, *beside}, key=lambda path: os.path.getmtime(path / "config.yaml"), reverse=True):
-        if runs.read_status(folder).get("config") == job.identity:
-            there = dataclasses.replace(job, folder=folder)
-            if finished(there) is None:
-                return folder
+    """The newest folder with an unfinished run of the same configuration: the job's own or one beside it."""
+    beside = [path.parent for path in job.folder.parent.glob("*/config.yaml")]  # the job's own among them
+    for folder in sorted(beside, key=lambda path: os.path.getmtime(path / "config.yaml"), reverse=True):
+        same = runs.read_status(folder).get("config") == job.identity
+        if same and finished(dataclasses.replace(job, folder=folder)) is None:
+            return folder
     return None

@@ -1,4 +1,4 @@
-"""`resume=FOLDER` and `resume=auto`: go on with a run that did not come to its end."""
+"""`resume=FOLDER` and `resume=auto`: continue a run that did not finish."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from bilevel.cli.job import Job
 _KEY = "resume="
 
 
-def asked(arguments: Sequence[str]) -> Job | None:
-    """The job that `resume=` asks for; None without one, or where `auto` finds no unfinished run.
+def requested(arguments: Sequence[str]) -> Job | None:
+    """The job that `resume=` names, or None without `resume=`, or if `auto` finds no unfinished run.
 
     Raises:
-      ConfigError: no run there, or the other arguments would change its numbers.
+      ConfigError: the folder holds no run, or the other arguments would change its numbers.
     """
     value = next((argument.removeprefix(_KEY) for argument in arguments if argument.startswith(_KEY)), None)
     if value in (None, "null"):
         return None
     others = without_resume(arguments)
-    flags = [argument for argument in others if argument.startswith("-")]
-    if flags:
-        raise config.ConfigError(f"resume: not together with {flags[0]}; to go on with a sweep, run its command again")
+    flag = next((argument for argument in others if argument.startswith("-")), None)
+    if flag:
+        raise config.ConfigError(f"resume: cannot be combined with {flag}; to resume a sweep, rerun its command")
     if value == "auto":
         return _newest(others)
     return _with(jobs.read(Path(str(value)).resolve()), others)
@@ -48,7 +48,7 @@ def _newest(overrides: Sequence[str]) -> Job | None:
 
 
 def _with(there: Job, overrides: Sequence[str]) -> Job:
-    """A job read from a folder, with what may change beside `resume`."""
+    """The job of a run folder, with overrides that leave the numbers of its steps unchanged."""
     cfg = there.cfg.copy()
     about_trackers = [override for override in overrides if override.startswith("tracker")]
     if about_trackers:
@@ -56,15 +56,15 @@ def _with(there: Job, overrides: Sequence[str]) -> Job:
     parser = OverridesParser.create()
     for override in parser.parse_overrides([override for override in overrides if override not in about_trackers]):
         key, value = override.key_or_group, override.value()
+        before = there.choices.get(key), OmegaConf.select(cfg, key)
         if key.split(".")[0] in config.NEUTRAL:
             OmegaConf.update(cfg, key, value)
-        elif value not in (there.choices.get(key), OmegaConf.select(cfg, key)):
+        elif value not in before:
             raise config.ConfigError(
-                f"{key}={value}: resume goes on with the configuration in {there.folder}, where it is "
-                f"{there.choices.get(key, OmegaConf.select(cfg, key))}; beside resume only "
-                f"{', '.join(config.NEUTRAL)} can change"
+                f"{key}={value}: the run in {there.folder} was started with {before[0] or before[1]}; only "
+                f"{', '.join(config.NEUTRAL)} can change when a run is resumed"
             )
     config.check(cfg)
     if cfg.steps < there.cfg.steps:
-        raise config.ConfigError(f"steps: resume can only raise it; it is {there.cfg.steps} there, got {cfg.steps}")
+        raise config.ConfigError(f"steps: resume can only increase it; the run has {there.cfg.steps}, got {cfg.steps}")
     return dataclasses.replace(there, cfg=cfg)

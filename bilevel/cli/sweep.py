@@ -1,8 +1,9 @@
-"""Sweeps: each job in a child process, whatever the launcher; what is done is skipped, what failed is named."""
+"""Sweeps: one child process per job under every launcher; a rerun skips finished jobs, and a summary names failed ones."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import platform
@@ -10,33 +11,51 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from bilevel import _explain, runs
-from bilevel.cli import _table, _trials
 from bilevel.cli import job as jobs
-from bilevel.cli._signals import PARENT
+from bilevel.cli._session import PARENT
 from bilevel.cli.job import Job
-from bilevel.runs import sweeps
+from bilevel.runs import console, sweeps
 
-_GRACE = 10.0  # seconds that a job that was told to stop has for its step and its checkpoint
+_GRACE = 10.0  # seconds for a job that was told to stop to complete its step and its checkpoint
+_NAMED = 8  # unfinished jobs named on the console; the table has all of them
 _OUTPUT = "output.txt"
 _exit_codes: list[int] = []
 
 
+class Sweep(Callback):
+    """Hydra's hooks at the start and at the end of a sweep."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Mark the folder as a sweep, and request only the Optuna trials that are missing."""
+        _exit_codes.clear()
+        folder = Path(config.hydra.sweep.dir)
+        sweeps.mark(folder, list(config.hydra.overrides.task))
+        _resume_trials(config.hydra.sweeper)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: _stop_jobs(folder))
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Write `sweep.csv`, and print the results, the errors, and how to continue."""
+        _exit_codes.append(_summarize(Path(config.hydra.sweep.dir)))
+
+
 def supervise(job: Job) -> float:
-    """Do a job of a sweep in a process of its own. Its objective: the outer loss, infinite where there is none."""
+    """Run a job of a sweep in a child process, and return its objective: the outer loss, or infinity if there is none."""
     try:
         job.check()
-        if jobs.past(job) is not None:
-            result = jobs.finished(job)
-            if result is not None:
-                return _objective(result)
-        _prepare(job)
+        result = None if jobs.past(job) is None else jobs.finished(job)
+        if result is not None:
+            return _objective(result)
+        _note(job, "running", None)
+        (job.folder / "config.yaml").write_text(job.config_text, encoding="utf-8")  # the child process resumes this run
         _run_child(job)
     except Exception as error:
         _note(job, "failed", _explain.explain(error)[0])
@@ -54,13 +73,6 @@ def _objective(result: dict[str, Any] | None) -> float:
     return math.inf if loss is None else loss
 
 
-def _prepare(job: Job) -> None:
-    """Leave in the folder what the child needs: it resumes a run that has not begun."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    _note(job, "running", None)
-    (job.folder / "config.yaml").write_text(job.config_text, encoding="utf-8")
-
-
 def _run_child(job: Job) -> None:
     environment = os.environ | {PARENT: str(os.getpid()), "HYDRA_FULL_ERROR": "0"}
     with (job.folder / _OUTPUT).open("ab") as output:
@@ -70,13 +82,13 @@ def _run_child(job: Job) -> None:
             stdout=output,
             stderr=output,
             env=environment,
-            start_new_session=True,  # Ctrl-C comes here, and is passed on
+            start_new_session=True,  # so that Ctrl-C reaches this process alone, which stops the child
         )
     try:
         code = child.wait(job.cfg.job_time_limit)
     except subprocess.TimeoutExpired:
         _end(child)
-        _note(job, "failed", f"it took longer than job_time_limit={job.cfg.job_time_limit} s and was stopped")
+        _note(job, "failed", f"stopped after job_time_limit={job.cfg.job_time_limit} s")
         return
     except BaseException:
         _end(child)
@@ -86,12 +98,12 @@ def _run_child(job: Job) -> None:
     if code < 0:
         _note(job, "failed", f"its process was killed by {signal.Signals(-code).name}")
     elif runs.read_status(job.folder).get("state") == "running":
-        _note(job, "failed", f"its process ended with exit code {code}; {_OUTPUT} says more")
+        _note(job, "failed", f"its process ended with exit code {code}; see {_OUTPUT}")
 
 
 def _stop_jobs(folder: Path) -> None:
-    """Tell the jobs on this machine to stop, and wait for their checkpoints: some launchers kill what they started."""
-    running = [line.folder for line in sweeps.read(folder) if runs.is_locked(line.folder)]
+    """Tell the jobs on this machine to stop, and wait for their checkpoints, since some launchers kill their processes."""
+    running = [job.folder for job in sweeps.read(folder) if runs.is_locked(job.folder)]
     for job in running:
         record = runs.read_status(job)
         if record.get("host") == platform.node():
@@ -112,25 +124,55 @@ def _end(child: subprocess.Popen) -> None:
         child.wait()
 
 
-def _note(job: Job, state: Any, error: str | None) -> None:
-    """Write `status.json`, of a job whose process cannot."""
+def _note(job: Job, state: Literal["running", "failed", "interrupted"], error: str | None) -> None:
+    """Write the `status.json` of a job whose process cannot."""
     record = {**job.record, **{key: value for key, value in runs.read_status(job.folder).items() if key == "data"}}
     job.folder.mkdir(parents=True, exist_ok=True)
     runs.write_status(job.folder, state, **record, pid=os.getpid(), **({} if error is None else {"error": error}))
 
 
-class Sweep(Callback):
-    """Begins and ends a sweep: marks its folder, and sums up its jobs."""
+def _resume_trials(sweeper: DictConfig) -> None:
+    """Subtract the successful trials in Optuna's storage from the number of trials, and advance the sampler's seed.
 
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Mark the folder, and ask only for the trials that a persistent storage lacks."""
-        _exit_codes.clear()
-        folder = Path(config.hydra.sweep.dir)
-        sweeps.mark(folder, list(config.hydra.overrides.task))
-        _trials.go_on(config.hydra.sweeper)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: _stop_jobs(folder))
+    Hydra's sweeper would otherwise request all trials again, with the seed of the first ones.
+    """
+    if not sweeper.get("storage"):
+        return
+    import optuna
 
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Write `sweep.csv`, and say what was found, what failed, and what to do next."""
-        _exit_codes.append(_table.sum_up(Path(config.hydra.sweep.dir)))
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        study = optuna.load_study(study_name=sweeper.study_name, storage=sweeper.storage)
+    except KeyError:
+        return
+    completed = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    done = sum(trial.value is not None and math.isfinite(trial.value) for trial in completed)
+    with open_dict(sweeper):
+        sweeper.n_trials = max(0, sweeper.n_trials - done)
+        if sweeper.sampler.get("seed") is not None:
+            sweeper.sampler.seed += done
+
+
+def _summarize(folder: Path) -> int:
+    """Write `sweep.csv` and the best configuration, `best.yaml`; print a summary, and return the exit code."""
+    found = sweeps.read(folder)
+    keys = sweeps.swept(found)
+    sweeps.write_table(folder, found)
+    states = Counter(job.state for job in found)
+    unfinished = [job for job in found if job.state != "done"]
+    lines = [", ".join(f"{states[state]} {state}" for state in ("done", "failed", "interrupted") if states[state])]
+    lines += [f"  {job.state}: {job.name(keys)}: {job.error}" for job in unfinished[:_NAMED]]
+    if len(unfinished) > _NAMED:
+        lines.append(f"  and {len(unfinished) - _NAMED} more")
+    best = sweeps.best(found)
+    if best is not None:
+        runs.write_text(folder / "best.yaml", (best.folder / "config.yaml").read_text(encoding="utf-8"))
+        lines.append(f"best: {best.name(keys)}: outer loss {best.results['outer_loss']:.6g}, in {best.folder}")
+    lines.append(f"table: {folder / sweeps.TABLE}; report: python -m bilevel.report {folder}")
+    if unfinished:
+        lines.append("rerun the command to complete the jobs that are not done")
+    for line in lines:
+        console.console.print(line, markup=False)
+    if states["interrupted"]:
+        return _explain.INTERRUPTED
+    return _explain.FAILED if unfinished else _explain.DONE

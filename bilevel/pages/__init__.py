@@ -1,4 +1,4 @@
-"""A run or a sweep as one HTML page that needs nothing else: no network, no other file."""
+"""A run or a sweep as one HTML page that needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ __all__ = ["page_of"]
 
 
 def page_of(folder: Path) -> str:
-    """The page of a run folder or of the folder of a sweep. Raises FileNotFoundError where the folder holds neither."""
+    """The page of a run folder or of a sweep's folder. Raises FileNotFoundError if the folder is neither."""
     return _sweep.page(folder) if sweeps.is_sweep(folder) else _run.page(folder)

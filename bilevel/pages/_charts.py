@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,43 +16,37 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def column(rows: Rows, name: str) -> np.ndarray:
-    """A key of the rows as numbers; NaN where it is missing or null."""
+    """The values of a key in the rows, NaN where the key is missing or null."""
     return np.array([np.nan if row.get(name) is None else row[name] for row in rows], float)
 
 
 def progress(rows: Rows, best_step: int | None) -> bytes:
-    """Outer loss, norm of the hypergradient and residuals against outer steps; crosses mark solves that failed."""
-    residuals = [name for name in rows[0] if name.endswith("_residual")]
+    """Outer loss, norm of the hypergradient and residuals against outer steps; crosses mark failed solves."""
+    residuals = {name.removesuffix("_residual"): column(rows, name) for name in rows[0] if name.endswith("_residual")}
     figure, axes = _figure(3 if residuals else 2)
-    steps = column(rows, "step")
-    loss = column(rows, "outer_loss")
+    steps, loss = column(rows, "step"), column(rows, "outer_loss")
     _line(axes[0], steps, loss, _BLUE)
     if best_step is not None and best_step < len(rows):
         axes[0].plot(best_step, loss[best_step], "o", color=_RED, label=f"best, step {best_step}")
         axes[0].legend(frameon=False)
-    axes[0].set_title("outer loss")
     _line(axes[1], steps, column(rows, "grad_norm"), _BLUE)
-    axes[1].set_title("norm of the hypergradient")
-    if residuals:
-        _residuals(axes[2], steps, rows, residuals)
+    for (name, values), color in zip(residuals.items(), itertools.cycle((_BLUE, _ORANGE))):
+        _line(axes[2], steps, values, color, label=name)
+    failed = np.array([row.get("status") not in FINE for row in rows])
+    if residuals and failed.any():
+        worst = np.fmax.reduce(list(residuals.values()))
+        axes[2].plot(steps[failed], worst[failed], "x", color=_RED, label="not converged")
+    for axis, title in zip(axes, ("outer loss", "norm of the hypergradient", "relative residuals"), strict=False):
+        axis.set_title(title)
     for axis in axes[1:]:
         _log(axis)
+    for axis in axes[2:]:
+        axis.legend(frameon=False)
     return _svg(figure, axes, "outer step")
 
 
-def _residuals(axis: Any, steps: np.ndarray, rows: Rows, names: list[str]) -> None:
-    values = [column(rows, name) for name in names]
-    for place, (name, each) in enumerate(zip(names, values, strict=True)):
-        _line(axis, steps, each, (_BLUE, _ORANGE)[place % 2], label=name.removesuffix("_residual"))
-    failed = np.array([row.get("status") not in FINE for row in rows])
-    if failed.any():
-        axis.plot(steps[failed], np.fmax.reduce(values)[failed], "x", color=_RED, label="not converged")
-    axis.set_title("relative residuals")
-    axis.legend(frameon=False)
-
-
 def hyperparameter(name: str, before: np.ndarray, after: np.ndarray) -> bytes:
-    """The values of an array before and after."""
+    """The values of an array before and after the run."""
     figure, (axis,) = _figure(1, width=6.5)
     places = np.arange(after.size)
     if before.size == after.size:
@@ -65,7 +60,7 @@ def hyperparameter(name: str, before: np.ndarray, after: np.ndarray) -> bytes:
 
 
 def curves(runs: Mapping[str, Rows]) -> bytes:
-    """Outer loss against outer steps, a line for each run."""
+    """Outer loss against outer steps, one line per run."""
     figure, (axis,) = _figure(1, width=9.0, height=4.2)
     from matplotlib import colormaps
 
@@ -79,22 +74,17 @@ def curves(runs: Mapping[str, Rows]) -> bytes:
 
 
 def response(key: str, values: Sequence[str], losses: Sequence[float], as_number: Callable[[str], float]) -> bytes:
-    """The outer loss against what a key was given: a point for each run, and the median at each value."""
+    """The outer loss against the value of a key: one point per run, and the median at each value."""
     figure, (axis,) = _figure(1, width=4.4)
-    numbers = np.array([as_number(value) for value in values])
-    names: list[str] = []
-    if not np.isfinite(numbers).all():
-        names = sorted(set(values))
-        numbers = np.array([names.index(value) for value in values], float)
-        axis.set_xlim(-0.5, len(names) - 0.5)
-        axis.set_xticks(range(len(names)), map(_literal, names), rotation=30 if max(map(len, names)) > 8 else 0)
-    elif (numbers > 0).all() and numbers.max() > 30 * numbers.min():
+    places = np.array([as_number(value) for value in values])
+    if not np.isfinite(places).all():
+        places = np.array([_literal(value) for value in values])
+        axis.tick_params("x", rotation=30 if max(map(len, values)) > 8 else 0)
+    elif (places > 0).all() and places.max() > 30 * places.min():
         axis.set_xscale("log")
-    axis.plot(numbers, losses, "o", color=_BLUE, alpha=0.55)
-    middle = sorted(set(numbers))
-    axis.plot(
-        middle, [np.median(np.array(losses)[numbers == x]) for x in middle], "_", color=_RED, ms=22, label="median"
-    )
+    medians = {place: np.median(np.array(losses)[places == place]) for place in np.unique(places)}
+    axis.plot(list(medians), list(medians.values()), "_", color=_RED, ms=22, label="median")
+    axis.plot(places, losses, "o", color=_BLUE, alpha=0.55)
     axis.legend(frameon=False)
     axis.set_ylabel("outer loss")
     return _svg(figure, [axis], _literal(key))
@@ -108,7 +98,7 @@ def _figure(columns: int, width: float = 3.6, height: float = 3.1) -> tuple[Any,
 
 
 def _literal(text: str) -> str:
-    """A text in which matplotlib sees no formula."""
+    """A text that matplotlib does not read as a formula."""
     return text.replace("$", r"\$")
 
 
@@ -117,7 +107,7 @@ def _line(axis: Any, x: np.ndarray, y: np.ndarray, color: Any, label: str | None
 
 
 def _log(axis: Any) -> None:
-    """A logarithmic scale, where there is something positive to show on it."""
+    """A logarithmic scale, if there is a positive value to show on it."""
     if any((np.asarray(line.get_ydata()) > 0).any() for line in axis.lines):
         axis.set_yscale("log")
 

@@ -1,4 +1,4 @@
-"""HTML by elements. Every text is escaped, unless it is an `Html`, which only this file makes."""
+"""HTML elements. Every text is escaped, except `Html`, which this file alone creates."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 
 class Html(str):
-    """A text that is markup already."""
+    """Text that is already markup."""
 
 
 def element(name: str, *children: Any, **attributes: Any) -> Html:
-    """An element; `class_` is the attribute class."""
+    """An element; `class_` stands for the attribute class."""
     given = "".join(f' {key.rstrip("_")}="{html.escape(str(value))}"' for key, value in attributes.items())
     return Html(f"<{name}{given}>{_join(children)}</{name}>")
 
@@ -24,8 +24,9 @@ def group(*children: Any) -> Html:
     return Html(_join(children))
 
 
-def image(kind: str, content: bytes, alt: str) -> Html:
-    """A picture, in the page itself; what an SVG holds is not run."""
+def image(content: bytes, alt: str) -> Html:
+    """A PNG or SVG picture, embedded in the page so that browsers run no script of an SVG."""
+    kind = "png" if content.startswith(b"\x89PNG") else "svg+xml"
     data = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     return Html(f'<img src="{data}" alt="{html.escape(alt)}">')
 
@@ -37,7 +38,7 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> Html:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Html:
-    """A table that a click on a column's head sorts."""
+    """A table that is sorted by clicking on a column's heading."""
     head = element("tr", *(element("th", column, scope="col") for column in columns))
     body = [element("tr", *(element("td", shown(value), **_sort_key(value)) for value in row)) for row in rows]
     return element(
@@ -48,22 +49,22 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Html:
 
 
 def beside(*children: Any) -> Html:
-    """Pictures side by side, where there is room."""
+    """Pictures side by side, as far as the page is wide enough."""
     return element("div", *children, class_="beside")
 
 
 def folded(title: str, *children: Any) -> Html:
-    """A section that a click opens."""
+    """A section that is closed until it is clicked."""
     return element("details", element("summary", title), *children)
 
 
 def section(title: str, *children: Any) -> Html:
-    """A section with a heading; nothing where it would be empty."""
+    """A section with a heading, or nothing if it would be empty."""
     return element("section", element("h2", title), *children) if any(children) else Html()
 
 
 def page(title: str, subtitle: str, state: str, *children: Any) -> str:
-    """The whole document. Its policy forbids the browser to load anything."""
+    """The whole document. Its security policy forbids the browser to load anything."""
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     head = group(
@@ -80,7 +81,7 @@ def page(title: str, subtitle: str, state: str, *children: Any) -> str:
 
 
 def shown(value: Any) -> Any:
-    """A value as a reader wants it: numbers in six digits."""
+    """A value as text; numbers have six digits."""
     if isinstance(value, bool) or value is None:
         return "" if value is None else str(value).lower()
     return f"{value:.6g}" if isinstance(value, float) else value

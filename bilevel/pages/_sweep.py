@@ -2,84 +2,76 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
 from bilevel.pages import _charts
 from bilevel.pages._html import Html, beside, element, facts, folded, group, image, section, table
 from bilevel.pages._html import page as whole_page
-from bilevel.runs import load, read_rows, sweeps
+from bilevel.runs import read_rows, sweeps
+from bilevel.runs.sweeps import SweepJob
 
-_CURVES = 60  # at most so many
+_CURVES = 60  # the most curves in one chart
 
 
 def page(folder: Path) -> str:
     """The page of a sweep's folder."""
-    lines = sweeps.read(folder)
-    if not lines:
+    jobs = sweeps.read(folder)
+    if not jobs:
         raise FileNotFoundError(f"{folder}: the sweep has no job yet")
-    keys = sweeps.swept(lines)
-    states = Counter(line.state for line in lines)
-    best = sweeps.best(lines)
-    about = [("jobs", ", ".join(f"{count} {state}" for state, count in states.items()))]
+    keys = sweeps.swept(jobs)
+    states = Counter(job.state for job in jobs)
+    best = sweeps.best(jobs)
+    result = [("jobs", ", ".join(f"{count} {state}" for state, count in states.items()))]
     if best is not None:
-        about += [
-            ("best", best.name(keys)),
-            ("its outer loss", best.found["outer_loss"]),
-            ("its folder", str(best.folder)),
-        ]
+        loss = best.results["outer_loss"]
+        result += [("best job", best.name(keys)), ("best outer loss", loss), ("best run folder", str(best.folder))]
     return whole_page(
         f"sweep {folder.name}",
         str(folder),
         "done" if set(states) == {"done"} else "incomplete",
-        section("Result", facts(about)),
-        section("Jobs", _table(lines, keys)),
-        section("Curves", _curves(lines, keys)),
-        section("Response", beside(*_responses(lines, keys))),
-        folded("Configuration of the best", element("pre", _config(best))) if best else "",
+        section("Result", facts(result)),
+        section("Jobs", _table(jobs, keys)),
+        section("Outer loss by step", _curves(jobs, keys)),
+        section("Outer loss by setting", beside(*_responses(jobs, keys))),
+        folded("Best configuration", element("pre", (best.folder / "config.yaml").read_text(encoding="utf-8")))
+        if best
+        else "",
     )
 
 
-def _table(lines: list[sweeps.Line], keys: list[str]) -> Html:
-    found = list(dict.fromkeys(name for line in lines for name in line.found))
-    errors = ["error"] if any(line.error for line in lines) else []
+def _table(jobs: list[SweepJob], keys: list[str]) -> Html:
+    results = list(dict.fromkeys(name for job in jobs for name in job.results))
+    errors = ["error"] if any(job.error for job in jobs) else []
     rows = [
-        [line.folder.name, line.state, *(_plain(line.given.get(key, "")) for key in keys)]
-        + [line.found.get(name) for name in found]
-        + ([line.error] if errors else [])
-        for line in lines
+        [job.folder.name, job.state, *(_plain(job.overrides.get(key, "")) for key in keys)]
+        + [job.results.get(name) for name in results]
+        + [job.error for _ in errors]
+        for job in jobs
     ]
-    return table(["folder", "state", *keys, *found, *errors], rows)
+    return table(["folder", "state", *keys, *results, *errors], rows)
 
 
 def _plain(text: str) -> str | float:
     number = sweeps.number(text)
-    return text if number in (float("inf"), -float("inf")) or number != number else number
+    return number if math.isfinite(number) else text
 
 
-def _curves(lines: list[sweeps.Line], keys: list[str]) -> Html | str:
-    runs = {line.name(keys): read_rows(line.folder / "metrics.jsonl") for line in lines if line.state == "done"}
-    drawn = {name: rows for name, rows in runs.items() if rows and "outer_loss" in rows[0]}
+def _curves(jobs: list[SweepJob], keys: list[str]) -> Html | str:
+    runs = {job.name(keys): read_rows(job.folder / "metrics.jsonl") for job in jobs if job.state == "done"}
+    drawn = [(name, rows) for name, rows in runs.items() if rows and "outer_loss" in rows[0]]
     if not drawn:
         return ""
-    shown = dict(list(drawn.items())[:_CURVES])
-    told = f"The first {_CURVES} of {len(drawn)} runs." if len(drawn) > _CURVES else ""
-    return group(image("svg+xml", _charts.curves(shown), "outer loss of each run"), told)
+    note = f"The first {_CURVES} of {len(drawn)} runs." if len(drawn) > _CURVES else ""
+    return group(image(_charts.curves(dict(drawn[:_CURVES])), "outer loss of each run"), note)
 
 
-def _responses(lines: list[sweeps.Line], keys: list[str]) -> list[Html]:
-    done = [line for line in lines if isinstance(line.found.get("outer_loss"), int | float)]
-    losses = [line.found["outer_loss"] for line in done]
+def _responses(jobs: list[SweepJob], keys: list[str]) -> list[Html]:
+    done = sweeps.with_loss(jobs)
+    losses = [job.results["outer_loss"] for job in done]
+    values = {key: [job.overrides.get(key, "") for job in done] for key in keys if done}
     return [
-        image(
-            "svg+xml",
-            _charts.response(key, [line.given.get(key, "") for line in done], losses, sweeps.number),
-            f"outer loss against {key}",
-        )
-        for key in keys
-        if done
+        image(_charts.response(key, given, losses, sweeps.number), f"outer loss against {key}")
+        for key, given in values.items()
     ]
-
-
-def _config(best: sweeps.Line) -> str:
-    return (load(best.folder).folder / "config.yaml").read_text(encoding="utf-8")

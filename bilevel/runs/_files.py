@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are replaced as a whole, so that no reader ever sees half of one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, BinaryIO
 
 try:
     import fcntl
-except ImportError:  # no such locks outside POSIX
+except ImportError:  # fcntl exists on POSIX systems alone
     fcntl = None
 
 
 def replace(path: Path, content: bytes | Callable[[BinaryIO], Any], *, durable: bool = False) -> None:
-    """Write a temporary file and move it to `path`; `durable` waits for the disk. What fails leaves no trace."""
+    """Write a temporary file and move it to `path`; an error leaves neither behind. `durable` waits for the disk."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -37,17 +37,17 @@ def replace(path: Path, content: bytes | Callable[[BinaryIO], Any], *, durable: 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, whole or not at all."""
+    """Replace a file by a text."""
     replace(path, text.encode())
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = False) -> None:
-    """Write a mapping as JSON, whole or not at all."""
+    """Replace a file by a mapping, as JSON."""
     replace(path, (json.dumps(value, indent=2) + "\n").encode(), durable=durable)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A mapping written by `write_json`; None where there is none."""
+    """The mapping in a JSON file, or None if there is no such file or it holds something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -56,7 +56,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def lock(file: int, *, wait: bool = False) -> bool:
-    """Lock an open file until it is closed; False where another process holds the lock, True also where there are none."""
+    """Lock an open file until it is closed, and return whether that succeeded.
+
+    It fails if another process holds the lock, and always succeeds on a system without locks.
+    """
     if fcntl is None:
         return True
     try:
@@ -69,7 +72,7 @@ def lock(file: int, *, wait: bool = False) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some file systems cannot
+    with contextlib.suppress(OSError):  # some file systems cannot do this
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The run folder: what a run writes, and `load`, which reads it back."""
+"""The run folder: `RunFolder` writes it, and `load` reads it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import datetime
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,82 +22,67 @@ State = Literal["running", "done", "failed", "interrupted"]
 
 
 class RunFolder:
-    """Writes one run, which no other process can do meanwhile. Files appear whole or not at all, rows one by one.
+    """Writes one run, and locks the folder meanwhile. Rows are appended one by one, and other files are replaced as a whole.
 
     Args:
-      path: the folder; made if absent.
-      config: `config.yaml`.
-      record: what `status.json` says besides the state: plain values.
+      path: the folder, which is created if it is missing.
+      config: the text of `config.yaml`.
+      record: the entries of `status.json` besides the state, plain values.
+
+    Attributes:
+      rows: the rows of `metrics.jsonl`.
 
     Raises:
-      FolderLockedError: another process writes in it.
+      FolderLockedError: another process is writing in the folder.
     """
 
     def __init__(self, path: Path, config: str, record: Mapping[str, Any]):
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.log_file = path / LOG
-        self._rows = Rows(path / METRICS)
+        self.rows = Rows(path / METRICS)
         self._record = {**record, "host": platform.node(), "pid": os.getpid()}
         try:
-            (path / RESULT).unlink(missing_ok=True)  # of a run that was interrupted, or now goes further
+            (path / RESULT).unlink(missing_ok=True)  # of a run that is now resumed
             self.write_status("running")
             _files.replace(path / CONFIG, config.encode())
         except BaseException:
-            self._rows.close()
+            self.rows.close()
             raise
-
-    def keep_rows(self, count: int) -> list[dict[str, Any]]:
-        """Cut `metrics.jsonl` after its first `count` rows, half a line included, and return them."""
-        return self._rows.keep(count)
-
-    def count_rows(self) -> int:
-        """The number of whole rows in `metrics.jsonl`."""
-        return len(read_rows(self.path / METRICS))
-
-    def log_row(self, row: Mapping[str, Any]) -> None:
-        """Append a line to `metrics.jsonl`."""
-        self._rows.append(row)
-
-    def sync_rows(self) -> None:
-        """Wait until the disk has all rows."""
-        self._rows.sync()
 
     def write_picture(self, name: str, figure: Any) -> None:
         """Write a matplotlib figure as `<name>.png`."""
         _files.replace(self.path / f"{name}.png", lambda file: figure.savefig(file, dpi=110, format="png"))
 
     def write_result(self, result: Mapping[str, Any], **trees: Any) -> None:
-        """Write the trees into `solution.npz`, then `result.json`."""
-        arrays: dict[str, Any] = {}
-        for name, tree in trees.items():
-            arrays |= _flatten(name, tree)
+        """Write the trees to `solution.npz`, then `result.json`."""
+        arrays: dict[str, Any] = dict(_flatten(trees))
         _files.replace(self.path / SOLUTION, lambda file: np.savez(file, **arrays))
         _files.write_json(self.path / RESULT, plain(result))
 
     def write_status(self, state: State, **more: Any) -> None:
-        """Write `status.json`; what is said besides the state is kept for the next time."""
+        """Write `status.json`; later calls keep the entries besides the state."""
         self._record |= more
         write_status(self.path, state, **self._record)
 
     def close(self) -> None:
-        """Let others write in the folder."""
-        self._rows.close()
+        """Release the lock of the folder."""
+        self.rows.close()
 
 
 def write_status(folder: Path, state: State, **record: Any) -> None:
-    """Write `status.json` into a folder."""
+    """Write the `status.json` of a folder."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _files.write_json(folder / STATUS, plain({"state": state, "updated": now, **record}))
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What `status.json` says; empty where there is none."""
+    """The contents of `status.json`, empty if there is no such file."""
     return _files.read_json(folder / STATUS) or {}
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """`result.json`; None where there is none."""
+    """The contents of `result.json`, or None if there is no such file."""
     return _files.read_json(folder / RESULT)
 
 
@@ -113,21 +98,21 @@ def is_locked(folder: Path) -> bool:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run was begun in a folder."""
+    """Whether a run was started in a folder."""
     return (folder / CONFIG).is_file() or bool(read_rows(folder / METRICS))
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run read back from its folder.
+    """A run, read from its folder.
 
     Attributes:
-      folder: where it lies.
+      folder: its path.
       config: the configuration, a nested dict.
       metrics: the rows of `metrics.jsonl`.
-      result: `result.json`, or None if the run is not at its end; its status is "interrupted" if the run can be resumed.
+      result: `result.json`, or None if the run has not ended; its status is "interrupted" if the run can be resumed.
       hparams, params: the solution as NumPy arrays, nested as they were saved; None if the run did not finish, or is a study.
-      arrays: what a study found, likewise; None unless it is one.
+      arrays: the arrays of a study, nested likewise; None for a task.
     """
 
     folder: Path
@@ -140,12 +125,12 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run finished."""
         return self.result is not None and self.result.get("status") != "interrupted"
 
 
 def load(folder: str | os.PathLike[str]) -> Run:
-    """Read a run folder back.
+    """Read a run folder.
 
     Args:
       folder: a folder written by `python -m bilevel.run`.
@@ -155,7 +140,7 @@ def load(folder: str | os.PathLike[str]) -> Run:
     """
     path = Path(folder)
     if not (path / CONFIG).is_file():
-        raise FileNotFoundError(f"{path} holds no run: there is no {CONFIG} in it")
+        raise FileNotFoundError(f"{path} holds no run: {CONFIG} is missing")
     import yaml
 
     trees = dict.fromkeys(("hparams", "params", "arrays"))
@@ -166,32 +151,26 @@ def load(folder: str | os.PathLike[str]) -> Run:
     return Run(path, config, read_rows(path / METRICS), read_result(path), **trees)
 
 
-def _flatten(name: str, tree: Any) -> dict[str, np.ndarray]:
-    """Arrays by path: `params`, `params/w`, `params/#0` for the first of a list."""
-    if isinstance(tree, Mapping):
-        items = [(str(key), value) for key, value in tree.items()]
-    elif isinstance(tree, list | tuple):
-        items = [(f"#{index}", value) for index, value in enumerate(tree)]
+def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays by path: `params`, `params/w`, and `params/#0` for the first of a list."""
+    if isinstance(tree, list | tuple):
+        tree = {f"#{index}": value for index, value in enumerate(tree)}
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        items = [(field.name, getattr(tree, field.name)) for field in dataclasses.fields(tree)]
+        tree = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _flatten(value, f"{prefix}/{key}" if prefix else str(key))
     else:
-        return {name: np.asarray(tree)}
-    flat: dict[str, np.ndarray] = {}
-    for key, value in items:
-        flat |= _flatten(f"{name}/{key}", value)
-    return flat
+        yield prefix, np.asarray(tree)
 
 
 def _unflatten(name: str, arrays: Mapping[str, np.ndarray]) -> Any:
     if name in arrays:
         return arrays[name]
-    keys: dict[str, None] = {}
-    for path in arrays:
-        if path.startswith(f"{name}/"):
-            keys[path[len(name) + 1 :].split("/")[0]] = None
-    if not keys:
+    below = [path.removeprefix(f"{name}/") for path in arrays if path.startswith(f"{name}/")]
+    if not below:
         return None
-    children = {key: _unflatten(f"{name}/{key}", arrays) for key in keys}
+    children = {key: _unflatten(f"{name}/{key}", arrays) for key in dict.fromkeys(path.split("/")[0] for path in below)}
     if all(re.fullmatch(r"#\d+", key) for key in children):
         return [children[f"#{index}"] for index in range(len(children))]
     return children

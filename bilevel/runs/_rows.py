@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line, never half a line for long, and one writer at a time."""
+"""`metrics.jsonl`: one JSON object per line, written by one process at a time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bilevel.runs import _files
 
 
 class FolderLockedError(OSError):
-    """Another process writes in the folder."""
+    """Another process is writing in the folder."""
 
 
 class Rows:
     """Appends to a file of rows, and holds its lock until closed.
 
     Args:
-      path: the file; made if absent.
+      path: the file, which is created if it is missing.
 
     Raises:
       FolderLockedError: another process holds the lock.
@@ -36,18 +36,22 @@ class Rows:
         if not _files.lock(self._file):
             os.close(self._file)
             raise FolderLockedError(
-                f"{path.parent}: another process is writing this run: wait for its end, or choose another hydra.run.dir"
+                f"{path.parent}: another process is writing this run; wait until it ends, or choose another hydra.run.dir"
             )
 
+    def read(self) -> list[dict[str, Any]]:
+        """The complete rows."""
+        return read_rows(self._path)
+
     def keep(self, count: int) -> list[dict[str, Any]]:
-        """Cut the file after its first `count` rows, half a line included, and return them."""
+        """Delete all but the first `count` rows, and return these."""
         lines = self._path.read_bytes().splitlines(keepends=True)[:count]
         os.ftruncate(self._file, sum(map(len, lines)))
         os.lseek(self._file, 0, os.SEEK_END)
         return [json.loads(line) for line in lines]
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Append a row; where the disk has no room for all of it, none of it stays."""
+        """Append a row, or nothing at all if the disk has no room for it."""
         line = (json.dumps(plain(row)) + "\n").encode()
         before = os.lseek(self._file, 0, os.SEEK_CUR)
         try:
@@ -60,7 +64,7 @@ class Rows:
             raise
 
     def sync(self) -> None:
-        """Wait until the disk has all rows."""
+        """Wait until all rows are on the disk."""
         os.fsync(self._file)
 
     def close(self) -> None:
@@ -69,7 +73,7 @@ class Rows:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a file, without a half-written last one; none where there is no file."""
+    """The complete rows of a file; none if there is no file."""
     return Tail(path).new() if path.is_file() else []
 
 
@@ -80,7 +84,7 @@ class Tail:
         self._path, self._offset = path, 0
 
     def new(self) -> list[dict[str, Any]]:
-        """The whole rows that came since the last call."""
+        """The complete rows that were added since the last call."""
         with self._path.open("rb") as file:
             file.seek(self._offset)
             content = file.read()
@@ -90,7 +94,7 @@ class Tail:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON knows it: arrays as lists, numbers that are not finite as null."""
+    """`value` as JSON can hold it: arrays as lists, and null for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of a run, so that it goes on from there to the last bit."""
+"""Checkpoints: the complete state of a run, from which it resumes with identical results."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _log = logging.getLogger("bilevel")
 
 
 class Checkpoints:
-    """The checkpoints of one run: an `.npz` of arrays each, and a manifest with its checksum. The last two are kept.
+    """The last two checkpoints of a run, each an `.npz` file of arrays and a manifest with its checksum.
 
     Args:
-      folder: where they lie; made when the first is written.
-      every: write one every so many steps; None for never on that account.
-      seconds: write one when the last is older than this; None for never on that account.
-      origin: what a checkpoint must have been made of to be used again, by name: hashes, as texts.
+      folder: their folder, which is created with the first checkpoint.
+      every: number of steps from one checkpoint to the next; None for no such rule.
+      seconds: write a checkpoint if the last one is older than this; None for no such rule.
+      origin: hashes by name of what the run depends on; a checkpoint with other hashes is not used.
     """
 
     def __init__(self, folder: Path, every: int | None, seconds: float | None, origin: Mapping[str, str]):
@@ -36,17 +36,15 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether it is time to write one, after `step` steps."""
+        """Whether to write a checkpoint after `step` steps."""
         by_step = self._every is not None and step % self._every == 0
         return by_step or (self._seconds is not None and time.monotonic() - self._last >= self._seconds)
 
     def save(self, step: int, tree: Any) -> None:
-        """Write the checkpoint of a step: arrays, then the manifest that makes them count; then drop older ones."""
+        """Write a checkpoint, and delete older ones."""
         self._folder.mkdir(exist_ok=True)
-        buffer = io.BytesIO()
-        arrays = _named(tree)
-        saved: dict[str, Any] = {name: _as_numpy(leaf) for name, leaf in arrays.items()}
-        np.savez(buffer, **saved)
+        buffer, arrays = io.BytesIO(), _named(tree)
+        np.savez(buffer, **{name: _as_numpy(leaf) for name, leaf in arrays.items()})
         content = buffer.getvalue()
         manifest = {
             "format": FORMAT,
@@ -56,47 +54,45 @@ class Checkpoints:
             "bytes": len(content),
             "arrays": {name: _kind(leaf) for name, leaf in arrays.items()},
         }
-        _files.replace(self._arrays(step), content, durable=True)
-        _files.write_json(self._manifest(step), manifest, durable=True)
+        _files.replace(self._path(step, "npz"), content, durable=True)
+        _files.write_json(self._path(step, "json"), manifest, durable=True)  # makes the arrays valid
         self._last = time.monotonic()
         for old in self._steps()[:-_KEPT]:
-            for path in (self._manifest(old), self._arrays(old)):
-                path.unlink(missing_ok=True)
+            for suffix in ("json", "npz"):
+                self._path(old, suffix).unlink(missing_ok=True)
 
     def restore(self, template: Any, rows: int) -> tuple[int, Any] | None:
-        """The newest usable checkpoint: its step, and a tree like `template` with its arrays.
-
-        One that cannot be used is named in a warning, and the one before it taken.
+        """Read the newest usable checkpoint; a warning names each checkpoint that cannot be used.
 
         Args:
           template: a tree of the same structure, shapes and types.
-          rows: how many rows of metrics there are; a checkpoint of a later step has lost some.
+          rows: the number of rows of metrics; a checkpoint of a later step is not used.
 
         Returns:
-          None where there is no usable one.
+          The step and a tree like `template`, or None if no checkpoint can be used.
         """
         for step in reversed(self._steps()):
             try:
                 return step, self._read(step, template, rows)
             except (OSError, ValueError, KeyError) as error:
-                _log.warning("checkpoint %s is not used: %s", self._arrays(step), error)
+                _log.warning("checkpoint %s is not used: %s", self._path(step, "npz"), error)
         return None
 
     def _read(self, step: int, template: Any, rows: int) -> Any:
-        manifest = _files.read_json(self._manifest(step))
+        manifest = _files.read_json(self._path(step, "json"))
         if manifest is None or manifest.get("format") != FORMAT:
-            raise ValueError("its manifest is not readable, or of another version")
+            raise ValueError("its manifest is not readable, or has another version")
         for name, value in self._origin.items():
             if manifest["origin"].get(name) != value:
-                raise ValueError(f"it was made with another {name}")
+                raise ValueError(f"it belongs to another {name}")
         if rows < step:
-            raise ValueError(f"it is of step {step}, and only {rows} rows of metrics are left")
-        content = self._arrays(step).read_bytes()
+            raise ValueError(f"it was written after step {step}, but only {rows} rows of metrics are left")
+        content = self._path(step, "npz").read_bytes()
         if len(content) != manifest["bytes"] or hashlib.sha256(content).hexdigest() != manifest["sha256"]:
-            raise ValueError("its checksum is wrong: it is damaged or cut short")
+            raise ValueError("its checksum is wrong: the file is damaged or incomplete")
         names = _named(template)
         if {name: _kind(leaf) for name, leaf in names.items()} != manifest["arrays"]:
-            raise ValueError("its arrays are not those of this run")
+            raise ValueError("its arrays differ from the arrays of this run")
         with np.load(io.BytesIO(content), allow_pickle=False) as saved:
             leaves = [_like(leaf, saved[name]) for name, leaf in names.items()]
         return jax.tree.unflatten(jax.tree.structure(template), leaves)
@@ -105,15 +101,12 @@ class Checkpoints:
         stems = [path.stem for path in self._folder.glob("*.json")]
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
-    def _arrays(self, step: int) -> Path:
-        return self._folder / f"{step:08d}.npz"
-
-    def _manifest(self, step: int) -> Path:
-        return self._folder / f"{step:08d}.json"
+    def _path(self, step: int, suffix: str) -> Path:
+        return self._folder / f"{step:08d}.{suffix}"
 
 
 def fingerprint(tree: Any) -> str:
-    """A hash of all arrays of a tree, their names, shapes and types."""
+    """A hash of the arrays of a tree, with their names, shapes and types."""
     digest = hashlib.blake2b(digest_size=16)
     for name, leaf in _named(tree).items():
         digest.update(f"{name} {_kind(leaf)}".encode())
@@ -138,7 +131,7 @@ def _kind(leaf: Any) -> str:
 
 def _as_numpy(leaf: Any) -> np.ndarray:
     array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-    # types beyond NumPy's own, such as bfloat16, are not for .npz files
+    # .npz files cannot hold types that NumPy lacks, such as bfloat16
     return array if array.dtype.kind in "biufc" else array.view(f"u{array.dtype.itemsize}")
 
 

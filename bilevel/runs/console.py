@@ -1,4 +1,4 @@
-"""What a person sees of a run: a header, a progress bar, a result."""
+"""What a run prints: a header, a progress bar and the result."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ console = Console(soft_wrap=True, highlight=False)
 
 @contextlib.contextmanager
 def logging_to(log_file: Path) -> Iterator[None]:
-    """Send the library's log to a file, and its warnings to the console, for the length of a run."""
+    """Send the library's log to a file, and its warnings to the console, during a run."""
     logger = logging.getLogger("bilevel")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces that it looked for fonts
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at INFO, it logs its search for fonts
     written = logging.FileHandler(log_file, encoding="utf-8")
     written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     shown = RichHandler(console=console, show_path=False, show_time=False, level=logging.WARNING)
@@ -43,7 +43,7 @@ def say(text: str) -> None:
 
 
 class Bar:
-    """A progress bar with the last row's loss and residuals; nothing where the output is not a terminal."""
+    """A progress bar with the loss and the residuals of the last row; shown on a terminal alone."""
 
     def __init__(self, steps: int, done: int = 0):
         self._progress = Progress(
@@ -72,31 +72,31 @@ class Bar:
         self._progress.update(self._task, advance=1, row=text)
 
     def advance(self, row: Mapping[str, Any]) -> None:
-        """Advance by one row of a study, and print it."""
+        """Advance by one row of a study, and print the row."""
         say("  " + "  ".join(f"{name} {_short(value)}" for name, value in row.items()))
         self._progress.update(self._task, advance=1, row="")
 
 
 def show_result(result: Mapping[str, Any], first_loss: float, folder: Path) -> None:
-    """A few lines: the loss, failed solves, the metrics, the hyperparameters in physical units, the path of the folder."""
+    """Print the loss, the failures, the metrics, the hyperparameters in physical units, and the path of the run folder."""
     say(
         f"outer loss {first_loss:.6g} → {result['outer_loss']:.6g} at step {result['best_step']} of {result['steps']} "
         f"({result['status']}, {result['seconds']:.1f} s)"
     )
     if result["failures"]:
         say(
-            f"{result['failures']} of {result['steps']} steps had a solve that missed its tolerance; the best step was chosen "
-            "by its outer loss and the estimated error of that loss"
+            f"a solve missed its tolerance in {result['failures']} of {result['steps']} steps; the best step was chosen by "
+            "its outer loss and the estimated error of that loss"
         )
     if result["metrics"]:
         say("  ".join(f"{name} {value:.5g}" for name, value in result["metrics"].items()))
     for name, value in result["hparams"].items():
-        say(f"{name} {brief(value)}  (started at {brief(result['start'][name])})")
+        say(f"{name} {brief(value)}  (start: {brief(result['start'][name])})")
     say(f"run folder: {folder}")
     if result["status"] == "interrupted":
-        say(f"to go on: python -m bilevel.run resume={folder}")
+        say(f"to resume: python -m bilevel.run resume={folder}")
     elif result["status"] != "non_finite":
-        say(f"to look at it: python -m bilevel.report {folder}")
+        say(f"report: python -m bilevel.report {folder}")
 
 
 def brief(value: Any) -> str:
@@ -109,12 +109,12 @@ def brief(value: Any) -> str:
 
 
 def show_findings(summary: Mapping[str, Any], seconds: float, folder: Path) -> None:
-    """The numbers of a study, those that are no tables, and where the rest lies."""
+    """Print the scalar results of a study, and the path of the run folder."""
     for name, value in summary.items():
         if not isinstance(value, Mapping | list):
             say(f"{name} {_short(value)}")
     say(f"{seconds:.1f} s, run folder: {folder}")
-    say(f"to look at it: python -m bilevel.report {folder}")
+    say(f"report: python -m bilevel.report {folder}")
 
 
 def _short(value: Any) -> str:

@@ -1,13 +1,14 @@
-"""Processes that send a run folder's rows to trackers, so that no tracker can stop or slow the run.
+"""Processes that send a run folder's rows to trackers, so that no tracker can stop or slow down the run.
 
-Each tracker has a process of its own, `python -m bilevel.track FOLDER NAME`, which reads what the run writes until its standard
-input is closed: by the run at its end, or by the system where the run dies. How many rows it has sent stands in
-`trackers/NAME.json`, so that a later one goes on there, once the earlier one has ended.
+Each tracker has its own process, `python -m bilevel.track FOLDER NAME`, which reads the rows until its standard input is closed:
+by the run when it ends, or by the system if the run dies. `trackers/NAME.json` holds the number of rows sent, where a later
+process continues once the earlier one has ended.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -21,14 +22,14 @@ from bilevel.runs._folder import METRICS, load
 from bilevel.runs._rows import Tail
 from bilevel.runs.trackers import Tracker
 
-PATIENCE = 20.0  # seconds that a run waits, once it is over, for what its trackers still send
-MINUTES_ALONE = 10  # that a tracker has to end, once the run is over
-_PAUSE = 1.0  # seconds between two looks at the rows
+PATIENCE = 20.0  # seconds that a finished run waits for its trackers
+MINUTES_ALONE = 10  # after which a tracker stops, once the run has ended
+_PAUSE = 1.0  # seconds between two checks for new rows
 _log = logging.getLogger("bilevel")
 
 
 class Followers:
-    """One process per tracker, for the length of a run: those `alive`, and in the end those `left` to end by themselves."""
+    """One process per tracker during a run: those `alive`, and at the end those `left` that continue on their own."""
 
     def __init__(self, folder: Path, names: Sequence[str], patience: float = PATIENCE):
         self._folder, self._names, self._patience = folder, names, patience
@@ -40,27 +41,30 @@ class Followers:
             try:
                 self.alive[name] = self._begin(name)
             except OSError as error:  # a full disk, or too many processes
-                _log.warning("tracker %s could not be started, the run goes on: %s. %s", name, error, self._fix(name))
+                self._warn(name, f"could not be started, the run continues: {error}")
         return self
 
     def _begin(self, name: str) -> subprocess.Popen:
-        _home(self._folder).mkdir(exist_ok=True)
+        nice = shutil.which("nice")
+        # from its first instruction, for to start three trackers takes seconds of a core
+        priority = [nice, "-n", "19"] if nice else []
         with (_home(self._folder) / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                [*_last_in_line(), sys.executable, "-m", "bilevel.track", str(self._folder), name, "--follow"],
+                [*priority, sys.executable, "-m", "bilevel.track", str(self._folder), name, "--follow"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                process_group=0,  # Ctrl-C is for the run; in a session of its own, Linux would not heed its priority
+                env=os.environ | {"HYDRA_FULL_ERROR": "1"},  # the log has tracebacks
+                process_group=0,  # Ctrl-C is for the run; in its own session, Linux would ignore the priority
             )
 
     def look(self) -> None:
-        """Say once of each that ended before the run that it did."""
+        """Warn of each tracker that has ended before the run."""
         for name, process in list(self.alive.items()):
             if process.poll() is not None:
                 del self.alive[name]
                 _close_input(process)
-                self._say(name, process.returncode)
+                self._check(name, process.returncode)
 
     def __exit__(self, *_: object) -> None:
         deadline = time.monotonic() + self._patience
@@ -71,31 +75,26 @@ class Followers:
                 code = process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 self.left.append(process)
-                _log.warning(
-                    "tracker %s still sends, and goes on by itself for at most %d minutes. %s",
-                    name,
-                    MINUTES_ALONE,
-                    self._fix(name),
-                )
+                self._warn(name, f"is still sending, and continues on its own for at most {MINUTES_ALONE} minutes")
             else:
-                self._say(name, code)
+                self._check(name, code)
 
-    def _say(self, name: str, code: int) -> None:
+    def _check(self, name: str, code: int) -> None:
         if code:
             lines = (_home(self._folder) / f"{name}.log").read_text(encoding="utf-8", errors="replace").split("\n")
             last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
-            _log.warning("tracker %s failed, the run goes on: %s. %s", name, last, self._fix(name))
+            self._warn(name, f"failed, the run continues: {last}")
 
-    def _fix(self, name: str) -> str:
-        return f"The rows are in {METRICS}; to send them later: python -m bilevel.track {self._folder} {name}"
+    def _warn(self, name: str, problem: str) -> None:
+        fix = f"To send the rows later: python -m bilevel.track {self._folder} {name}"
+        _log.warning("tracker %s %s. %s", name, problem, fix)
 
 
 def follow(tracker: Tracker, name: str, folder: Path, over: threading.Event) -> None:
-    """Send a run to a tracker: what it has written, and until it is `over`, what it still writes."""
-    _home(folder).mkdir(exist_ok=True)
+    """Send the rows of a run to a tracker, and new rows until the run is `over`."""
     with (_home(folder) / f"{name}.lock").open("ab") as alone:
         if not _files.lock(alone.fileno()):
-            _log.warning("another process sends this run to %s: waiting for its end", name)
+            _log.warning("another process is sending this run to %s; waiting until it ends", name)
             _files.lock(alone.fileno(), wait=True)
         _follow(tracker, _home(folder) / f"{name}.json", folder, over)
 
@@ -120,16 +119,12 @@ def _follow(tracker: Tracker, path: Path, folder: Path, over: threading.Event) -
     tracker.finish(run.result if run.ended else None, sorted(folder.glob("*.png")))
 
 
-def _last_in_line() -> list[str]:
-    """Before a command: at the lowest priority from its first instruction, for three that start take seconds of a core."""
-    nice = shutil.which("nice")
-    return [nice, "-n", "19"] if nice else []
-
-
 def _close_input(process: subprocess.Popen) -> None:
     assert process.stdin is not None
     process.stdin.close()
 
 
 def _home(folder: Path) -> Path:
-    return folder / "trackers"
+    home = folder / "trackers"
+    home.mkdir(exist_ok=True)
+    return home

@@ -1,4 +1,4 @@
-"""Trackers: where a run is shown besides its own folder. Each works in a process of its own (`following.py`)."""
+"""Trackers, which show a run outside its folder. Each works in its own process (`following.py`)."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ from typing import Any
 from bilevel.runs._rows import plain
 from bilevel.runs.sweeps import is_sweep
 
+Row = Mapping[str, Any]
 _SUMMARY = ("outer_loss", "status", "best_step", "seconds", "metrics", "hparams", "summary")
 
 
 class Tracker(abc.ABC):
-    """Told of the start of a run, of every row, and of its end."""
+    """Receives the start of a run, every row, and the end of the run."""
 
     @abc.abstractmethod
     def start(self, folder: Path, config: Mapping[str, Any], run: str | None) -> str | None:
-        """Open a run, or go on in an earlier one.
+        """Open a run, or resume an earlier one.
 
         Args:
           folder: the run folder.
-          config: its configuration.
-          run: what `start` returned the last time that this run was followed; None the first time.
+          config: the configuration of the run.
+          run: the value that `start` returned the last time for this run; None the first time.
 
         Returns:
           The tracker's name for the run.
         """
 
     @abc.abstractmethod
-    def log(self, row: Mapping[str, Any]) -> None:
+    def log(self, row: Row) -> None:
         """Send one row of `metrics.jsonl`."""
 
     @abc.abstractmethod
-    def finish(self, result: Mapping[str, Any] | None, pictures: Sequence[Path]) -> None:
-        """Close the run, with its result unless it did not come to its end, and its pictures."""
+    def finish(self, result: Row | None, pictures: Sequence[Path]) -> None:
+        """Close the run, with its pictures and its result, which is None unless the run finished."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class WandB(Tracker):
-    """Weights & Biases. Offline, into the run folder, unless the user is logged in; never asks at a prompt.
+    """Weights & Biases. Offline, in the run folder, unless the user is logged in; never prompts.
 
     Args:
       project: project name.
       entity: team or user; None is the account's default.
-      group: groups runs; None is the sweep that the run is part of.
-      name: of the run; None is the folder's name.
+      group: name of a group of runs; None is the sweep of the run, if any.
+      name: name of the run; None is the folder's name.
     """
 
     project: str = "bilevel"
@@ -58,8 +59,8 @@ class WandB(Tracker):
     group: str | None = None
     name: str | None = None
 
-    def start(self, folder, config, run):
-        """Choose the mode by environment, before wandb is imported: offline must not look up a single address."""
+    def start(self, folder: Path, config: Mapping[str, Any], run: str | None) -> str:
+        """Choose the mode by environment before importing wandb, so that offline mode looks up no address."""
         if "WANDB_MODE" not in os.environ and not _logged_in():
             os.environ["WANDB_MODE"] = "offline"
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -82,11 +83,11 @@ class WandB(Tracker):
         )
         return self._run.id
 
-    def log(self, row):
+    def log(self, row: Row) -> None:
         """Log the row at its step."""
-        self._run.log({k: v for k, v in row.items() if k != "step" and v is not None}, step=row.get("step"))
+        self._run.log(_values(row), step=row.get("step"))
 
-    def finish(self, result, pictures):
+    def finish(self, result: Row | None, pictures: Sequence[Path]) -> None:
         """Write the result to the summary, and the pictures as media."""
         if result is not None:
             self._run.summary.update(plain({name: result[name] for name in _SUMMARY if name in result}))
@@ -101,13 +102,13 @@ class Trackio(Tracker):
 
     Args:
       project: project name.
-      folder: where its databases lie; None is the user's cache folder of trackio.
+      folder: the folder of its databases; None is the user's cache folder of trackio.
     """
 
     project: str = "bilevel"
     folder: str | None = None
 
-    def start(self, folder, config, run):
+    def start(self, folder: Path, config: Mapping[str, Any], run: str | None) -> str:
         """Open the run in the project's database."""
         if self.folder is not None:
             os.environ["TRACKIO_DIR"] = str(Path(self.folder).resolve())
@@ -129,11 +130,11 @@ class Trackio(Tracker):
         )
         return name
 
-    def log(self, row):
+    def log(self, row: Row) -> None:
         """Log the row at its step."""
-        self._trackio.log({k: v for k, v in row.items() if k != "step" and v is not None}, step=row.get("step"))
+        self._trackio.log(_values(row), step=row.get("step"))
 
-    def finish(self, result, pictures):
+    def finish(self, result: Row | None, pictures: Sequence[Path]) -> None:
         """Log the result as a table, and the pictures; flush."""
         if result is not None:
             rows = [[name, f"{value:.6g}" if isinstance(value, float) else str(value)] for name, value in _flat(result)]
@@ -146,31 +147,27 @@ class Trackio(Tracker):
 class TensorBoard(Tracker):
     """TensorBoard, by tensorboardX: event files in the run folder, `tensorboard --logdir runs`. Needs the extra `dashboard`."""
 
-    def start(self, folder, config, run):
+    def start(self, folder: Path, config: Mapping[str, Any], run: str | None) -> str:
         """Open an event file."""
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise ImportError('tracker=tensorboard needs tensorboardX: pip install "bilevel[dashboard]"') from error
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
-        self._step = 0
+        self._writer, self._step = SummaryWriter(str(folder / "tensorboard")), 0
         if run is None:
             self._writer.add_text("config", "\n".join(f"    {name}: {value}" for name, value in config.items()), 0)
         return "tensorboard"
 
-    def log(self, row):
+    def log(self, row: Row) -> None:
         """Write every number of the row as a scalar."""
         self._step = row.get("step", self._step + 1)
-        for name, value in row.items():
-            if name != "step" and isinstance(value, int | float):
-                self._writer.add_scalar(name, value, self._step)
+        self._write({name: value for name, value in row.items() if name != "step"})
 
-    def finish(self, result, pictures):
+    def finish(self, result: Row | None, pictures: Sequence[Path]) -> None:
         """Write the numbers of the result and the pictures."""
         if result is not None:
-            for name, value in {**result.get("metrics", {}), "best_outer_loss": result.get("outer_loss")}.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(f"result/{name}", value, self._step)
+            numbers = {**result.get("metrics", {}), "best_outer_loss": result.get("outer_loss")}
+            self._write({f"result/{name}": value for name, value in numbers.items()})
             for path in pictures:
                 import matplotlib.image
 
@@ -178,8 +175,17 @@ class TensorBoard(Tracker):
                 self._writer.add_image(path.stem, pixels[..., :3], self._step, dataformats="HWC")
         self._writer.close()
 
+    def _write(self, values: Row) -> None:
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, self._step)
 
-def _flat(result: Mapping[str, Any]) -> list[tuple[str, Any]]:
+
+def _values(row: Row) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "step" and value is not None}
+
+
+def _flat(result: Row) -> list[tuple[str, Any]]:
     """The numbers and texts of a result by name."""
     found: list[tuple[str, Any]] = []
     for name in _SUMMARY:
@@ -197,10 +203,9 @@ def _logged_in() -> bool:
     """Whether wandb would find credentials: a key in the environment, or an entry for its server in the netrc file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     server = os.environ.get("WANDB_BASE_URL", "")
     try:
-        hosts = netrc.netrc(path).hosts
+        hosts = netrc.netrc(Path(os.environ.get("NETRC", "~/.netrc")).expanduser()).hosts
     except (OSError, netrc.NetrcParseError):
         return False
     return any("wandb" in host or (host in server and host) for host in hosts)
