@@ -13,7 +13,6 @@ from conftest import precision
 
 import bilevel as bl
 from bilevel import inner, tasks
-from bilevel._status import Status
 from bilevel.optimality import KKTSolution
 from bilevel.statements import QP, LinearModel
 
@@ -38,10 +37,6 @@ def target_problem():
 def solve(solver, problem, start, hparams, data=None):
     solver.check(problem)
     return jax.jit(lambda *args: solver.solve(problem, *args))(start, hparams, data)
-
-
-def status(found):
-    return Status(int(found.status))
 
 
 def program_case():

@@ -10,6 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from catalog.solvers import cvxpy_minimize
+from scipy.optimize import least_squares, lsq_linear
+from sklearn.linear_model import ElasticNet, Lasso, LogisticRegression, Ridge
 
 import bilevel as bl
 from bilevel import tasks
@@ -48,9 +51,7 @@ def cvxpy_minimum(build):
     import cvxpy as cp
 
     z = cp.Variable(FEATURES)
-    objective, constraints = build(cp, z)
-    tight = {"tol_gap_abs": 1e-13, "tol_gap_rel": 1e-13, "tol_feas": 1e-13}
-    cp.Problem(cp.Minimize(objective), constraints).solve(solver="CLARABEL", **tight)
+    cvxpy_minimize(*build(cp, z))
     return z.value
 
 
@@ -90,11 +91,8 @@ def simplex_qp():
     parts = {
         "projection": lambda z, hparams, data: projection_simplex(z),
         "polyhedral": True,
-        "quadratic_program": lambda hparams, data: QP(
-            data["Q"],
-            hparams * data["c"],
-            *(jnp.ones((1, FEATURES)), jnp.ones(1)),
-            *(-jnp.eye(FEATURES), jnp.zeros(FEATURES)),
+        "quadratic_program": program(
+            E=jnp.ones((1, FEATURES)), d=jnp.ones(1), M=-jnp.eye(FEATURES), h=jnp.zeros(FEATURES)
         ),
     }
     return qp_case(lambda z: [z >= 0, sum(z) == 1], jnp.full(FEATURES, 1 / FEATURES), **parts)
@@ -120,8 +118,6 @@ def nnls():
     }
 
     def reference():
-        from scipy.optimize import lsq_linear
-
         factor = np.linalg.cholesky(Q).T
         target = np.linalg.solve(factor.T, -C)
         return lsq_linear(factor, target, bounds=(0, np.inf), tol=1e-14, method="bvls").x
@@ -129,56 +125,33 @@ def nnls():
     return dataclasses.replace(qp_case(lambda z: [z >= 0], **parts), reference=reference)
 
 
-def linear_case(model, hparams, start, targets, reference):
-    return Case(bl.Problem(linear_model=model), hparams, start, (jnp.asarray(X), jnp.asarray(targets)), reference)
+def linear_case(hparam, targets, estimator, loss="squared", **penalties):
+    """A linear model with the objective of a scikit-learn estimator: penalties at the hyperparameter, a mean over the rows."""
+    start = jnp.zeros((FEATURES, 3) if loss == "logistic" else FEATURES)
+    problem = bl.Problem(linear_model=LinearModel(loss=loss, rows=lambda data: data, mean=True, **penalties))
 
+    def reference():
+        return estimator.set_params(fit_intercept=False).fit(X, targets).coef_.T
 
-def rows(data):
-    return data
+    return Case(problem, jnp.array(hparam), start, (jnp.asarray(X), jnp.asarray(targets)), reference)
 
 
 def logistic():
-    from sklearn.linear_model import LogisticRegression
-
-    def reference():
-        model = LogisticRegression(C=1 / (0.05 * ROWS), fit_intercept=False, tol=1e-13, max_iter=100_000)
-        return model.fit(X, CLASSES).coef_.T
-
-    model = LinearModel(loss="logistic", rows=rows, l2=lambda hparams: hparams, mean=True)
-    return linear_case(model, jnp.array(0.05), jnp.zeros((FEATURES, 3)), CLASSES, reference)
+    estimator = LogisticRegression(C=1 / (0.05 * ROWS), tol=1e-13, max_iter=100_000)
+    return linear_case(0.05, CLASSES, estimator, "logistic", l2=lambda hparams: hparams)
 
 
 def lasso():
-    from sklearn.linear_model import Lasso
-
-    def reference():
-        return Lasso(alpha=0.3, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(X, Y).coef_
-
-    model = LinearModel(loss="squared", rows=rows, l1=lambda hparams: hparams, mean=True)
-    return linear_case(model, jnp.array(0.3), jnp.zeros(FEATURES), Y, reference)
+    return linear_case(0.3, Y, Lasso(alpha=0.3, tol=1e-14, max_iter=100_000), l1=lambda hparams: hparams)
 
 
 def ridge():
-    from sklearn.linear_model import Ridge
-
-    def reference():
-        return Ridge(alpha=0.3 * ROWS, fit_intercept=False, tol=1e-14).fit(X, Y).coef_
-
-    model = LinearModel(loss="squared", rows=rows, l2=lambda hparams: hparams, mean=True)
-    return linear_case(model, jnp.array(0.3), jnp.zeros(FEATURES), Y, reference)
+    return linear_case(0.3, Y, Ridge(alpha=0.3 * ROWS, tol=1e-14), l2=lambda hparams: hparams)
 
 
 def elastic_net():
-    from sklearn.linear_model import ElasticNet
-
-    def reference():
-        model = ElasticNet(alpha=0.4, l1_ratio=0.75, fit_intercept=False, tol=1e-14, max_iter=100_000)
-        return model.fit(X, Y).coef_
-
-    model = LinearModel(
-        loss="squared", rows=rows, l1=lambda hparams: 0.75 * hparams, l2=lambda hparams: 0.25 * hparams, mean=True
-    )
-    return linear_case(model, jnp.array(0.4), jnp.zeros(FEATURES), Y, reference)
+    estimator = ElasticNet(alpha=0.4, l1_ratio=0.75, tol=1e-14, max_iter=100_000)
+    return linear_case(0.4, Y, estimator, l1=lambda hparams: 0.75 * hparams, l2=lambda hparams: 0.25 * hparams)
 
 
 def svm_dual():
@@ -188,12 +161,9 @@ def svm_dual():
     def reference():
         import cvxpy as cp
 
-        x = cp.Variable(train["targets"].shape)
-        loss = cp.sum_squares(train["features"].T @ (train["targets"] - x)) / 40 + cp.sum(
-            cp.multiply(x, train["targets"])
-        )
-        tight = {"tol_gap_abs": 1e-13, "tol_gap_rel": 1e-13, "tol_feas": 1e-13}
-        cp.Problem(cp.Minimize(loss), [x >= 0, cp.sum(x, axis=1) == 1]).solve(solver="CLARABEL", **tight)
+        x, targets = cp.Variable(train["targets"].shape), train["targets"]
+        loss = cp.sum_squares(train["features"].T @ (targets - x)) / 40 + cp.sum(cp.multiply(x, targets))
+        cvxpy_minimize(loss, [x >= 0, cp.sum(x, axis=1) == 1])
         return x.value
 
     return Case(setup.problem, setup.hparams, setup.params, setup.data, reference)
@@ -215,8 +185,6 @@ def nonlinear_least_squares():
         return z[0] * jnp.exp(-z[1] * data[0]) + z[2] - data[1]
 
     def reference():
-        from scipy.optimize import least_squares
-
         def fit(z):
             return z[0] * np.exp(-z[1] * t) + z[2] - noisy
 

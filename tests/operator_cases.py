@@ -10,10 +10,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 from bilevel.operators import bregman, projection, prox
 
 N = 6
+SIZES = [1, 2, 3, 7, 16, 17, 40]
+STEP = 1e-6  # of differences
+seeds = st.integers(0, 2**32 - 1)
+
+
+def examples(count):
+    return settings(
+        max_examples=count,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+        derandomize=True,
+    )
+
+
+@st.composite
+def vectors(draw):
+    size = draw(st.sampled_from(SIZES))
+    kind = draw(st.sampled_from(["spread", "tied", "floats"]))
+    if kind == "floats":
+        return np.array(draw(st.lists(st.floats(-20, 20, allow_subnormal=False), min_size=size, max_size=size)))
+    rng = np.random.default_rng(draw(seeds))
+    return rng.integers(-2, 3, size).astype(float) if kind == "tied" else 3 * rng.normal(size=size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +136,16 @@ def marginals(p, a, b):
     return max(np.abs(p.sum(1) - a).max(), np.abs(p.sum(0) - b).max(), positive_violation(p))
 
 
+def coupling(project):
+    return Case(
+        lambda x, a, b: project(x, (a, b)),
+        transport,
+        marginals,
+        ways=transport_ways,
+        kinks=((np.eye(3, 4), np.array([1.0, 0, 0]), np.array([1.0, 0, 0, 0])),),
+    )
+
+
 def square(rng):
     return (2 * rng.normal(size=(4, 4)),)
 
@@ -143,6 +177,45 @@ def on_orthant(g):
 ZEROS = np.zeros(N)
 ONES = np.ones(N)
 
+
+def l1(p):
+    return np.abs(p).sum()
+
+
+def largest(p):
+    return np.abs(p).max()
+
+
+def sphere(project, norm):
+    return Case(
+        project,
+        vector(size(0.5, 4)),
+        lambda p, value: abs(norm(p) - value),
+        kinks=((ZEROS, 1.0), (ONES, 0.0)),
+        convex=False,
+    )
+
+
+def ball(project, norm, *kinks, sizes=(0.5, 8)):
+    return Case(
+        project,
+        vector(size(*sizes)),
+        lambda p, bound: excess(norm(p), bound),
+        kinks=((ZEROS, 0.0), (ZEROS, 1.0), *kinks),
+    )
+
+
+def penalized(call, g, *kinks, most=2):
+    """The prox of a penalty with one factor."""
+    return Case(
+        call, vector(size(0.2, most), size(0.5, 2)), objective=g, kinks=((ZEROS, 0.0, 1.0), (ONES, 1.0, 1.0), *kinks)
+    )
+
+
+def row(rng):
+    return rng.normal(size=N), rng.normal(size=N), rng.normal()
+
+
 PROJECTIONS = {
     "projection_non_negative": Case(
         projection.projection_non_negative, vector(), positive_violation, kinks=((ZEROS,),)
@@ -164,47 +237,20 @@ PROJECTIONS = {
         kinks=((ZEROS, 1.0),),
         convex=False,
     ),
-    "projection_l1_sphere": Case(
-        projection.projection_l1_sphere,
-        vector(size(0.5, 4)),
-        lambda p, value: abs(np.abs(p).sum() - value),
-        kinks=((ZEROS, 1.0), (ONES, 0.0)),
-        convex=False,
-    ),
-    "projection_l1_ball": Case(
-        projection.projection_l1_ball,
-        vector(size(1, 12)),
-        lambda p, bound: excess(np.abs(p).sum(), bound),
-        kinks=((ZEROS, 0.0), (ONES, 6.0), (ZEROS, 1.0)),
-    ),
-    "projection_l2_sphere": Case(
-        projection.projection_l2_sphere,
-        vector(size(0.5, 4)),
-        lambda p, value: abs(np.linalg.norm(p) - value),
-        kinks=((ZEROS, 1.0), (ONES, 0.0)),
-        convex=False,
-    ),
-    "projection_l2_ball": Case(
-        projection.projection_l2_ball,
-        vector(size(0.5, 8)),
-        lambda p, bound: excess(np.linalg.norm(p), bound),
-        kinks=((ZEROS, 1.0), (ZEROS, 0.0), (ONES, np.sqrt(N))),
-    ),
-    "projection_linf_ball": Case(
-        projection.projection_linf_ball,
-        vector(size(0.5, 4)),
-        lambda p, bound: excess(np.abs(p).max(), bound),
-        kinks=((ONES, 1.0), (ZEROS, 0.0)),
-    ),
+    "projection_l1_sphere": sphere(projection.projection_l1_sphere, l1),
+    "projection_l2_sphere": sphere(projection.projection_l2_sphere, np.linalg.norm),
+    "projection_l1_ball": ball(projection.projection_l1_ball, l1, (ONES, 6.0), sizes=(1, 12)),
+    "projection_l2_ball": ball(projection.projection_l2_ball, np.linalg.norm, (ONES, np.sqrt(N))),
+    "projection_linf_ball": ball(projection.projection_linf_ball, largest, (ONES, 1.0), sizes=(0.5, 4)),
     "projection_hyperplane": Case(
         lambda x, a, b: projection.projection_hyperplane(x, (a, b)),
-        lambda rng: (rng.normal(size=N), rng.normal(size=N), rng.normal()),
+        row,
         lambda p, a, b: abs(a @ p - b),
         kinks=((ONES, ZEROS, 0.0),),
     ),
     "projection_halfspace": Case(
         lambda x, a, b: projection.projection_halfspace(x, (a, b)),
-        lambda rng: (rng.normal(size=N), rng.normal(size=N), rng.normal()),
+        row,
         lambda p, a, b: excess(a @ p, b),
         kinks=((ONES, ZEROS, 0.0), (ONES, ONES, 6.0)),
     ),
@@ -226,20 +272,8 @@ PROJECTIONS = {
         lambda p, alpha, beta, w, c: max(outside(p, alpha, beta), abs(w @ p - c)),
         kinks=((ONES, ZEROS, ONES, ONES, 6.0), (ZEROS, ZEROS, ONES, ONES, 0.0), (ONES, ZEROS, ONES, ZEROS, 0.0)),
     ),
-    "projection_transport": Case(
-        lambda x, a, b: projection.projection_transport(x, (a, b)),
-        transport,
-        marginals,
-        ways=transport_ways,
-        kinks=((np.eye(3, 4), np.array([1.0, 0, 0]), np.array([1.0, 0, 0, 0])),),
-    ),
-    "kl_projection_transport": Case(
-        lambda x, a, b: projection.kl_projection_transport(x, (a, b)),
-        transport,
-        marginals,
-        ways=transport_ways,
-        kinks=((np.eye(3, 4), np.array([1.0, 0, 0]), np.array([1.0, 0, 0, 0])),),
-    ),
+    "projection_transport": coupling(projection.projection_transport),
+    "kl_projection_transport": coupling(projection.kl_projection_transport),
     "projection_birkhoff": Case(
         projection.projection_birkhoff,
         square,
@@ -283,41 +317,26 @@ PROJECTIONS = {
 
 PROXES = {
     "prox_none": Case(lambda x, s: prox.prox_none(x, None, s), vector(size(0.5, 2)), objective=lambda y, s: 0.0),
-    "prox_lasso": Case(
-        prox.prox_lasso,
-        vector(size(0.2, 2), size(0.5, 2)),
-        objective=penalty(lambda y, reg: reg * np.abs(y).sum()),
-        kinks=((ONES, 1.0, 1.0), (ZEROS, 0.0, 1.0)),
+    "prox_lasso": penalized(prox.prox_lasso, penalty(lambda y, reg: reg * l1(y))),
+    "prox_non_negative_lasso": penalized(
+        prox.prox_non_negative_lasso, on_orthant(penalty(lambda y, reg: reg * y.sum()))
     ),
-    "prox_non_negative_lasso": Case(
-        prox.prox_non_negative_lasso,
-        vector(size(0.2, 2), size(0.5, 2)),
-        objective=on_orthant(penalty(lambda y, reg: reg * y.sum())),
-        kinks=((ONES, 1.0, 1.0), (ZEROS, 0.0, 1.0)),
+    "prox_group_lasso": penalized(
+        prox.prox_group_lasso,
+        penalty(lambda y, reg: reg * np.linalg.norm(y)),
+        (ZEROS, 1.0, 1.0),
+        (ONES, np.sqrt(N), 1.0),
+        most=4,
+    ),
+    "prox_ridge": penalized(prox.prox_ridge, penalty(lambda y, reg: reg * (y @ y) / 2)),
+    "prox_non_negative_ridge": penalized(
+        prox.prox_non_negative_ridge, on_orthant(penalty(lambda y, reg: reg * (y @ y) / 2))
     ),
     "prox_elastic_net": Case(
         lambda x, reg, ratio, s: prox.prox_elastic_net(x, (reg, ratio), s),
         vector(lambda rng: positive(rng, N), size(0.2, 2), size(0.5, 2)),
         objective=penalty(lambda y, reg, ratio: np.sum(reg * (np.abs(y) + ratio * y**2 / 2))),
         kinks=((ONES, ONES, 1.0, 1.0),),
-    ),
-    "prox_group_lasso": Case(
-        prox.prox_group_lasso,
-        vector(size(0.2, 4), size(0.5, 2)),
-        objective=penalty(lambda y, reg: reg * np.linalg.norm(y)),
-        kinks=((ZEROS, 1.0, 1.0), (ZEROS, 0.0, 1.0), (ONES, np.sqrt(N), 1.0)),
-    ),
-    "prox_ridge": Case(
-        prox.prox_ridge,
-        vector(size(0.2, 2), size(0.5, 2)),
-        objective=penalty(lambda y, reg: reg * (y @ y) / 2),
-        kinks=((ZEROS, 0.0, 1.0),),
-    ),
-    "prox_non_negative_ridge": Case(
-        prox.prox_non_negative_ridge,
-        vector(size(0.2, 2), size(0.5, 2)),
-        objective=on_orthant(penalty(lambda y, reg: reg * (y @ y) / 2)),
-        kinks=((ZEROS, 0.0, 1.0),),
     ),
     "prox_log1p": Case(
         lambda x, reg, width, s: prox.prox_log1p(x, (reg, width), s),

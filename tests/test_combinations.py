@@ -21,6 +21,8 @@ from bilevel._curvature import choose_step
 from bilevel.hypergrad import misfits
 from bilevel.outer import Nested
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 TASKS = {
     "ridge": tasks.Ridge(),
     "svm": tasks.SVM(data="iris", theta=20.0),
@@ -62,7 +64,6 @@ def nested(task, solver, condition):
     return Nested(problem_of(task, condition), part("inner", solver), bl.hypergrad.Implicit(), optax.sgd(0.1))
 
 
-@pytest.mark.usefixtures("x64")
 def test_every_legal_pair_is_built_and_every_other_one_refused_with_the_reasons():
     refused = 0
     for task, solver, condition in triples():
@@ -106,15 +107,18 @@ def hypergradient(given, problem, solver):
     return run(given.params, given.hparams, given.data)
 
 
-def sample():
-    """Seeded; every solver at most once, so that as many as there is time for are seen."""
-    order = legal()
+def cells():
+    """All, of which a seeded sample runs by default: every solver at most once, as many as there is time for."""
+    order = list(legal())
     random.Random(7).shuffle(order)
     chosen = {solver: (task, solver, condition) for task, solver, condition in order}
-    return sorted(chosen.values())[:: max(len(chosen) // SAMPLE, 1)]
+    sample = sorted(chosen.values())[:: max(len(chosen) // SAMPLE, 1)]
+    return [pytest.param(each, marks=() if each in sample else pytest.mark.slow) for each in sorted(order)]
 
 
-def check(task, solver, condition):
+@pytest.mark.parametrize("triple", cells(), ids="-".join)
+def test_legal_combinations_agree(triple):
+    task, solver, condition = triple
     tight = part("inner", solver)
     if isinstance(tight, inner.Optax):  # no learning rate suits every problem: here a share of 1/L
         given = setup(task)
@@ -131,20 +135,6 @@ def check(task, solver, condition):
     np.testing.assert_allclose(found.outer_loss, expected.outer_loss, rtol=1e-3)
 
 
-@pytest.mark.parametrize("triple", sample(), ids="-".join)
-@pytest.mark.usefixtures("x64")
-def test_a_sample_of_legal_combinations_agrees(triple):
-    check(*triple)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("triple", legal(), ids="-".join)
-@pytest.mark.usefixtures("x64")
-def test_every_legal_combination_agrees(triple):
-    check(*triple)
-
-
-@pytest.mark.usefixtures("x64")
 def test_any_solution_of_the_svm_is_differentiated_by_any_of_its_conditions():
     """The paper's decoupling: five solvers by two maps, ten hypergradients, and differences of a sixth solver's loss."""
     given, found = setup("svm"), {}

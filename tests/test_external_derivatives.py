@@ -100,19 +100,3 @@ def test_derivatives_around_a_black_box_in_lanes(x64, make):
     for found, right in zip(lanes, expected, strict=True):
         assert np.min(np.max(np.abs(right).reshape(3, -1), axis=1)) > 1e-3
         np.testing.assert_allclose(found, right, atol=1e-6 * np.max(np.abs(right)))
-
-
-@pytest.mark.parametrize(
-    "make", [lasso_case, pytest.param(cone_case, marks=pytest.mark.slow)], ids=lambda f: f.__name__
-)
-def test_hessians_around_a_black_box(x64, make):
-    """Without lanes, under jit."""
-    solver, problem, start, theta, data, reference = make()
-
-    @bl.custom_root(bl.optimality.bind(problem))
-    def black_box(start, hparams, data):
-        return solver.solve(problem, start, hparams, data).params
-
-    found = jax.jit(jax.hessian(lambda h: measure(black_box(start, h, data))))(theta)
-    expected = jax.jit(jax.hessian(lambda h: measure(reference(h))))(theta)
-    np.testing.assert_allclose(found, expected, atol=1e-6 * np.max(np.abs(expected)))

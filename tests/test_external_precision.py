@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from catalog.conic import case_of
 from conftest import precision
-from external_cases import estimate, native, program_case, setup, solve, status
+from external_cases import estimate, native, program_case, setup, solve
 from jax.experimental.sparse import BCOO
+from problems import status_of
 
 import bilevel as bl
-from bilevel import inner
-from bilevel._status import Status
+from bilevel import Status, inner
 from bilevel.operators.cones import Cones
 from bilevel.optimality import KKTSolution
 from bilevel.statements import QP, LinearModel
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slice(4)
 def test_the_hypergradient_is_that_of_our_own_solvers(x64, task, solver):
     made, expected = setup(task), native(task)
     found = estimate(made.problem, solver, made.params, made.hparams, made.data)
-    assert status(found) is Status.CONVERGED
+    assert status_of(found) is Status.CONVERGED
     np.testing.assert_allclose(found.outer_loss, expected.outer_loss, rtol=1e-7)
     np.testing.assert_allclose(found.grad, expected.grad, atol=1e-6 * np.max(np.abs(expected.grad)))
 
@@ -66,7 +66,7 @@ def test_the_dual_of_liblinear_is_exact(x64, theta, classes, sparse):
     found = solve(
         inner.SklearnLinearSVC(), problem, jnp.full((len(keep), classes), 1 / classes), jnp.array(theta), data
     )
-    assert status(found) is Status.CONVERGED
+    assert status_of(found) is Status.CONVERGED
     assert float(found.residual) <= 1e-11
 
 
@@ -75,7 +75,7 @@ def test_the_dual_does_not_hang_on_the_accuracy_of_liblinear(x64):
     made = setup("svm")
     problem, theta = made.problem, made.hparams - 2
     found = solve(inner.SklearnLinearSVC(tol=1e-3), problem, made.params, theta, made.data)
-    assert status(found) is Status.CONVERGED
+    assert status_of(found) is Status.CONVERGED
     assert float(found.residual) <= 1e-12
     assert np.sum((found.params > 1e-6) & (found.params < 1 - 1e-6)) >= 4
 
@@ -101,7 +101,7 @@ def test_single_precision_is_that_of_the_answer_alone(task, solver):
         start, hparams, data = (jax.tree.map(single, part) for part in (made.params, made.hparams, made.data))
         found = solve(solver, made.problem, start, hparams, data)
         assert found.params.dtype == found.residual.dtype == jnp.float32
-        assert status(found) is Status.CONVERGED
+        assert status_of(found) is Status.CONVERGED
     scale = np.max(np.abs(expected.params))
     np.testing.assert_allclose(found.params, expected.params, atol=(1e-4 if task == "svm" else 3e-6) * scale)
 
@@ -123,7 +123,7 @@ def test_statements_of_programs_for_cvxpy(x64):
     for program, solver in zip(statements, ("CLARABEL", "SCS", "OSQP"), strict=True):
         problem = bl.Problem(inner=bl.Program(lambda h, d, program=program: program))
         solution = solve(inner.CVXPY(solver=solver), problem, start, jnp.array(0.0))
-        assert status(solution) is Status.CONVERGED
+        assert status_of(solution) is Status.CONVERGED
         assert float(solution.residual) <= 1e-9
         residual = bl.optimality.KKT().residual(bl.At(problem, jnp.array(0.0), None), solution.params)
         assert max(float(jnp.max(jnp.abs(x))) for x in residual) <= 1e-9
@@ -138,7 +138,7 @@ def test_quadratic_programs_are_polished(x64):
     _, problem, start, theta, _, closed_form = program_case()
     coarse = inner.CVXPY(solver="SCS", options={"eps_abs": 1e-4, "eps_rel": 1e-4})
     found = solve(coarse, problem, start, theta)
-    assert status(found) is Status.CONVERGED
+    assert status_of(found) is Status.CONVERGED
     for a, b in zip(found.params, closed_form(theta), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-9)
 
@@ -148,6 +148,6 @@ def test_cone_programs_are_refined(x64):
     case = case_of(Cones(zero=4, nonnegative=8, second_order=(8,), semidefinite=(5,), exponential=4))
     start = jax.tree.map(jnp.zeros_like, case.solution)._replace(w=jnp.ones(()))
     found = solve(inner.CVXPY(), case.problem, start, case.hparams)
-    assert status(found) is Status.CONVERGED
+    assert status_of(found) is Status.CONVERGED
     for a, b in zip(found.params, case.solution, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-11)

@@ -12,10 +12,10 @@ import optax
 import problems
 import pytest
 from jax.experimental.sparse import BCOO
+from problems import status_of
 
 import bilevel as bl
-from bilevel import inner
-from bilevel._status import Status
+from bilevel import Status, inner
 from bilevel.problem import Problem
 from bilevel.statements import QP, LinearModel
 
@@ -115,7 +115,7 @@ def test_ridge_is_the_closed_form_at_every_penalty(x64, features, per_feature, m
         theta = shift + jnp.linspace(-1, 1, features.shape[1]) if per_feature else jnp.array(shift)
         found = solver.solve_at(bl.At(problem, theta, data, prepared), jnp.zeros(features.shape[1]))
         expected, inverse = ridge_closed_form(features, targets, np.exp(theta), 1 / len(features) if mean else 1.0)
-        assert Status(int(found.status)) is Status.CONVERGED
+        assert status_of(found) is Status.CONVERGED
         np.testing.assert_allclose(found.params, expected, rtol=1e-9, atol=1e-11)
         np.testing.assert_allclose(jax.vmap(found.inverse)(jnp.eye(len(inverse))), inverse, rtol=1e-7, atol=1e-9)
 
@@ -145,7 +145,7 @@ def test_one_eigendecomposition_serves_every_outer_step(x64):
 def test_a_singular_ridge_problem_is_reported(x64):
     data = (jnp.zeros((4, 2)), jnp.zeros(4))
     found = inner.Ridge().solve(ridge_problem(), jnp.zeros(2), jnp.array(-jnp.inf), data)
-    assert Status(int(found.status)) is Status.NON_FINITE
+    assert status_of(found) is Status.NON_FINITE
 
 
 # The inverse Hessian
@@ -184,10 +184,11 @@ def test_the_pairs_of_lbfgs_precondition_the_adjoint(x64):
 def test_the_inverse_of_lbfgs_satisfies_the_secant_equation(x64):
     problem, theta = quadratic_with_outliers(), jnp.asarray(np.linspace(1, 2, 60))
     solver = inner.LBFGS(max_steps=12)
-    state = solver.init(bl.At(problem, theta, None), jnp.zeros(60))
+    at = bl.At(problem, theta, None)
+    state, step = jax.jit(lambda: solver.init(at, jnp.zeros(60)))(), jax.jit(lambda state: solver.step(at, state))
     for _ in range(12):
-        state = solver.step(bl.At(problem, theta, None), state)
-    inverse = solver.inverse(state)
+        state = step(state)
+    inverse = jax.jit(solver.inverse(state))
     np.testing.assert_allclose(inverse(state.changes[-1]), state.moves[-1], rtol=1e-8, atol=1e-12)
     x, y = jnp.asarray(RNG.normal(size=(2, 60)))
     np.testing.assert_allclose(jnp.vdot(inverse(x), y), jnp.vdot(x, inverse(y)), rtol=1e-9)
@@ -259,8 +260,8 @@ def test_variance_reduction_converges_where_plain_minibatches_hover(x64):
         inner.Optax(variance_reduction=choice, **settings).solve(case.problem, case.start, case.hparams, case.data)
         for choice in (False, True)
     )
-    assert Status(int(plain.status)) is Status.MAX_STEPS
-    assert Status(int(reduced.status)) is Status.CONVERGED
+    assert status_of(plain) is Status.MAX_STEPS
+    assert status_of(reduced) is Status.CONVERGED
     np.testing.assert_allclose(reduced.params, case.optimum, atol=1e-6)
 
 
@@ -316,7 +317,7 @@ def test_blocks_of_a_data_fit_and_of_a_model_agree(x64):
     sparse = (BCOO.fromdense(case.data[0]), case.data[1])
     for problem, data in ((by_fit, case.data), (by_fit, sparse), (case.problem, sparse)):
         found = solver.solve(problem, case.start, case.hparams, data)
-        assert Status(int(found.status)) is Status.CONVERGED
+        assert status_of(found) is Status.CONVERGED
         np.testing.assert_allclose(found.params, case.optimum, atol=1e-9)
 
 
@@ -342,19 +343,20 @@ def test_a_wide_lasso_takes_few_working_sets(x64):
 
 
 def test_misfits_name_the_kind_of_point():
-    ridge = Problem(problems.ridge_loss, optimality=bl.optimality.KKT())
-    (reason,) = bl.hypergrad.misfits(ridge, inner.LBFGS())
-    assert (
-        "optimality.KKT takes a point with its multipliers, and inner.LBFGS returns the minimum over the whole"
-        in reason
-    )
-    ridge = Problem(problems.ridge_loss, optimality=bl.optimality.MirrorStep())
-    (reason,) = bl.hypergrad.misfits(ridge, inner.LBFGS())
-    assert "optimality.MirrorStep takes a point of a set, or a minimum with a prox, and inner.LBFGS returns" in reason
-    reasons = bl.hypergrad.misfits(
-        Problem(problems.least_squares, optimality=bl.optimality.LeastSquares()), inner.Ridge()
-    )
-    assert len(reasons) == 2
+    for condition, words in (
+        (
+            bl.optimality.KKT(),
+            "KKT takes a point with its multipliers, and inner.LBFGS returns the minimum over the whole",
+        ),
+        (
+            bl.optimality.MirrorStep(),
+            "MirrorStep takes a point of a set, or a minimum with a prox, and inner.LBFGS returns",
+        ),
+    ):
+        (reason,) = bl.hypergrad.misfits(Problem(problems.ridge_loss, optimality=condition), inner.LBFGS())
+        assert f"optimality.{words}" in reason
+    least_squares = Problem(problems.least_squares, optimality=bl.optimality.LeastSquares())
+    assert len(bl.hypergrad.misfits(least_squares, inner.Ridge())) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,21 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import precision
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
-from operator_cases import ALL, KL, PROJECTIONS, PROXES
+from hypothesis import assume, given
+from operator_cases import ALL, KL, PROJECTIONS, PROXES, STEP, examples, seeds
 
 from bilevel.operators import bregman, projection, prox
 
 pytestmark = pytest.mark.slice(6)
 
-STEP = 1e-6
 CONVEX_SETS = [name for name, case in PROJECTIONS.items() if case.convex and name not in KL]
-
-examples = settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
-)
-seeds = st.integers(0, 2**32 - 1)
 
 
 def numpy(tree):
@@ -54,7 +47,7 @@ def test_no_operator_is_missing():
 
 @pytest.mark.parametrize("name", ALL)
 class TestDerivatives:
-    @examples
+    @examples(20)
     @given(seeds)
     def test_differences(self, name, x64, seed):
         case, rng = ALL[name], np.random.default_rng(seed)
@@ -68,22 +61,15 @@ class TestDerivatives:
             found = numpy(case.slope(point, as_floats(ways)))
             np.testing.assert_allclose(found, (ahead - behind) / (2 * STEP), rtol=1e-6, atol=1e-7)
 
-    @examples
+    @examples(20)
     @given(seeds)
-    def test_both_modes_agree(self, name, x64, seed):
+    def test_both_modes_and_second_differences(self, name, x64, seed):
         case, rng = ALL[name], np.random.default_rng(seed)
         point, ways = as_floats(case.point(rng)), as_floats(case.directions(rng))
         forward = numpy(case.slope(point, ways))
         weights = rng.normal(size=forward.shape)
         backward = sum(np.vdot(a, way) for a, way in zip(case.pull(point, weights), ways, strict=True))
         assert np.vdot(forward, weights) == pytest.approx(backward, rel=1e-9, abs=1e-11)
-
-    @settings(examples, max_examples=8)
-    @given(seeds)
-    def test_second_differences(self, name, x64, seed):
-        case, rng = ALL[name], np.random.default_rng(seed)
-        point, ways = as_floats(case.point(rng)), as_floats(case.directions(rng))
-        weights = rng.normal(size=np.shape(case.value(*point)))
         ahead, behind = (numpy(case.pull(moved(point, ways, length), weights)) for length in (STEP, -STEP))
         here = numpy(case.pull(point, weights))
         for a, b, c in zip(ahead, behind, here, strict=True):
@@ -111,21 +97,16 @@ class TestTransformations:
         for point, row in zip(points, found, strict=True):
             np.testing.assert_allclose(row, case.value(*point), rtol=1e-11, atol=1e-12)
 
-    @pytest.mark.parametrize(("of_x", "of_others"), [("float32", "float64"), ("float64", "float32")])
-    def test_precision_is_that_of_x(self, name, of_x, of_others, strict):
+    def test_precision_is_that_of_x(self, name, strict):
+        """Beside arrays of the other precision, and plain numbers."""
         case = ALL[name]
         x, *others = as_floats(case.point(np.random.default_rng(3)))
-        found = jax.eval_shape(case.call, jnp.asarray(x, of_x), *(jnp.asarray(a, of_others) for a in others))
-        assert found.dtype == of_x
-        assert not found.weak_type
-
-    def test_plain_numbers(self, name, strict):
-        case = ALL[name]
-        x, *others = as_floats(case.point(np.random.default_rng(3)))
-        others = [a.item() if a.ndim == 0 else a for a in others]
-        found = jax.eval_shape(lambda x: case.call(x, *others), jnp.asarray(x, "float32"))
-        assert found.dtype == "float32"
-        assert not found.weak_type
+        plain = [a.item() if a.ndim == 0 else a for a in others]
+        for of_x, of_others in (("float32", "float64"), ("float64", "float32")):
+            for beside in ([jnp.asarray(a, of_others) for a in others], plain):
+                found = jax.eval_shape(lambda x, beside=beside: case.call(x, *beside), jnp.asarray(x, of_x))
+                assert found.dtype == of_x
+                assert not found.weak_type
 
     def test_single_precision(self, name):
         """The answer to the same problem, to what float32 resolves."""
@@ -140,52 +121,35 @@ class TestTransformations:
 
 
 @pytest.mark.parametrize("name", PROJECTIONS)
-class TestProjections:
-    @examples
-    @given(seeds)
-    def test_feasible(self, name, x64, seed):
-        case, rng = PROJECTIONS[name], np.random.default_rng(seed)
-        point = case.point(rng)
-        assert case.violation(numpy(case.value(*point)), *point[1:]) < 1e-10
-
-    @examples
-    @given(seeds)
-    def test_idempotent(self, name, x64, seed):
-        case, rng = PROJECTIONS[name], np.random.default_rng(seed)
-        point = case.point(rng)
-        p = numpy(case.value(*point))
-        with np.errstate(divide="ignore"):
-            again = np.log(p) if name in KL else p
-        np.testing.assert_allclose(case.value(again, *point[1:]), p, atol=1e-10)
+@examples(20)
+@given(seed=seeds)
+def test_projections_are_feasible_and_idempotent(name, x64, seed):
+    case, rng = PROJECTIONS[name], np.random.default_rng(seed)
+    point = case.point(rng)
+    p = numpy(case.value(*point))
+    assert case.violation(p, *point[1:]) < 1e-10
+    with np.errstate(divide="ignore"):
+        again = np.log(p) if name in KL else p
+    np.testing.assert_allclose(case.value(again, *point[1:]), p, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", CONVEX_SETS)
-class TestConvexSets:
-    @examples
-    @given(seeds)
-    def test_non_expansive(self, name, x64, seed):
-        case, rng = PROJECTIONS[name], np.random.default_rng(seed)
-        x, *args = case.point(rng)
-        y = x + rng.normal(size=x.shape)
-        distance = np.linalg.norm(numpy(case.value(x, *args)) - numpy(case.value(y, *args)))
-        # The cone of semidefinite matrices holds the symmetric part only.
-        assert distance <= np.linalg.norm(x - y) + 1e-10
-
-    @examples
-    @given(seeds)
-    def test_no_point_of_the_set_lies_ahead(self, name, x64, seed):
-        """⟨x − p, z − p⟩ ≤ 0 for all z of the set."""
-        case, rng = PROJECTIONS[name], np.random.default_rng(seed)
-        x, *args = case.point(rng)
-        p = numpy(case.value(x, *args))
-        for scale in (0.1, 1, 10):
-            z = numpy(case.value(p + scale * rng.normal(size=x.shape), *args))
-            assert case.violation(z, *args) < 1e-10
-            assert np.vdot(x - p, z - p) <= 1e-9
+@examples(20)
+@given(seed=seeds)
+def test_no_point_of_a_convex_set_lies_ahead(name, x64, seed):
+    """⟨x − p, z − p⟩ ≤ 0 for all z of the set, by which a projection moves two points no further apart."""
+    case, rng = PROJECTIONS[name], np.random.default_rng(seed)
+    x, *args = case.point(rng)
+    p = numpy(case.value(x, *args))
+    for y in (x + rng.normal(size=x.shape), *(p + scale * rng.normal(size=x.shape) for scale in (0.1, 1, 10))):
+        z = numpy(case.value(y, *args))
+        assert case.violation(z, *args) < 1e-10
+        assert np.vdot(x - p, z - p) <= 1e-9
+        assert np.linalg.norm(z - p) <= np.linalg.norm(y - x) + 1e-10
 
 
 @pytest.mark.parametrize("name", PROXES)
-@examples
+@examples(20)
 @given(seed=seeds)
 def test_prox_is_the_minimizer(name, x64, seed):
     case, rng = PROXES[name], np.random.default_rng(seed)

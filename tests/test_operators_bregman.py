@@ -70,15 +70,6 @@ def test_zeros_stay(name):
     assert np.isfinite(m.divergence(x, jnp.full(3, 1 / 3)))
 
 
-def test_mirror_descent_finds_the_minimum_on_the_simplex():
-    m, target = bregman.simplex_entropy, jnp.array([0.5, 0.3, 0.2, 0.0])
-    x = jnp.full(4, 0.25)
-    for _ in range(300):
-        x = m.projection(m.mirror(x) - 2 * (x - target))
-    np.testing.assert_allclose(x, target, atol=5e-3)
-    assert float(x.sum()) == pytest.approx(1, abs=1e-14)
-
-
 class TestSoftmax:
     def test_rows(self):
         y = np.random.default_rng(0).normal(size=(3, 4))

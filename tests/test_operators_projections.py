@@ -13,6 +13,7 @@ from scipy.optimize import nnls
 from sklearn.isotonic import isotonic_regression
 
 from bilevel.operators import projection
+from bilevel.operators.cones import Cones, matricize, vectorize
 
 pytestmark = [pytest.mark.slice(4), pytest.mark.usefixtures("x64")]
 
@@ -43,6 +44,15 @@ class TestCones:
             np.testing.assert_allclose(p - n, x, atol=1e-12)
             assert abs(np.vdot(p, n)) < 1e-11
 
+    def test_exponential_moreau(self):
+        cone, dual = value("projection_exponential_cone"), value("projection_dual_exponential_cone")
+        for x in 3 * np.random.default_rng(4).normal(size=(50, 3)):
+            p, q = np.asarray(cone(x)), np.asarray(dual(-x))
+            np.testing.assert_allclose(p - q, x, atol=1e-14)
+            assert abs(p @ q) < 1e-13
+            assert exponential(p) < 1e-13
+            assert exponential(q, sign=-1) < 1e-13
+
     def test_psd_by_numpy(self):
         x = np.random.default_rng(1).normal(size=(5, 5))
         w, v = np.linalg.eigh((x + x.T) / 2)
@@ -71,15 +81,6 @@ class TestCones:
         for v, p in zip(points, found, strict=True):
             np.testing.assert_allclose(p, exact_exponential(v), atol=2e-15 * np.abs(v).max(), err_msg=str(v))
 
-    def test_exponential_moreau(self):
-        cone, dual = value("projection_exponential_cone"), value("projection_dual_exponential_cone")
-        for x in 3 * np.random.default_rng(4).normal(size=(50, 3)):
-            p, q = np.asarray(cone(x)), np.asarray(dual(-x))
-            np.testing.assert_allclose(p - q, x, atol=1e-14)
-            assert abs(p @ q) < 1e-13
-            assert exponential(p) < 1e-13
-            assert exponential(q, sign=-1) < 1e-13
-
     def test_exponential_jacobian_is_that_of_a_projection(self):
         """Symmetric, eigenvalues in [0, 1], and J x = p, since the cone is one."""
         rng = np.random.default_rng(0)
@@ -90,6 +91,32 @@ class TestCones:
             assert -1e-14 < np.linalg.eigvalsh(jacobian).min() <= np.linalg.eigvalsh(jacobian).max() < 1 + 1e-14
             p = value("projection_exponential_cone")(x)
             np.testing.assert_allclose(jacobian @ x, p, atol=1e-14 * np.abs(x).max())
+
+
+class TestProductsOfCones:
+    cones = Cones(zero=2, nonnegative=3, second_order=(4, 1), semidefinite=(3, 1), exponential=2)
+
+    def test_size(self):
+        assert self.cones.size == 2 + 3 + 4 + 1 + 6 + 1 + 6
+
+    def test_moreau(self):
+        """x = Π_K(x) − Π_{K*}(−x), and the parts are orthogonal: both projections at once."""
+        x = jnp.asarray(np.random.default_rng(0).normal(size=self.cones.size))
+        inside, polar = jax.jit(lambda x: (self.cones.project(x), self.cones.project_dual(-x)))(x)
+        np.testing.assert_allclose(inside - polar, x, atol=1e-12)
+        assert abs(float(inside @ polar)) < 1e-12
+        np.testing.assert_allclose(jax.jit(self.cones.project)(inside), inside, atol=1e-12)
+
+    def test_a_matrix_keeps_its_inner_products(self):
+        a, b = (m + m.T for m in np.random.default_rng(0).normal(size=(2, 4, 4)))
+        np.testing.assert_allclose(vectorize(jnp.asarray(a)) @ vectorize(jnp.asarray(b)), np.sum(a * b), rtol=1e-12)
+        np.testing.assert_allclose(matricize(vectorize(jnp.asarray(a)), 4), a, rtol=1e-12)
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="must not be negative"):
+            Cones(zero=-1)
+        with pytest.raises(ValueError, match="has 23 rows"):
+            self.cones.project(jnp.zeros(5))
 
 
 def exact_exponential(v):
@@ -140,17 +167,18 @@ class TestPolyhedron:
         with pytest.raises(ValueError, match="projection_polyhedron: the polyhedron is empty"):
             projection.projection_polyhedron(x, rows)
 
-    def test_without_equalities_or_inequalities(self):
-        x = np.arange(3.0)
-        only_upper = jax.jit(lambda x: projection.projection_polyhedron(x, (None, None, np.eye(3), np.ones(3))))(x)
-        np.testing.assert_allclose(only_upper, np.minimum(x, 1), atol=1e-14)
-        only_sum = jax.jit(lambda x: projection.projection_polyhedron(x, (np.ones((1, 3)), np.zeros(1), None, None)))(x)
-        np.testing.assert_allclose(only_sum, x - 1, atol=1e-14)
-
-    def test_infinite_bounds(self):
-        rows = (None, None, np.eye(3), np.array([np.inf, 0.5, np.inf]))
+    @pytest.mark.parametrize(
+        ("rows", "expected"),
+        [
+            ((None, None, np.eye(3), np.ones(3)), [0, 1, 1]),
+            ((np.ones((1, 3)), np.zeros(1), None, None), [-1, 0, 1]),
+            ((None, None, np.eye(3), np.array([np.inf, 0.5, np.inf])), [0, 0.5, 2]),
+        ],
+        ids=["inequalities alone", "equalities alone", "infinite bounds"],
+    )
+    def test_parts(self, rows, expected):
         found = jax.jit(lambda x: projection.projection_polyhedron(x, rows))(np.arange(3.0))
-        np.testing.assert_allclose(found, [0, 0.5, 2], atol=1e-14)
+        np.testing.assert_allclose(found, expected, atol=1e-14)
 
 
 class TestTransport:

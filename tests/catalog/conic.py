@@ -18,10 +18,10 @@ from catalog.core import (
     NONSYMMETRIC_CONES,
     Case,
     Check,
-    Differences,
     Entry,
-    Tangents,
+    Oracle,
     agree,
+    differences,
 )
 from catalog.solvers import SCS, cvxpy_minimize
 
@@ -61,7 +61,6 @@ def semidefinite_pair(rng, n):
 
 def exponential_pair(rng, size):
     """s = (a, b, b exp(a/b)); y is along the gradient of c − b exp(a/b) there."""
-    del size
     a, b, scale = rng.normal() / 2, rng.uniform(0.7, 1.3), rng.uniform(0.5, 1.5)
     growth = np.exp(a / b)
     return np.array([a, b, b * growth]), scale * np.array([-growth, -growth * (1 - a / b), 1.0]), 1, 2
@@ -128,7 +127,7 @@ def by_diffcp(cones):
         def tangent(d):
             return as_measured(*derivative(csc_matrix(d["E"]), np.asarray(d["d"]), np.asarray(d["c"])))
 
-        return Tangents(tangent)
+        return Oracle(tangent)
 
     return make
 
@@ -179,7 +178,7 @@ def by_cvxpy(cones):
     def active(value):
         return np.asarray(value["dual"])[rows] > np.asarray(value["slack"])[rows]
 
-    return lambda case: Differences(case, cvxpy_program(cones), 0.003, active, accuracy=1e-9)
+    return lambda case: differences(case, cvxpy_program(cones), 0.003, active, accuracy=1e-9)
 
 
 def _entry(name, cones, bound, modes=JIT):

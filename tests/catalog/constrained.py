@@ -18,10 +18,10 @@ from catalog.core import (
     JIT,
     Case,
     Check,
-    Differences,
     Entry,
-    Tangents,
+    Oracle,
     closed_form,
+    differences,
 )
 from catalog.solvers import Root, cvxpy_minimize, equality_qp, half_square
 
@@ -109,7 +109,7 @@ def quadratic_kkt(equalities, inequalities):
 
 
 def by_cvxpy_kkt(case):
-    return Differences(case, cvxpy_quadratic, 0.005, pattern=active_multipliers)
+    return differences(case, cvxpy_quadratic, 0.005, pattern=active_multipliers)
 
 
 # QuadraticProgram, a derivative at a time: the other arguments are data.
@@ -140,11 +140,11 @@ def quadratic_program(argument, program=program_of):
 def by_dense_kkt(case):
     p = case.hparams | case.data
     nothing = jax.tree.map(np.zeros_like, p)
-    return Tangents(lambda d: dense_kkt(p, case.solution, nothing | d))
+    return Oracle(lambda d: dense_kkt(p, case.solution, nothing | d))
 
 
 def by_cvxpy_program(case):
-    return Differences(case, lambda hparams: cvxpy_quadratic(hparams | case.data), 0.005, pattern=active_multipliers)
+    return differences(case, lambda hparams: cvxpy_quadratic(hparams | case.data), 0.005, pattern=active_multipliers)
 
 
 # KKT for a nonlinear program.
@@ -153,18 +153,15 @@ BENDS = RNG.uniform(0.1, 0.5, size=(INEQUALITIES, N))
 
 
 def curved_loss(z, p, data):
-    del data
     quadratic = jnp.sum((FACTOR.T @ z) ** 2) / N + jnp.vdot(z, z)
     return quadratic / 2 + jnp.vdot(p["c"], z) + jnp.sum(jnp.logaddexp(z, -z))
 
 
 def curved_equality(z, p, data):
-    del data
     return p["E"] @ z + 0.3 * jnp.sin(z[:EQUALITIES]) - p["d"]
 
 
 def curved_inequality(z, p, data):
-    del data
     return p["M"] @ z + BENDS @ z**2 / 2 - p["h"]
 
 
@@ -188,9 +185,7 @@ def curved_kkt(x, p):
     return jnp.concatenate([jax.grad(curved_loss)(x[:N], p, None) + pull(x[N:])[0], value])
 
 
-@functools.cache
-def curved_root():
-    return Root(curved_kkt)
+CURVED_ROOT = Root(curved_kkt)
 
 
 def curved_hparams(equalities, inequalities):
@@ -237,7 +232,7 @@ def curved_solution(p, start):
     z = slsqp(p, start)
     normals = np.asarray(_active_normals(z, p))
     dual = np.linalg.lstsq(normals.T, -np.asarray(_slope(z, p)))[0]
-    x = curved_root()(np.concatenate([z, dual]), p)
+    x = CURVED_ROOT(np.concatenate([z, dual]), p)
     equalities = EQUALITIES if "E" in p else 0
     lam = np.r_[x[N + equalities :], np.zeros(INEQUALITIES - ACTIVE)] if "M" in p else None
     return jax.tree.map(jnp.asarray, KKTSolution(x[:N], x[N : N + equalities] if equalities else None, lam))
@@ -256,7 +251,7 @@ def curved(equalities, inequalities):
 
 def by_slsqp(case):
     start = np.asarray(case.solution.primal)
-    return Differences(case, lambda p: curved_solution(p, start), 0.005, pattern=active_multipliers, accuracy=1e-12)
+    return differences(case, lambda p: curved_solution(p, start), 0.005, pattern=active_multipliers, accuracy=1e-12)
 
 
 def by_active_kkt(case):
@@ -266,7 +261,7 @@ def by_active_kkt(case):
         solution.primal, solution.dual_eq, None if solution.dual_ineq is None else solution.dual_ineq[:ACTIVE]
     )
     x, unravel = ravel_pytree(parts)
-    matrix = curved_root().jacobian(x, p)
+    matrix = CURVED_ROOT.jacobian(x, p)
     push = jax.jit(lambda d: jax.jvp(lambda p: curved_kkt(x, p), (p,), (d,))[1])
 
     def tangent(d):
@@ -275,7 +270,7 @@ def by_active_kkt(case):
             return moved
         return moved._replace(dual_ineq=jnp.zeros(INEQUALITIES).at[:ACTIVE].set(moved.dual_ineq))
 
-    return Tangents(tangent)
+    return Oracle(tangent)
 
 
 SIZES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import functools
 import itertools
@@ -20,12 +19,6 @@ CLOSED, DIFFERENCES, NONSYMMETRIC_CONES = 1e-8, 1e-6, 1e-5
 DIRECTIONS = 3
 
 
-def only_params(params, hparams):
-    """The default of `Case.measure`."""
-    del hparams
-    return params
-
-
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A problem at hparams with its solution, and what of the solution is compared.
@@ -38,7 +31,7 @@ class Case:
     hparams: Any
     solution: Any
     data: Any = None
-    measure: Callable[[Any, Any], Any] = only_params
+    measure: Callable[[Any, Any], Any] = lambda params, hparams: params
 
     @property
     def bound(self):
@@ -71,16 +64,19 @@ class Case:
         return [jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), self.value) for _ in range(DIRECTIONS)]
 
 
-class Oracle(abc.ABC):
-    """Directional derivatives of the measured quantity, from elsewhere."""
+@dataclasses.dataclass
+class Oracle:
+    """Directional derivatives of the measured quantity, from elsewhere.
 
+    Args:
+      jvp: a direction in hparams -> the tangent along it.
+      vjp, jacobian: where the oracle has them.
+    """
+
+    jvp: Callable[[Any], Any]
     vjp: Callable[[Any], Any] | None = None
     jacobian: Callable[[], Any] | None = None
     _tangents: list | None = None
-
-    @abc.abstractmethod
-    def jvp(self, direction):
-        """The tangent along a direction in hparams."""
 
     def tangents(self, directions):
         """Those along all directions, computed once."""
@@ -89,47 +85,41 @@ class Oracle(abc.ABC):
         return self._tangents
 
 
-class Closed(Oracle):
-    """A closed form of the measured quantity as a function of hparams."""
-
-    def __init__(self, case: Case, function: Callable[[Any], Any]):
-        hparams = case.hparams
-        agree(jax.jit(function)(hparams), case.value, 1e-9)
-        self._push = jax.jit(lambda d: jax.jvp(function, (hparams,), (d,))[1])
-        self.vjp = jax.jit(lambda w: jax.vjp(function, hparams)[1](w)[0])
-        self.jacobian = jax.jit(lambda: jax.jacrev(function)(hparams))
-
-    def jvp(self, direction):
-        return self._push(direction)
+def closed(case: Case, function: Callable[[Any], Any]) -> Oracle:
+    """By a closed form of the measured quantity as a function of hparams."""
+    hparams = case.hparams
+    agree(jax.jit(function)(hparams), case.value, 1e-9)
+    return Oracle(
+        jvp=jax.jit(lambda d: jax.jvp(function, (hparams,), (d,))[1]),
+        vjp=jax.jit(lambda w: jax.vjp(function, hparams)[1](w)[0]),
+        jacobian=jax.jit(lambda: jax.jacrev(function)(hparams)),
+    )
 
 
-class Tangents(Oracle):
-    """A function from directions in hparams to tangents."""
-
-    def __init__(self, function: Callable[[Any], Any]):
-        self.function = function
-
-    def jvp(self, direction):
-        return self.function(direction)
-
-
-class Differences(Oracle):
-    """Central differences of a solver, with two Richardson extrapolations, over one piece of the solution path.
+def differences(case: Case, solve, h: float, pattern=lambda value: (), accuracy: float = 1e-7) -> Oracle:
+    """By central differences of a solver, with two Richardson extrapolations, over one piece of the solution path.
 
     Args:
+      case: the problem at its point.
       solve: hparams -> the measured quantity.
       h: the largest step, relative to the direction.
       pattern: measured quantity -> the active set, asserted to be the same at all points.
       accuracy: how near solve(hparams) must come to the case's solution.
     """
+    agree(solve(case.hparams), case.value, accuracy)
+    expected = np.asarray(pattern(case.value))
 
-    def __init__(self, case: Case, solve, h: float, pattern=lambda value: (), accuracy: float = 1e-7):
-        self.case, self.solve, self.h, self.pattern = case, solve, h, pattern
-        agree(solve(case.hparams), case.value, accuracy)
-        self.expected = np.asarray(pattern(case.value))
+    def at(direction, t):
+        value = solve(jax.tree.map(lambda x, d: x + t * d, case.hparams, direction))
+        np.testing.assert_array_equal(np.asarray(pattern(value)), expected, "the active set changed")
+        return value
 
-    def jvp(self, direction):
-        table = [self._central(direction, self.h / 2**level) for level in range(3)]
+    def central(direction, step):
+        ahead, behind = at(direction, step), at(direction, -step)
+        return jax.tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / (2 * step), ahead, behind)
+
+    def jvp(direction):
+        table = [central(direction, h / 2**level) for level in range(3)]
         for order in (4, 16):
             table = [
                 jax.tree.map(lambda fine, coarse: (order * fine - coarse) / (order - 1), fine, coarse)  # noqa: B023
@@ -137,14 +127,7 @@ class Differences(Oracle):
             ]
         return table[0]
 
-    def _central(self, direction, h):
-        ahead, behind = (self._at(direction, sign * h) for sign in (1, -1))
-        return jax.tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / (2 * h), ahead, behind)
-
-    def _at(self, direction, t):
-        value = self.solve(jax.tree.map(lambda x, d: x + t * d, self.case.hparams, direction))
-        np.testing.assert_array_equal(np.asarray(self.pattern(value)), self.expected, "the active set changed")
-        return value
+    return Oracle(jvp)
 
 
 def agree(actual, expected, accuracy):
@@ -297,7 +280,7 @@ class Check(NamedTuple):
 
 def closed_form(function, name="closed form"):
     """A check against a closed form of the measured quantity as a function of hparams."""
-    return Check(name, CLOSED, lambda case: Closed(case, function), whole=True)
+    return Check(name, CLOSED, lambda case: closed(case, function), whole=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import bilevel as bl
 from bilevel.operators.projection import projection_l2_ball, projection_non_negative, projection_simplex
 from bilevel.optimality import BlockProximalGradient, ConvexHull, MirrorStep, ProjectedGradient
-from catalog.core import DIFFERENCES, JIT, Case, Check, Differences, Entry, closed_form
+from catalog.core import DIFFERENCES, JIT, Case, Check, Entry, closed_form, differences
 from catalog.solvers import cvxpy_minimize, equality_qp, half_square
 
 N = 24
@@ -23,7 +23,6 @@ CVXPY = "differences of CVXPY with Clarabel"
 
 def quadratic(x, hparams, data):
     """½xᵀQx − ⟨b, x⟩."""
-    del data
     return jnp.vdot(x, hparams["q"] @ x) / 2 - jnp.vdot(hparams["b"], x)
 
 
@@ -52,7 +51,6 @@ def box_solution(hparams):
 
 
 def clip(x, hparams, data):
-    del data
     return jnp.clip(x, hparams["low"], hparams["high"])
 
 
@@ -72,7 +70,7 @@ def by_cvxpy_box(case):
         cvxpy_minimize(half_square(p["q"], x) - p["b"] @ x, [x >= p["low"], x <= p["high"]])
         return x.value
 
-    return Differences(case, solve, 0.02)
+    return differences(case, solve, 0.02)
 
 
 def fermi_dirac():
@@ -91,7 +89,6 @@ def euclidean():
 
 
 def nnls_loss(x, targets, data):
-    del data
     return jnp.sum((FACTOR @ x - targets) ** 2) / 2
 
 
@@ -120,7 +117,7 @@ def nnls(condition, polyhedral=True):
 def by_scipy_nnls(case):
     from scipy.optimize import nnls
 
-    return Differences(case, lambda y: nnls(FACTOR, np.asarray(y))[0], 0.01, pattern=lambda x: x > 0, accuracy=1e-10)
+    return differences(case, lambda y: nnls(FACTOR, np.asarray(y))[0], 0.01, pattern=lambda x: x > 0, accuracy=1e-10)
 
 
 # The multiclass SVM's dual: rows of simplices.
@@ -134,7 +131,6 @@ ONE_HOT = np.eye(CLASSES)[LABELS]
 
 def svm_loss(x, hparams, data):
     """(θ/2)‖W‖² + ⟨x, Y⟩ with W = Xᵀ(Y − x)/θ, divided by the number of classes."""
-    del data
     w = hparams["inputs"].T @ (ONE_HOT - x) / hparams["theta"]
     return (hparams["theta"] * jnp.sum(w**2) / 2 + jnp.vdot(x, ONE_HOT)) / CLASSES
 
@@ -174,12 +170,10 @@ def svm_solution(hparams):
 
 
 def rows_on_simplex(x, hparams, data):
-    del hparams, data
     return jax.vmap(projection_simplex)(x)
 
 
 def svm_lipschitz(hparams, data):
-    del data
     return jnp.sum(hparams["inputs"] ** 2, axis=1) / hparams["theta"]
 
 
@@ -195,7 +189,7 @@ def svm(condition, polyhedral=True, floor=0.0):
 
 
 def by_cvxpy_svm(case):
-    return Differences(case, cvxpy_svm, 0.01, pattern=inside)
+    return differences(case, cvxpy_svm, 0.01, pattern=inside)
 
 
 # A Euclidean ball, curved.
@@ -234,18 +228,18 @@ def ball_solution(hparams):
     return ball_at(root - excess(root) / jax.grad(excess)(root), hparams)
 
 
-def ball():
+def ball(condition):
     problem = bl.Problem(
         inner_loss=quadratic,
         projection=lambda x, hparams, data: projection_l2_ball(x, hparams["radius"]),
-        optimality=ProjectedGradient(),
+        optimality=condition,
     )
     ball_root()  # outside of jit
     return Case(problem, ball_hparams(), jax.jit(ball_solution)(ball_hparams()))
 
 
 def by_scipy_ball(case):
-    return Differences(case, lambda hparams: ball_at(ball_multiplier(hparams), hparams), 0.02, accuracy=1e-12)
+    return differences(case, lambda hparams: ball_at(ball_multiplier(hparams), hparams), 0.02, accuracy=1e-12)
 
 
 # A convex hull whose vertices move.
@@ -273,10 +267,9 @@ def hull_both(weights, hparams):
     return {"weights": weights, "point": hparams["vertices"] @ weights}
 
 
-def hull(step):
+def hull(condition):
     problem = bl.Problem(
-        inner_loss=lambda x, hparams, data: jnp.sum((x - hparams["target"]) ** 2) / 2,
-        optimality=ConvexHull(vertices=lambda hparams, data: hparams["vertices"], step=step),
+        inner_loss=lambda x, hparams, data: jnp.sum((x - hparams["target"]) ** 2) / 2, optimality=condition
     )
     return Case(problem, hull_hparams(), jax.jit(hull_weights)(hull_hparams()), measure=hull_both)
 
@@ -291,15 +284,15 @@ def by_cvxpy_hull(case):
         cvxpy_minimize(cp.sum_squares(vertices @ p - target) / 2, [p >= 0, cp.sum(p) == 1])
         return {"weights": p.value, "point": vertices @ p.value}
 
-    return Differences(case, solve, 0.01, pattern=lambda value: inside(value["weights"]))
+    return differences(case, solve, 0.01, pattern=lambda value: inside(value["weights"]))
 
 
-def _entry(problem, build, *args, checks, modes=JIT):
-    condition = next((type(a) for a in args if isinstance(a, bl.optimality.Condition)), None)
-    return Entry(condition or _CONDITIONS[build], problem, functools.partial(build, *args), checks, modes)
+def _entry(problem, build, condition, *args, checks, modes=JIT):
+    return Entry(type(condition), problem, functools.partial(build, condition, *args), checks, modes)
 
 
-_CONDITIONS = {ball: ProjectedGradient, hull: ConvexHull}
+VERTICES_OF = {"vertices": lambda hparams, data: hparams["vertices"]}
+HULL = "hull of moving vertices: weights and point"
 BOX, NNLS, SVM = "box with moving bounds", "non-negative least squares", "dual of the multiclass SVM, rows of simplices"
 BY_BOX = closed_form(box_solution, "closed form on the face"), Check(CVXPY, DIFFERENCES, by_cvxpy_box)
 BY_NNLS = (
@@ -323,7 +316,7 @@ ENTRIES = [
     _entry(NNLS + ", general system, a step of 0.01", nnls, ProjectedGradient(step=0.01), False, checks=BY_NNLS),
     _entry(SVM, svm, ProjectedGradient(), checks=BY_SVM),
     _entry(SVM + ", general system", svm, ProjectedGradient(), False, checks=BY_SVM),
-    _entry("quadratic on a Euclidean ball, general system", ball, checks=BY_BALL),
+    _entry("quadratic on a Euclidean ball, general system", ball, ProjectedGradient(), checks=BY_BALL),
     _entry(SVM + ", a step per row", svm, BlockProximalGradient(), checks=BY_SVM),
     _entry(SVM + ", a step per row, general system", svm, BlockProximalGradient(), False, checks=BY_SVM),
     _entry(SVM + ", with zeros", svm, MirrorStep(), checks=BY_SVM, modes=(*JIT, "hypergradient, jit")),
@@ -331,8 +324,6 @@ ENTRIES = [
     _entry(SVM + ", with zeros, a step of 0.1", svm, MirrorStep(step=0.1), checks=BY_SVM),
     _entry(BOX + ", Fermi–Dirac entropy", box, fermi_dirac(), checks=BY_BOX),
     _entry(BOX + ", Euclidean mirror map", box, euclidean(), checks=BY_BOX),
-    _entry(
-        "hull of moving vertices: weights and point", hull, None, checks=BY_HULL, modes=(*JIT, "hypergradient, jit")
-    ),
-    _entry("hull of moving vertices: weights and point, a step of 0.01", hull, 0.01, checks=BY_HULL),
+    _entry(HULL, hull, ConvexHull(**VERTICES_OF), checks=BY_HULL, modes=(*JIT, "hypergradient, jit")),
+    _entry(HULL + ", a step of 0.01", hull, ConvexHull(**VERTICES_OF, step=0.01), checks=BY_HULL),
 ]

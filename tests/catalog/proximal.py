@@ -11,7 +11,7 @@ import numpy as np
 import bilevel as bl
 from bilevel.operators.prox import prox_lasso
 from bilevel.optimality import BlockProximalGradient, ProximalGradient
-from catalog.core import ALL, DIFFERENCES, JIT, Case, Check, Differences, Entry, closed_form
+from catalog.core import ALL, DIFFERENCES, JIT, Case, Check, Entry, closed_form, differences
 from catalog.solvers import Root, cvxpy_minimize
 
 N, M, GROUPS = 24, 40, (6, 4)
@@ -22,19 +22,16 @@ SUPPORT = np.sort(RNG.permutation(N)[:9])
 
 def half_squares(x, hparams, data):
     """½‖Xx − y‖² with y in hparams."""
-    del data
     return jnp.sum((FEATURES @ x.reshape(-1) - hparams["targets"]) ** 2) / 2
 
 
 def prox_elastic_net(x, hparams, data, step):
     """Of Σ l1ᵢ|xᵢ| + ½ l2 ‖x‖²."""
-    del data
     return prox_lasso(x, hparams["l1"], step) / (1 + step * hparams.get("l2", 0.0))
 
 
 def prox_group(x, hparams, data, step):
     """Of l1 Σ‖rows‖; a step for all rows or one per row, shaped (rows, 1)."""
-    del data
     squares = jnp.sum(x**2, axis=1, keepdims=True)
     norms = jnp.sqrt(jnp.where(squares > 0, squares, 1))
     threshold = step * hparams["l1"]
@@ -43,7 +40,6 @@ def prox_group(x, hparams, data, step):
 
 def block_lipschitz(hparams, data):
     """A number above ‖X_j‖² for every coordinate, so that T contracts."""
-    del hparams, data
     return 3 * jnp.sum(FEATURES**2, axis=0)
 
 
@@ -122,7 +118,7 @@ def sparse(name, condition, separable):
 
 
 def by_scikit_learn(case):
-    return Differences(case, scikit_learn, 0.003, pattern=lambda x: x != 0, accuracy=1e-8)
+    return differences(case, scikit_learn, 0.003, pattern=lambda x: x != 0, accuracy=1e-8)
 
 
 def by_cvxpy_sparse(case):
@@ -138,7 +134,7 @@ def by_cvxpy_sparse(case):
         cvxpy_minimize(loss + l1 @ cp.abs(x))
         return x.value
 
-    return Differences(case, solve, 0.01, pattern=lambda x: np.abs(x) > 1e-5)
+    return differences(case, solve, 0.01, pattern=lambda x: np.abs(x) > 1e-5)
 
 
 # Group lasso: CVXPY finds the active groups, and SciPy solves the smooth system of these.
@@ -187,7 +183,7 @@ def group(condition, separable):
 
 
 def by_group_solution(case):
-    return Differences(case, group_solution, 0.02, pattern=active_groups, accuracy=1e-12)
+    return differences(case, group_solution, 0.02, pattern=active_groups, accuracy=1e-12)
 
 
 def _sparse(name, condition, text="", separable=True, modes=JIT, more=()):

@@ -10,7 +10,7 @@ import numpy as np
 
 import bilevel as bl
 from bilevel.optimality import Custom, LeastSquares, NewtonStep, Stationary
-from catalog.core import ALL, DIFFERENCES, JIT, Case, Check, Differences, Entry, closed_form
+from catalog.core import ALL, DIFFERENCES, JIT, Case, Check, Entry, closed_form, differences
 from catalog.solvers import Root
 
 N, M = 24, 60
@@ -28,12 +28,10 @@ WEIGHTS = RNG.uniform(0.5, 2.0, size=M)
 
 
 def ridge_loss(x, penalties, data):
-    del data
     return jnp.sum((FEATURES @ x - TARGETS) ** 2) / 2 + jnp.vdot(penalties, x**2) / 2
 
 
 def ridge_residuals(x, penalties, data):
-    del data
     return FEATURES @ x - TARGETS, jnp.sqrt(penalties) * x
 
 
@@ -50,19 +48,16 @@ def ridge(condition, **parts):
 
 
 def logistic_loss(x, hparams, data):
-    del data
     penalty, weights = hparams
     return jnp.vdot(weights, jnp.logaddexp(0.0, -LABELS * (FEATURES @ x))) + penalty * jnp.vdot(x, x) / 2
 
 
-@functools.cache
-def logistic_root():
-    return Root(lambda x, hparams: jax.grad(logistic_loss)(x, hparams, None))
+LOGISTIC_ROOT = Root(lambda x, hparams: jax.grad(logistic_loss)(x, hparams, None))
 
 
 def logistic(condition):
     hparams = jnp.asarray(1.5), jnp.asarray(WEIGHTS)
-    solution = logistic_root()(np.zeros(N), hparams)
+    solution = LOGISTIC_ROOT(np.zeros(N), hparams)
     return Case(bl.Problem(inner_loss=logistic_loss, optimality=condition), hparams, jnp.asarray(solution))
 
 
@@ -74,18 +69,17 @@ def by_scikit_learn(case):
         model = LogisticRegression(C=1 / float(penalty), fit_intercept=False, solver="newton-cholesky", tol=1e-13)
         return model.fit(FEATURES, LABELS, sample_weight=weights).coef_[0]
 
-    return Differences(case, solve, 0.05, accuracy=1e-9)
+    return differences(case, solve, 0.05, accuracy=1e-9)
 
 
 def by_scipy_logistic(case):
-    return Differences(case, lambda hparams: logistic_root()(np.zeros(N), hparams), 0.05, accuracy=1e-12)
+    return differences(case, lambda hparams: LOGISTIC_ROOT(np.zeros(N), hparams), 0.05, accuracy=1e-12)
 
 
 # Weighted least squares with redundant parameters: a singular Hessian.
 
 
 def redundant_loss(x, hparams, data):
-    del data
     weights, targets = hparams
     return jnp.vdot(weights, (FACTOR @ (RANK_DEFICIENT @ x) - targets) ** 2) / 2
 
@@ -107,12 +101,10 @@ def redundant(measure):
 
 
 def fit_of(x, hparams):
-    del hparams
     return RANK_DEFICIENT @ x
 
 
 def least_part(x, hparams):
-    del hparams
     return np.linalg.pinv(RANK_DEFICIENT) @ (RANK_DEFICIENT @ x)
 
 
@@ -129,7 +121,6 @@ def curve(x):
 
 
 def curve_residuals(x, observed, data):
-    del data
     return curve(x) - observed
 
 
@@ -137,9 +128,7 @@ def curve_loss(x, observed):
     return jnp.sum(curve_residuals(x, observed, None) ** 2) / 2
 
 
-@functools.cache
-def curve_root():
-    return Root(jax.grad(curve_loss))
+CURVE_ROOT = Root(jax.grad(curve_loss))
 
 
 def curve_fit(hessian, noise):
@@ -152,21 +141,20 @@ def scipy_curve_fit(observed):
     from scipy.optimize import least_squares
 
     found = least_squares(lambda x: np.asarray(_curve_at(x)) - observed, TRUE_CURVE, _curve_slope, method="lm")
-    return curve_root()(found.x, observed)
+    return CURVE_ROOT(found.x, observed)
 
 
 _curve_at, _curve_slope = jax.jit(curve), jax.jit(jax.jacfwd(curve))
 
 
 def by_scipy_least_squares(case):
-    return Differences(case, scipy_curve_fit, 0.02, accuracy=1e-12)
+    return differences(case, scipy_curve_fit, 0.02, accuracy=1e-12)
 
 
 # Roots of functions that are no gradients.
 
 
 def linear_root(x, hparams, data):
-    del data
     diagonal, shift = hparams
     return MATRIX @ x + diagonal * x - MIXING @ shift
 
@@ -185,114 +173,67 @@ def root_case(problem, solution):
     return Case(problem, hparams, solution(hparams))
 
 
-@functools.cache
-def nonlinear_roots():
-    return Root(lambda x, hparams: nonlinear_root(x, hparams, None))
+NONLINEAR_ROOT = Root(lambda x, hparams: nonlinear_root(x, hparams, None))
 
 
 def nonlinear_root_solution(hparams):
-    return jnp.asarray(nonlinear_roots()(np.zeros(N), hparams))
+    return jnp.asarray(NONLINEAR_ROOT(np.zeros(N), hparams))
 
 
 def by_scipy_root(case):
-    return Differences(case, nonlinear_root_solution, 0.05, accuracy=1e-12)
-
-
-def _of_linear(optimality):
-    return functools.partial(root_case, bl.Problem(optimality=optimality), jax.jit(linear_root_solution))
-
-
-def _of_nonlinear(optimality):
-    return functools.partial(root_case, bl.Problem(optimality=optimality), nonlinear_root_solution)
-
-
-def _ridge(condition, **parts):
-    return functools.partial(ridge, condition, **parts)
+    return differences(case, nonlinear_root_solution, 0.05, accuracy=1e-12)
 
 
 def _scipy(make):
     return (Check("differences of SciPy, polished by Newton steps", DIFFERENCES, make),)
 
 
-RIDGE, LOGISTIC = "ridge regression, a penalty per coordinate", "logistic regression, a weight per example"
-REDUNDANT = "weighted least squares, redundant parameters (singular)"
-BY_RIDGE, BY_ROOT = (closed_form(ridge_solution),), (closed_form(linear_root_solution),)
-BY_LEAST = (closed_form(least_redundant),)
+def _ridge(condition, text="", modes=JIT, **parts):
+    name, build = "ridge regression, a penalty per coordinate", functools.partial(ridge, condition, **parts)
+    return Entry(type(condition), name + text, build, (closed_form(ridge_solution),), modes)
+
+
+def _logistic(condition, *more):
+    name, build = "logistic regression, a weight per example", functools.partial(logistic, condition)
+    return Entry(type(condition), name, build, (*more, *_scipy(by_scipy_logistic)))
+
+
+def _redundant(text, measure, solution, modes):
+    name = f"weighted least squares, redundant parameters (singular): {text}"
+    return Entry(Stationary, name, functools.partial(redundant, measure), (closed_form(solution),), modes)
+
+
+def _curve(name, *args):
+    return Entry(LeastSquares, name, functools.partial(curve_fit, *args), _scipy(by_scipy_least_squares))
+
+
+def _linear(name, condition, modes):
+    problem = bl.Problem(optimality=condition)
+    build = functools.partial(root_case, problem, jax.jit(linear_root_solution))
+    return Entry(type(bl.optimality.of(problem)), name, build, (closed_form(linear_root_solution),), modes)
+
+
+def _nonlinear(name, condition):
+    build = functools.partial(root_case, bl.Problem(optimality=condition), nonlinear_root_solution)
+    return Entry(type(condition), name, build, _scipy(by_scipy_root))
+
+
 BY_SCIKIT = Check("differences of scikit-learn", DIFFERENCES, by_scikit_learn)
 ENTRIES = [
-    Entry(Stationary, RIDGE, _ridge(Stationary(), inner_loss=ridge_loss), BY_RIDGE, ALL),
-    Entry(
-        Stationary,
-        RIDGE + ', structure="symmetric"',
-        _ridge(Stationary(structure="symmetric"), inner_loss=ridge_loss),
-        BY_RIDGE,
-    ),
-    Entry(
-        Stationary,
-        LOGISTIC,
-        functools.partial(logistic, Stationary()),
-        (BY_SCIKIT, *_scipy(by_scipy_logistic)),
-    ),
-    Entry(
-        Stationary,
-        REDUNDANT + ": the fit",
-        functools.partial(redundant, fit_of),
-        (closed_form(redundant_fit),),
-        (*JIT, "jacfwd, jit", "jacrev, jit"),
-    ),
-    Entry(
-        Stationary,
-        REDUNDANT + ": the least solution",
-        functools.partial(redundant, lambda x, hparams: x),
-        BY_LEAST,
-        ("jvp, jit",),
-    ),
-    Entry(
-        Stationary,
-        REDUNDANT + ": its part in the row space",
-        functools.partial(redundant, least_part),
-        BY_LEAST,
-        ("vjp, jit",),
-    ),
-    Entry(LeastSquares, RIDGE, _ridge(LeastSquares(), residuals=ridge_residuals), BY_RIDGE),
-    Entry(
-        LeastSquares,
-        RIDGE + ', hessian="gauss_newton"',
-        _ridge(LeastSquares(hessian="gauss_newton"), residuals=ridge_residuals),
-        BY_RIDGE,
-    ),
-    Entry(
-        LeastSquares,
-        "curve fit of eight bumps",
-        functools.partial(curve_fit, "exact", CURVE_NOISE),
-        _scipy(by_scipy_least_squares),
-    ),
-    Entry(
-        LeastSquares,
-        'curve fit of eight bumps without noise, hessian="gauss_newton"',
-        functools.partial(curve_fit, "gauss_newton", 0.0),
-        _scipy(by_scipy_least_squares),
-    ),
-    Entry(NewtonStep, RIDGE, _ridge(NewtonStep(), inner_loss=ridge_loss), BY_RIDGE),
-    Entry(NewtonStep, LOGISTIC, functools.partial(logistic, NewtonStep()), _scipy(by_scipy_logistic)),
-    Entry(
-        NewtonStep,
-        "root of a linear, nonsymmetric G",
-        _of_linear(NewtonStep(function=linear_root)),
-        BY_ROOT,
-        (*JIT, "hypergradient, jit"),
-    ),
-    Entry(
-        NewtonStep,
-        "root of a nonlinear, nonsymmetric G",
-        _of_nonlinear(NewtonStep(function=nonlinear_root)),
-        _scipy(by_scipy_root),
-    ),
-    Entry(Custom, "root of a linear, nonsymmetric F", _of_linear(linear_root), BY_ROOT, ALL),
-    Entry(
-        Custom,
-        "root of a nonlinear, nonsymmetric F",
-        _of_nonlinear(Custom(function=nonlinear_root)),
-        _scipy(by_scipy_root),
-    ),
+    _ridge(Stationary(), modes=ALL, inner_loss=ridge_loss),
+    _ridge(Stationary(structure="symmetric"), ', structure="symmetric"', inner_loss=ridge_loss),
+    _logistic(Stationary(), BY_SCIKIT),
+    _redundant("the fit", fit_of, redundant_fit, (*JIT, "jacfwd, jit", "jacrev, jit")),
+    _redundant("the least solution", lambda x, hparams: x, least_redundant, ("jvp, jit",)),
+    _redundant("its part in the row space", least_part, least_redundant, ("vjp, jit",)),
+    _ridge(LeastSquares(), residuals=ridge_residuals),
+    _ridge(LeastSquares(hessian="gauss_newton"), ', hessian="gauss_newton"', residuals=ridge_residuals),
+    _curve("curve fit of eight bumps", "exact", CURVE_NOISE),
+    _curve('curve fit of eight bumps without noise, hessian="gauss_newton"', "gauss_newton", 0.0),
+    _ridge(NewtonStep(), inner_loss=ridge_loss),
+    _logistic(NewtonStep()),
+    _linear("root of a linear, nonsymmetric G", NewtonStep(function=linear_root), (*JIT, "hypergradient, jit")),
+    _nonlinear("root of a nonlinear, nonsymmetric G", NewtonStep(function=nonlinear_root)),
+    _linear("root of a linear, nonsymmetric F", linear_root, ALL),
+    _nonlinear("root of a nonlinear, nonsymmetric F", Custom(function=nonlinear_root)),
 ]
