@@ -4,7 +4,7 @@ Names are loaded when first used (PEP 562): importing `bilevel` alone imports no
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bilevel import diagnostics, hypergrad, implicit, inner, linear, operators, optimality, outer, runs, statements
@@ -16,40 +16,16 @@ if TYPE_CHECKING:
     from bilevel.runs import load
     from bilevel.statements import QP, Batches, ConeProgram, Factored, LinearModel, Minimization, Program
 
-_HOMES = {
-    "At": "bilevel.problem",
-    "Batches": "bilevel.statements",
-    "ConeProgram": "bilevel.statements",
-    "Factored": "bilevel.statements",
-    "LinearModel": "bilevel.statements",
-    "Minimization": "bilevel.statements",
-    "Problem": "bilevel.problem",
-    "Program": "bilevel.statements",
-    "QP": "bilevel.statements",
-    "Result": "bilevel.outer",
-    "Status": "bilevel._status",
-    "check_derivative": "bilevel.diagnostics",
-    "check_hypergradient": "bilevel.diagnostics",
-    "check_optimality": "bilevel.diagnostics",
-    "custom_fixed_point": "bilevel.implicit",
-    "custom_root": "bilevel.implicit",
-    "load": "bilevel.runs",
-    "minimize": "bilevel.outer",
-    "root_jvp": "bilevel.implicit",
-    "root_vjp": "bilevel.implicit",
+_NAMES = {
+    "bilevel._status": ("Status",),
+    "bilevel.diagnostics": ("check_derivative", "check_hypergradient", "check_optimality"),
+    "bilevel.implicit": ("custom_fixed_point", "custom_root", "root_jvp", "root_vjp"),
+    "bilevel.outer": ("Result", "minimize"),
+    "bilevel.problem": ("At", "Problem"),
+    "bilevel.runs": ("load",),
+    "bilevel.statements": ("QP", "Batches", "ConeProgram", "Factored", "LinearModel", "Minimization", "Program"),
 }
-_ROOMS = (
-    "diagnostics",
-    "hypergrad",
-    "implicit",
-    "inner",
-    "linear",
-    "operators",
-    "optimality",
-    "outer",
-    "runs",
-    "statements",
-)
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
@@ -86,14 +62,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name in _ROOMS:
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'bilevel' has no attribute {name!r}")
+    if name not in _HOMES:
         return importlib.import_module(f"bilevel.{name}")
-    if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'bilevel' has no attribute {name!r}")
+    globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

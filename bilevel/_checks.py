@@ -1,4 +1,4 @@
-"""Eager checks of settings: an error names the object, the requirement and what it got."""
+"""Eager checks of settings: an error names the object, the requirement and the value."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Compiled programs, kept for parts that are equal by value, so that a second run with equal parts compiles nothing.
 
-Functions made anew (a lambda in a loop, `optax.adam(0.1)`) are equal if their code is and everything that they use is:
-closures, defaults, and for a user's functions the global names that they mention. An array among these makes a function
-unlike any other: nothing is then kept, so that no cache holds data.
+Functions made anew (a lambda in a loop, `optax.adam(0.1)`) are equal if their code and everything that they use is equal:
+closures, defaults, and for a user's functions the global names in them. With an array among these nothing is kept, so that no
+cache holds data.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def compiled(function: Callable[..., Any], *parts: Any) -> Any:
 
     Args:
       function: of this package, defined at the top level of a file.
-      parts: what is constant in the program: problems, solvers, optimizers.
+      parts: constants of the program: problems, solvers, optimizers.
     """
     try:
         key = function, _Keys().of(parts)

@@ -15,39 +15,31 @@ class Need(NamedTuple):
     obstacle: Callable[[Parts], str | None]
 
 
-def _parts(*names: str) -> Callable[[Parts], str | None]:
-    def obstacle(problem: Parts) -> str | None:
-        missing = [name for name in names if getattr(problem, name) is None]
-        return f"has no Problem.{' and no Problem.'.join(missing)}" if missing else None
-
-    return obstacle
-
-
 def _any_of(*names: str) -> Callable[[Parts], str | None]:
-    def obstacle(problem: Parts) -> str | None:
-        given = any(getattr(problem, name) is not None for name in names)
+    def obstacle(parts: Parts) -> str | None:
+        given = any(getattr(parts, name) is not None for name in names)
         return None if given else f"has no Problem.{' and no Problem.'.join(names)}"
 
     return obstacle
 
 
 def _none_of(*names: str) -> Callable[[Parts], str | None]:
-    def obstacle(problem: Parts) -> str | None:
-        given = [name for name in names if getattr(problem, name) is not None]
+    def obstacle(parts: Parts) -> str | None:
+        given = [name for name in names if getattr(parts, name) is not None]
         return f"has Problem.{given[0]}" if given else None
 
     return obstacle
 
 
-LOSS = Need("an inner loss", _parts("inner_loss"))
+LOSS = Need("an inner loss", _any_of("inner_loss"))
 SMOOTH = Need(
     "a smooth unconstrained inner problem", _none_of("prox", "projection", "equality", "inequality", "cone_program")
 )
 NO_CONSTRAINTS = Need(
     "a set that is stated by its projection, if any", _none_of("equality", "inequality", "cone_program")
 )
-PROJECTION = Need("a set with a projection", _parts("projection"))
-RESIDUALS = Need("residuals", _parts("residuals"))
+PROJECTION = Need("a set with a projection", _any_of("projection"))
+RESIDUALS = Need("residuals", _any_of("residuals"))
 MAP = Need("a fixed-point map or an inner loss", _any_of("fixed_point", "inner_loss"))
 QUADRATIC = Need(
     "a loss that is quadratic in params",
@@ -57,13 +49,13 @@ QUADRATIC = Need(
         else None
     ),
 )
-PROX = Need("a prox", _parts("prox"))
+PROX = Need("a prox", _any_of("prox"))
 SET = Need("a prox or a projection", _any_of("prox", "projection"))
 NO_PROX = Need(
     "a set that is not stated by a prox or by constraint functions", _none_of("prox", "equality", "inequality")
 )
-PROGRAM = Need("a quadratic program", _parts("quadratic_program"))
-CONE_PROGRAM = Need("a cone program", _parts("cone_program"))
+PROGRAM = Need("a quadratic program", _any_of("quadratic_program"))
+CONE_PROGRAM = Need("a cone program", _any_of("cone_program"))
 NO_SET = Need("constraints stated as functions, if any", _none_of("prox", "projection"))
 EQUALITIES_ALONE = Need("a program whose only constraints are equalities", _none_of("prox", "projection"))
 PROGRAM_OR_CONES = Need("a quadratic or a cone program", _any_of("quadratic_program", "cone_program"))
@@ -80,8 +72,8 @@ SEPARABLE_OR_POLYHEDRAL = Need(
 def linear_model(loss: str, *, l1: bool) -> Need:
     """A linear model of this loss, with an ℓ1 penalty or without."""
 
-    def obstacle(problem: Parts) -> str | None:
-        model = problem.linear_model
+    def obstacle(parts: Parts) -> str | None:
+        model = parts.linear_model
         if model is None:
             return "has no Problem.linear_model"
         if model.loss != loss:

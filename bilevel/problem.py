@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 
+from bilevel import _checks
 from bilevel.statements import Batches, LinearModel, Minimization, Parts, Statement
 
 Loss = Callable[[Any, Any, Any], Any]
@@ -20,7 +21,7 @@ _BESIDE = ("residuals", "quadratic_program", "linear_model")
 
 
 class HasResidual(Protocol):
-    """A condition as `bilevel.optimality` has them, of which a problem knows no more than this."""
+    """The part of a `bilevel.optimality.Condition` that is known here."""
 
     def residual(self, at: At, params: Any) -> Any:
         """F."""
@@ -32,9 +33,8 @@ class Problem:
     """min over hparams of outer_loss(x*(hparams), hparams, data), where x* solves the inner problem.
 
     The inner problem is stated once, by `inner`, or in the short form by the keywords from `inner_loss` to `fixed_point`. All
-    functions take `(params, hparams, data)`; data is an argument, never closed over, so that nothing is compiled into the
-    program. What follows from the statements is computed (`parts`), never stored: `dataclasses.replace` changes what every
-    solver solves.
+    functions take `(params, hparams, data)`, any pytrees; data is an argument, never closed over, so that it is not compiled into
+    the program. `dataclasses.replace` makes a changed problem.
 
     Args:
       inner_loss: (params, hparams, data) -> scalar, differentiable: minimize it, plus g if there is a `prox`, over C if there is
@@ -49,8 +49,8 @@ class Problem:
       inner: the statement of the inner problem, in place of all of the above but outer_loss and optimality: a
         `bilevel.Minimization`, `bilevel.LinearModel` or `bilevel.Program`.
       also: further statements of the same problem, for solvers that take another form: a `bilevel.Program`, a
-        `bilevel.LinearModel`. `residuals` and `linear_model` beside an inner_loss count as such too. When an algorithm or a
-        solver is set up, they are checked against the first statement, and a contradiction is refused.
+        `bilevel.LinearModel`. So are `residuals` and `linear_model` beside an inner_loss. When an algorithm or a solver is set
+        up, they are checked against the first statement, and a contradiction is a ValueError.
       batches: the `bilevel.Batches` of data, for solvers and algorithms that take minibatches.
 
     Raises:
@@ -85,9 +85,8 @@ class Problem:
     batches: Batches | None = None
 
     def __post_init__(self) -> None:
-        for name in ("outer_loss", "residuals", "fixed_point", "lipschitz"):
-            if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise TypeError(f"Problem: {name} must be a function, got {getattr(self, name)!r}")
+        functions = ("outer_loss", "residuals", "fixed_point", "lipschitz")
+        _checks.require_callable("Problem", **{name: getattr(self, name) for name in functions})
         if self.inner is not None and not isinstance(self.inner, Statement):
             raise TypeError(f"Problem: inner must be a statement such as bilevel.LinearModel, got {self.inner!r}")
         given = [name for name in _SHORT if getattr(self, name) not in (None, False)]
@@ -100,7 +99,8 @@ class Problem:
             raise ValueError(
                 f"Problem: fixed_point states the inner problem alone, and {given[0]} was given too: leave one out"
             )
-        if self._first() is None and self.fixed_point is None:
+        first = self._first()
+        if first is None and self.fixed_point is None:
             if self.optimality is None:
                 raise TypeError(
                     "Problem: nothing states the inner problem: give inner_loss, residuals, linear_model, fixed_point, "
@@ -111,27 +111,24 @@ class Problem:
         for name, part in (("separable", "prox"), ("polyhedral", "projection")):
             if getattr(self, name) and getattr(self, part) is None:
                 raise ValueError(f"Problem: {name}={getattr(self, name)!r} describes a {part}, and there is none")
-        if (
-            self.linear_model is not None
-            and self.linear_model is self._first()
-            and self.linear_model.parts().inner_loss is None
-        ):
+        if first is not None and first is self.linear_model and first.parts().inner_loss is None:
             raise TypeError(
                 "Problem: a linear_model with a crammer_singer loss needs its dual as inner_loss and projection beside it"
             )
 
     @functools.cached_property
     def parts(self) -> Parts:
-        """What the statements amount to: the functions that conditions and solvers ask for."""
+        """The functions that the statements give, as conditions and solvers ask for them."""
         first = self._first()
         parts = Parts(fixed_point=self.fixed_point) if first is None else first.parts()
-        if self.residuals is not None and self.inner_loss is None and self.linear_model is None:
-            parts = dataclasses.replace(parts, residuals=self.residuals)
-        if self.lipschitz is not None:
-            parts = dataclasses.replace(parts, lipschitz=self.lipschitz)
+        parts = dataclasses.replace(
+            parts,
+            residuals=parts.residuals or self.residuals,
+            lipschitz=self.lipschitz or parts.lipschitz,
+            optimality=self.optimality,
+        )
         for statement in self.further_statements():
             parts = parts.missing_from(statement, *_BESIDE)
-        parts = dataclasses.replace(parts, optimality=self.optimality)
         if self.batches is not None and parts.inner_loss is not None:
             parts = dataclasses.replace(
                 parts, samples=functools.partial(self.batches.rows, level="inner"), batch_loss=self._batch_loss
@@ -148,16 +145,13 @@ class Problem:
         return found
 
     def _first(self) -> Statement | None:
-        if self.inner is not None:
-            return self.inner
-        if self.inner_loss is not None:
-            return self._minimization(self.inner_loss)
-        if self.linear_model is not None:
-            own_set = self.prox is not None or self.projection is not None
-            return self._minimization(self.linear_model.over_a_set()) if own_set else self.linear_model
-        return None if self.residuals is None else self._minimization(_half_square(self.residuals))
-
-    def _minimization(self, loss: Loss) -> Minimization:
+        loss, own_set = self.inner_loss, self.prox is not None or self.projection is not None
+        if loss is None and self.linear_model is not None and own_set:
+            loss = self.linear_model.over_a_set()
+        elif loss is None and self.linear_model is None and self.residuals is not None:
+            loss = _half_square(self.residuals)
+        if loss is None:
+            return self.inner or self.linear_model
         return Minimization(loss=loss, **{name: getattr(self, name) for name in _OF_A_LOSS})
 
     def _batch_loss(self, params: Any, hparams: Any, data: Any, index: Any) -> Any:
@@ -176,16 +170,21 @@ def _half_square(residuals: Loss) -> Loss:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class At:
-    """An inner problem at its hyperparameters and data: what conditions and solvers are handed. A pytree.
+    """An inner problem at its hyperparameters and data, as conditions and solvers take it. A pytree.
 
-    Its methods are the parts of the problem as functions of the inner variable alone. A method whose part the problem lacks must
-    not be called: `parts` says what there is.
+    Its methods are the parts of the problem as functions of the inner variable alone; only those in `parts` may be called.
 
     Attributes:
-      problem: the problem; not a part of the pytree's leaves.
-      hparams, data: handed to its functions.
-      prepared: what `InnerSolver.prepare` computed from the data; None for nothing.
+      problem: the problem, which is not a leaf of the pytree.
+      hparams, data: passed to its functions, any pytrees.
+      prepared: the arrays that `InnerSolver.prepare` computed from the data; None for nothing.
       key: a JAX random key, for solvers that draw; None for a solve by itself.
+
+    Example:
+      >>> import bilevel as bl
+      >>> at = bl.At(bl.Problem(lambda x, h, data: (x - h) ** 2), hparams=1.0)
+      >>> print(at.inner_loss(3.0), at.gradient(3.0))
+      4.0 4.0
     """
 
     problem: Problem = dataclasses.field(metadata={"static": True})
@@ -217,7 +216,7 @@ class At:
         return self.problem.outer_loss(params, self.hparams, self.data)
 
     def proximal_step(self, params: Any, step: Any) -> Any:
-        """The prox, the projection, or nothing: what follows a gradient step of length `step`."""
+        """The prox or the projection that follows a gradient step of length `step`; params where there is neither."""
         if self.parts.prox is not None:
             return self.parts.prox(params, self.hparams, self.data, step)
         if self.parts.projection is not None:

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from bilevel import _checks
+
 Row = dict[str, Any]
 Report = Callable[[Row], None]
 
@@ -17,7 +19,7 @@ class Findings:
 
     Attributes:
       summary: its results, numbers by name, possibly nested.
-      arrays: what a picture needs besides the rows: arrays by name, possibly nested.
+      arrays: further data for a figure, arrays by name, possibly nested.
     """
 
     summary: dict[str, Any]
@@ -29,6 +31,10 @@ class Study(abc.ABC):
 
     `configs/experiment/<paper>/<figure>.yaml` names it and its settings, smaller ones for `size=small`.
     """
+
+    def require_positive(self, *names: str) -> None:
+        """Raise ValueError unless the settings of these names are positive."""
+        _checks.require_positive("study", **{name: getattr(self, name) for name in names})
 
     @property
     @abc.abstractmethod

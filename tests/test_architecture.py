@@ -32,8 +32,8 @@ MAY_IMPORT = {
     "operators": BASE,
     "_checks": set(),
     "_compiled": set(),
-    "statements": OPERATORS,
-    "problem": OPERATORS | {"statements"},
+    "statements": OPERATORS | {"_checks"},
+    "problem": OPERATORS | {"statements", "_checks"},
     "_needs": {"statements"},
     "_curvature": BASE | {"problem"},
     "linear": GROUND,
@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "outer": HYPERGRAD,
     "datasets": set(),
     "tasks": GROUND | {"optimality", "implicit", "inner", "datasets"},  # solvers for metrics alone
-    "study": set(),
+    "study": {"_checks"},
     "runs": BASE,
     "pages": BASE | {"runs"},
     "_schema": set(),
@@ -305,6 +305,24 @@ def test_every_public_name_has_a_docstring():
 
 def test_a_made_docstring_does_not_count():
     assert not documented("Made", dataclasses.make_dataclass("Made", ["x"]))
+
+
+ONE_NAME = {"Ridge"}  # a task, and the solver of its inner problem
+
+
+def test_no_two_public_classes_share_a_name():
+    """Public: exported by a room, or in a file and folders without an underscore."""
+    homes = {}
+    for path in FILES:
+        room = (
+            importlib.import_module(f"bilevel.{room_of(relative(path))}") if room_of(relative(path)) in ROOMS else None
+        )
+        exported = getattr(room, "__all__", ())
+        private = any(part.startswith("_") for part in Path(relative(path)).parts)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and (node.name in exported if private else node.name[0] != "_"):
+                homes.setdefault(node.name, set()).add(relative(path))
+    assert {name for name, places in homes.items() if len(places) > 1} == ONE_NAME
 
 
 def test_no_file_is_longer_than_400_lines():

@@ -1,9 +1,9 @@
-"""Is F zero at what a solver returned, and is it fit to be differentiated there?"""
+"""Is F zero at the answer of a solver, and can it be differentiated there?"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from bilevel import _compiled, _tree, implicit, linear, optimality
 from bilevel._status import Status, describe
 from bilevel._tree import PyTree
-from bilevel.diagnostics._numeric import directions_like, restricted, tangents_of, unit
+from bilevel.diagnostics._numeric import Checked, directions_like, unit
 from bilevel.optimality import Bound
 from bilevel.problem import Problem
 
@@ -21,23 +21,29 @@ _PROBES = 4
 _REACH = 1e-6
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimalityReport:
-    """What `check_optimality` found; print it.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimalityReport(Checked):
+    """The result of `check_optimality`; readable by `print`.
 
     Attributes:
       residual: ‖F(x)‖₂.
-      distance: ‖A⁻¹F(x)‖₂/‖x‖₂, the Newton estimate of how far x is from a root, relative to x.
-      tolerance: what `distance` is held against.
+      distance: ‖A⁻¹F(x)‖₂/‖x‖₂, the Newton estimate of the distance of x from a root, relative to x.
+      tolerance: the largest distance that passes.
       solve: how the linear solves with A = ∂₁F ended, in words.
-      asymmetry: |⟨v, Aw⟩ − ⟨Av, w⟩| relative to the products, the largest of the probes; None if A is not said to be
+      asymmetry: |⟨v, Aw⟩ − ⟨Av, w⟩| relative to the products, the largest of the probes; None if A is not declared
         symmetric.
-      amplification: an estimate from below of ‖A⁻¹‖‖A‖, the condition of the linear system.
+      amplification: a lower estimate of ‖A⁻¹‖‖A‖, the condition number of the linear system.
       dot_test: |⟨w, ẋ⟩ − ⟨x̄, θ̇⟩| relative to ‖w‖‖ẋ‖, JVP against VJP, the largest of the probes.
       jump: how much F's Jacobian changes, relative to itself, within 1e-6 of x and its arguments: large at a
         kink, where strict complementarity nearly fails.
       margin: the least of max(λᵢ, −Gᵢ) relative to the largest λ and G, for inequalities; None without.
       problems: a sentence for each thing that is wrong.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> report = bl.check_optimality(lambda x, theta: 2 * (x - theta), jnp.ones(2), 1.0)
+      >>> print(str(report).splitlines()[0], report.solve.split(":")[0], report.margin)
+      check_optimality: fine converged None
     """
 
     residual: float
@@ -49,17 +55,10 @@ class OptimalityReport:
     dot_test: float
     jump: float
     margin: float | None
-    problems: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
 
     def __str__(self) -> str:
-        asymmetry = "not symmetric by declaration" if self.asymmetry is None else f"{self.asymmetry:.1e}"
+        asymmetry = "not declared symmetric" if self.asymmetry is None else f"{self.asymmetry:.1e}"
         lines = [
-            "check_optimality: " + ("fine" if self.ok else f"{len(self.problems)} problem(s)"),
             f"  ‖F(x)‖                       {self.residual:.1e}",
             f"  distance to a root / ‖x‖     {self.distance:.1e}   (tolerance {self.tolerance:.1e})",
             f"  linear solves                {self.solve}",
@@ -70,7 +69,7 @@ class OptimalityReport:
         ]
         if self.margin is not None:
             lines.append(f"  complementarity margin       {self.margin:.1e}")
-        return "\n".join([*lines, *(f"  ✗ {problem}" for problem in self.problems)])
+        return self._printed("check_optimality", lines)
 
 
 def check_optimality(
@@ -84,15 +83,13 @@ def check_optimality(
     """Check that a solver's answer is a root of the condition by which it will be differentiated.
 
     Args:
-      condition: a `Problem` (its `optimality` is taken), or F(params, *args), as `custom_root` takes it.
-      params: what the solver returned.
+      condition: a `Problem`, for its `optimality`, or F(params, *args), as `custom_root` takes it; raises ValueError if its
+        value differs from params in structure or shapes.
+      params: the solver's answer, any pytree of floating-point arrays.
       *args: the other arguments of F; for a problem `hparams, data`.
       solve: linear solver, as in `custom_root`.
-      rtol: how far from a root, relative to ‖params‖, is near enough; None is ε^⅓ (6e-6 in float64, 5e-3 in float32).
-      seed: of the probing directions.
-
-    Returns:
-      OptimalityReport, readable by `print`. Raises nothing on a numerical failure.
+      rtol: the distance from a root, relative to ‖params‖, that passes; None is ε^⅓ (6e-6 in float64, 5e-3 in float32).
+      seed: seed of the probing directions.
 
     Example:
       >>> import jax, jax.numpy as jnp, bilevel as bl
@@ -103,18 +100,19 @@ def check_optimality(
     """
     function = optimality.bind(condition) if isinstance(condition, Problem) else condition
     params, args = _tree.as_arrays(params), tuple(_tree.as_data(each) for each in args)
-    function, args = _Flat(function, jax.tree.structure(args)), tuple(jax.tree.leaves(args))
     _tree.check_like("the value of the condition", jax.eval_shape(function, params, *args), "params", params)
     solver = linear.as_solver(solve, linear.Auto())
-    probes = directions_like(params, 2 * _PROBES, seed), directions_like(args, _PROBES, seed + 1)
-    measured = _compiled.compiled(_measure, function, solver)(params, args, *probes)
+    probes = directions_like(params, 2 * _PROBES, seed)
+    v, w = (jax.tree.map(lambda p, half=half: p[half], probes) for half in (slice(_PROBES), slice(_PROBES, None)))
+    along = directions_like(tuple(jax.tree.leaves(args)), _PROBES, seed + 1)
+    measured = _compiled.compiled(_measure, function, solver)(params, args, v, w, along)
     found: dict[str, Any] = {name: None if value is None else float(value) for name, value in measured.items()}
     found["solve"] = describe(int(measured["solve"]))
     found["tolerance"] = _tree.eps(params) ** (1 / 3) if rtol is None else rtol
     return OptimalityReport(**found, problems=tuple(_problems(found, params)))
 
 
-def _problems(found: dict[str, Any], params: PyTree):
+def _problems(found: dict[str, Any], params: PyTree) -> Iterator[str]:
     root = _tree.eps(params) ** 0.5
     if not np.isfinite(found["residual"]):
         yield "F is not finite at params: look for a NaN in params or the data"
@@ -132,7 +130,7 @@ def _problems(found: dict[str, Any], params: PyTree):
     if not found["jump"] <= 1e-2:
         yield (
             f"∂F changes by {found['jump']:.0%} right beside params: strict complementarity nearly fails (a coordinate sits "
-            "at a kink), and the derivative is that of one side"
+            "at a kink), and the derivative is the one from one side"
         )
     if found["margin"] is not None and not found["margin"] >= root:
         yield (
@@ -141,127 +139,136 @@ def _problems(found: dict[str, Any], params: PyTree):
         )
 
 
-def _measure(function, solver, params, args, probes, arg_probes) -> dict[str, Any]:
-    system = function.system(params, *args)
-    value = function(params, *args)
-    correction = system.solve(solver, value)
-    norm = _tree.norm(params)
-    amplification, status = _amplification(system, solver, params, jax.tree.map(lambda p: p[0], probes))
-    return {
-        "residual": _tree.norm(value),
-        "distance": _tree.norm(correction.value) / jnp.where(norm > 0, norm, 1),
-        "solve": jnp.maximum(correction.status, status),
-        "asymmetry": _asymmetry(system, params, probes),
-        "amplification": amplification,
-        "dot_test": _dot_test(function, solver, params, args, probes, arg_probes),
-        "jump": _jump(function, params, args, probes, arg_probes),
-        "margin": function.margin(params, *args),
-    }
+def _measure(
+    function: Callable[..., PyTree],
+    solver: linear.LinearSolver,
+    params: PyTree,
+    args: tuple[PyTree, ...],
+    *probes: PyTree,
+) -> dict[str, Any]:
+    leaves, structure = jax.tree.flatten(args)
+    moving, fixed = _tree.split(tuple(leaves))
+    return _Probed(_OfMoving(function, structure, fixed), solver, params, moving, *probes).measured()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Flat(linear.RootFunction):
-    """F as a function of params and the leaves of its other arguments, among which a sparse matrix is several plain arrays."""
+class _OfMoving(linear.RootFunction):
+    """F as a function of params and the differentiable leaves of its other arguments; the `fixed` leaves are constants."""
 
     function: Callable[..., PyTree]
     structure: Any
+    fixed: tuple[Any, ...]
 
-    def __call__(self, params: PyTree, *leaves: jax.Array) -> PyTree:
-        return self.function(params, *jax.tree.unflatten(self.structure, leaves))
+    def _args(self, moving: tuple[Any, ...]) -> tuple[PyTree, ...]:
+        return jax.tree.unflatten(self.structure, _tree.merge(moving, self.fixed))
 
-    def system(self, params: PyTree, *leaves: jax.Array) -> linear.System:
+    def __call__(self, params: PyTree, *moving: Any) -> PyTree:
+        return _tree.cast_like(self.function(params, *self._args(moving)), params)
+
+    def system(self, params: PyTree, *moving: Any) -> linear.System:
         if isinstance(self.function, linear.RootFunction):
-            return self.function.system(params, *jax.tree.unflatten(self.structure, leaves))
-        _, push = jax.linearize(lambda x: _tree.cast_like(self(x, *leaves), x), params)
-        return linear.System(linear.Operator(push))
+            return self.function.system(params, *self._args(moving))
+        return linear.System(linear.Operator(jax.linearize(lambda x: self(x, *moving), params)[1]))
 
-    def margin(self, params: PyTree, *leaves: jax.Array) -> jax.Array | None:
-        if isinstance(self.function, Bound):
-            return self.function.margin(params, *jax.tree.unflatten(self.structure, leaves))
-        return None
+    def margin(self, params: PyTree, *moving: Any) -> jax.Array | None:
+        return self.function.margin(params, *self._args(moving)) if isinstance(self.function, Bound) else None
 
 
-def _amplification(system, solver, params, start):
-    """‖A‖‖A⁻¹‖ by two power steps on each, from below, and the worst status on the way."""
-    forward_product, backward_product = system.operator.matvec, system.operator.transpose(params).matvec
-    largest = smallest = start
-    status = jnp.int32(Status.CONVERGED)
-    for _ in range(2):
-        largest = unit(backward_product(forward_product(largest)))
-        forward = system.solve(solver, smallest)
-        backward = system.solve_transposed(solver, forward.value)
-        status = jnp.maximum(status, jnp.maximum(forward.status, backward.status))
-        smallest = unit(backward.value)
-    return _tree.norm(forward_product(largest)) * _tree.norm(system.solve(solver, smallest).value), status
+@dataclasses.dataclass(frozen=True)
+class _Probed:
+    """F at a point, and random directions of unit norm, stacked: v and w like params, along like args (None in the gaps)."""
+
+    function: _OfMoving
+    solver: linear.LinearSolver
+    params: PyTree
+    args: tuple[Any, ...]
+    v: PyTree
+    w: PyTree
+    along: tuple[Any, ...]
+
+    def measured(self) -> dict[str, Any]:
+        """The numbers of an `OptimalityReport`."""
+        system = self.function.system(self.params, *self.args)
+        value = self.function(self.params, *self.args)
+        correction = system.solve(self.solver, value)
+        amplification, status = self._amplification(system)
+        return {
+            "residual": _tree.norm(value),
+            "distance": _tree.norm(correction.value) / _tree.positive(_tree.norm(self.params)),
+            "solve": jnp.maximum(correction.status, status),
+            "asymmetry": self._asymmetry(system),
+            "amplification": amplification,
+            "dot_test": self._dot_test(),
+            "jump": self._jump(),
+            "margin": self.function.margin(self.params, *self.args),
+        }
+
+    def _amplification(self, system: linear.System) -> tuple[jax.Array, jax.Array]:
+        """‖A‖‖A⁻¹‖ by two power steps on each, from below, and the worst status on the way."""
+        push, pull = system.operator.matvec, system.operator.transpose(self.params).matvec
+        largest = smallest = jax.tree.map(lambda v: v[0], self.v)
+        status = jnp.int32(Status.CONVERGED)
+        for _ in range(2):
+            largest = unit(pull(push(largest)))
+            forward = system.solve(self.solver, smallest)
+            backward = system.solve_transposed(self.solver, forward.value)
+            status = jnp.maximum(status, jnp.maximum(forward.status, backward.status))
+            smallest = unit(backward.value)
+        return _tree.norm(push(largest)) * _tree.norm(system.solve(self.solver, smallest).value), status
+
+    def _asymmetry(self, system: linear.System) -> jax.Array | None:
+        operator, restrict = system.operator, lambda v: v
+        if system.reduction is not None:
+            operator, restrict = system.reduction.operator, system.reduction.restrict
+        if operator.structure == "general":
+            return None
+
+        def defect(v: PyTree, w: PyTree) -> jax.Array:
+            v, w = unit(restrict(v)), unit(restrict(w))
+            left, right = operator.matvec(v), operator.matvec(w)
+            scale = _tree.norm(left) + _tree.norm(right)
+            return jnp.abs(_tree.vdot(left, w) - _tree.vdot(v, right)) / _tree.positive(scale)
+
+        return jnp.max(jax.vmap(defect)(self.v, self.w))
+
+    def _dot_test(self) -> jax.Array:
+        if not jax.tree.leaves(self.along):
+            return jnp.zeros(())
+
+        def defect(probe: tuple[PyTree, tuple[Any, ...]]) -> jax.Array:
+            cotangent, direction = probe
+            moved = implicit.root_jvp(self.function, self.params, self.args, direction, self.solver)
+            pulled = implicit.root_vjp(self.function, self.params, self.args, cotangent, self.solver)
+            difference = jnp.abs(_tree.vdot(cotangent, moved) - _tree.vdot(pulled, direction))
+            return difference / _tree.positive(_tree.norm(moved))
+
+        return jnp.max(jax.lax.map(defect, (self.v, self.along)))
+
+    def _jump(self) -> jax.Array:
+        """The largest change of a product with F's Jacobian, relative to its largest entry, where all arguments move a little."""
+
+        def change(probe: tuple[PyTree, PyTree, tuple[Any, ...]]) -> jax.Array:
+            v, side, along = probe
+
+            def product(amount: float) -> PyTree:
+                point = _nudged((self.params, *self.args), amount, (side, *along))
+                return jax.jvp(self.function, point, (v, *along))[1]
+
+            here = product(0.0)
+            changes = [_largest(_tree.sub(product(amount), here)) for amount in (_REACH, -_REACH)]
+            return jnp.maximum(*changes) / _tree.positive(_largest(here))
+
+        return jnp.max(jax.lax.map(change, (self.v, self.w, self.along)))
 
 
-def _asymmetry(system: linear.System, params, probes):
-    operator, restrict = system.operator, lambda v: v
-    if system.reduction is not None:
-        operator, restrict = system.reduction.operator, system.reduction.restrict
-    if operator.structure == "general":
-        return None
-
-    def defect(v, w):
-        v, w = unit(restrict(v)), unit(restrict(w))
-        left, right = operator.matvec(v), operator.matvec(w)
-        scale = _tree.norm(left) + _tree.norm(right)
-        return jnp.abs(_tree.vdot(left, w) - _tree.vdot(v, right)) / jnp.where(scale > 0, scale, 1)
-
-    return jnp.max(jax.vmap(defect)(*_halves(probes)))
-
-
-def _dot_test(function, solver, params, args, probes, arg_probes):
-    if not jax.tree.leaves(arg_probes):
-        return jnp.zeros(())
-
-    def defect(pair):
-        cotangent, direction = pair
-        moving = implicit.root_jvp(function, params, args, tangents_of(args, direction), solver)
-        pulled = implicit.root_vjp(function, params, args, cotangent, solver)
-        pulled = restricted(pulled, direction)
-        scale = _tree.norm(moving)
-        return jnp.abs(_tree.vdot(cotangent, moving) - _tree.vdot(pulled, direction)) / jnp.where(scale > 0, scale, 1)
-
-    return jnp.max(jax.lax.map(defect, (_halves(probes)[0], arg_probes)))
-
-
-def _jump(function, params, args, probes, arg_probes):
-    """The largest change of a product with F's Jacobian, relative to its largest entry, where all arguments move a little."""
-
-    def change(probe):
-        v, side, arg_side = probe
-        tangents = (v, *tangents_of(args, arg_side))
-
-        def product(x, args):
-            return jax.jvp(lambda x, *args: _tree.cast_like(function(x, *args), params), (x, *args), tangents)[1]
-
-        here = product(params, args)
-        changes = []
-        for amount in (_REACH, -_REACH):
-            there = product(_nudged(params, amount, side), _nudged(args, amount, arg_side))
-            changes.append(_largest(_tree.sub(there, here)))
-        scale = _largest(here)
-        return jnp.maximum(*changes) / jnp.where(scale > 0, scale, 1)
-
-    v, side = _halves(probes)
-    return jnp.max(jax.lax.map(change, (v, side, arg_probes)))
-
-
-def _nudged(tree, amount, direction):
+def _nudged(tree: PyTree, amount: float, direction: PyTree) -> PyTree:
     """Each leaf moved by `amount` relative to its own norm (absolutely where that is zero)."""
-    moving, fixed = _tree.split(tree)
 
-    def nudge(x, d):
-        size = jnp.linalg.norm(jnp.ravel(x))
-        return x + (amount * jnp.where(size > 0, size, 1)).astype(x.dtype) * d
+    def nudge(x: jax.Array, d: jax.Array) -> jax.Array:
+        return x + (amount * _tree.positive(jnp.linalg.norm(jnp.ravel(x)))).astype(x.dtype) * d
 
-    return _tree.merge(jax.tree.map(nudge, moving, direction), fixed)
+    return jax.tree.map(nudge, tree, direction)
 
 
-def _largest(tree: PyTree):
+def _largest(tree: PyTree) -> jax.Array:
     return jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in jax.tree.leaves(tree) if x.size]))
-
-
-def _halves(probes):
-    return jax.tree.map(lambda p: p[:_PROBES], probes), jax.tree.map(lambda p: p[_PROBES:], probes)

@@ -1,4 +1,4 @@
-"""Hypergradient estimators. One contract, `Estimator.estimate`; every estimate says how good it is."""
+"""Hypergradient estimators. One contract, `Estimator.estimate`; every estimate has the statuses of its solves."""
 
 from bilevel.hypergrad._base import Estimator, Hypergradient, Solve
 from bilevel.hypergrad._fit import misfits

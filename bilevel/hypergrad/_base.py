@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -18,34 +17,34 @@ from bilevel.linear import LinearSolver
 from bilevel.problem import At, Problem
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["status", "residual"], meta_fields=["intended"])
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Solve:
     """How one of the solves of a step ended.
 
     Attributes:
       status: int32 code of `bilevel.Status`.
-      residual: what is left, relative; NaN where it is not known.
+      residual: the last residual, relative to the solution or the right-hand side; NaN where it is not known.
       intended: the solve stopped where its settings told it to (a fixed number of steps, a truncated series), so that a step
         limit that was reached is no failure.
+
+    Example:
+      >>> import bilevel as bl
+      >>> bl.hypergrad.Solve(bl.Status.MAX_STEPS, 0.1).failed, bl.hypergrad.Solve(bl.Status.MAX_STEPS, 0.1, intended=True).failed
+      (True, False)
     """
 
     status: jax.Array
     residual: jax.Array
-    intended: bool = False
+    intended: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def failed(self) -> jax.Array:
-        """Whether it ended elsewhere than it should."""
-        limit = self.intended & (self.status == Status.MAX_STEPS)
-        return (self.status != Status.CONVERGED) & ~jnp.asarray(limit)
+        """Whether it ended elsewhere than it should; of the type of `status`, on the host or under `jit`."""
+        return (self.status != Status.CONVERGED) & ((self.status != Status.MAX_STEPS) | (not self.intended))
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["grad", "outer_loss", "outer_error", "params", "carry", "solves", "counts", "approximate"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Hypergradient:
     """A hypergradient with its provenance.
@@ -53,15 +52,22 @@ class Hypergradient:
     Attributes:
       grad: d outer_loss(x*(θ), θ)/dθ, with the structure of hparams; None in place of leaves without a derivative.
       outer_loss: the outer loss at the computed inner solution.
-      outer_error: an estimate, ⟨u, F(x)⟩, of how far that lies above the outer loss at the exact inner solution (the
-        dual-weighted residual, exact to first order); NaN where the estimator has none.
+      outer_error: an estimate, ⟨u, F(x)⟩, of outer_loss minus the outer loss at the exact inner solution (the dual-weighted
+        residual, exact to first order); NaN where the estimator has none.
       params: the inner solution.
-      carry: what the estimator takes to its next estimate, a pytree of arrays: `Implicit` its adjoint.
+      carry: input of the next estimate, a pytree of arrays; the adjoint, for `Implicit`.
       solves: how the solves ended, by name (`"inner"`, `"adjoint"`), first the one on which the others depend; an `OrderedDict`
         keeps this order under `jit`.
       counts: oracle calls by name: `grad_evals`, gradients of the inner loss, and `hvps`, products with its Hessian (a mixed
         product counts as one).
-      approximate: the estimate is biased by design (Gauss–Newton, a truncation), whatever the solves say.
+      approximate: whether the estimate is biased by design (Gauss–Newton, a truncation), even if every solve converged.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> problem = bl.Problem(lambda x, h, d: (x - h) ** 2, lambda x, h, d: x**2)
+      >>> found = bl.hypergrad.Implicit().run(problem, bl.inner.Newton(), jnp.array(0.0), jnp.array(3.0))
+      >>> print(found.grad.round(), found.outer_loss.round(), found.params.round(), list(found.solves))
+      6.0 9.0 3.0 ['inner', 'adjoint']
     """
 
     grad: PyTree
@@ -85,7 +91,15 @@ class Hypergradient:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimator(abc.ABC):
-    """Base of all estimators: from a start, an inner solution and the hypergradient at it. A subclass writes `estimate`."""
+    """Base class of all estimators, which solve the inner problem and differentiate it. A subclass defines `estimate`.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> problem = bl.Problem(lambda x, h, d: jnp.sum((x - h) ** 2), lambda x, h, d: jnp.sum(x**2))
+      >>> found = bl.hypergrad.Implicit().run(problem, bl.inner.LBFGS(), jnp.zeros(2), jnp.array([1.0, 2.0]))
+      >>> print(found.grad.round(), bl.Status(int(found.status)).word)
+      [2. 4.] converged
+    """
 
     def check(self, problem: Problem, inner: InnerSolver) -> None:
         """Raise ValueError, before anything is traced, if the parts do not fit together."""
@@ -103,7 +117,7 @@ class Estimator(abc.ABC):
         check_statements(at.problem, params, at.hparams, at.data)
 
     def prepare(self, at: At, inner: InnerSolver) -> PyTree:
-        """What the inner solver computes once for all estimates: `at.prepared` of each."""
+        """The arrays that the inner solver computes once for all estimates; they become `at.prepared`."""
         return inner.prepare(at)
 
     def init(self, at: At, params: PyTree) -> PyTree:
@@ -121,14 +135,9 @@ class Estimator(abc.ABC):
         carry: PyTree = None,
         key: jax.Array | None = None,
     ) -> Hypergradient:
-        """One estimate by itself: prepare the inner solver, start the carry unless it is given, estimate. Wrap it in `jax.jit`.
+        """Prepare the inner solver, start the carry unless it is given, and make one estimate. Can be wrapped in `jax.jit`.
 
-        Example:
-          >>> import jax.numpy as jnp, bilevel as bl
-          >>> problem = bl.Problem(lambda x, h, d: jnp.sum((x - h) ** 2), lambda x, h, d: jnp.sum(x**2))
-          >>> found = bl.hypergrad.Implicit().run(problem, bl.inner.LBFGS(), jnp.zeros(2), jnp.array([1.0, 2.0]))
-          >>> print(found.grad.round(3), bl.Status(int(found.status)).word)
-          [2. 4.] converged
+        Arguments as for `estimate`; a key of None is `jax.random.key(0)`.
         """
         at = At(problem, hparams, data, key=key)
         at = at.replace(prepared=self.prepare(at, inner))
@@ -152,6 +161,6 @@ class Estimator(abc.ABC):
           at: the problem at its hyperparameters and data, with what `inner` prepared.
           inner: the inner solver.
           params: start of the inner variable.
-          carry: what the last estimate left, or `init`.
-          key: a JAX random key of this estimate alone, for estimators that draw.
+          carry: the carry of the last estimate, or `init`.
+          key: a JAX random key for this estimate alone, for estimators that draw.
         """

@@ -1,4 +1,4 @@
-"""Which parts go together, decided from what they declare, before anything is traced."""
+"""Which parts go together, decided from their declarations before anything is traced."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def misfits(problem: Problem, inner: InnerSolver, hypergrad: Estimator | None = 
     """Why a problem, with the optimality condition that it names or implies, a solver and an estimator do not go together.
 
     Returns:
-      A sentence for each reason, which names the part, what it needs, what is missing and what fits; empty if they do.
+      A sentence for each reason, naming the part, what it needs, what is missing and what fits; empty if there is none.
 
     Example:
       >>> import jax.numpy as jnp, bilevel as bl

@@ -19,14 +19,21 @@ from bilevel.problem import At, Problem
 class Implicit(Estimator):
     """∂₂outer − Bᵀu with Aᵀu = ∂₁outer, where A = ∂₁F, B = ∂₂F and F is the problem's optimality condition.
 
-    One adjoint solve, whatever the number of hyperparameters; its start is the last adjoint. Memory does not grow with
-    the inner solver's steps.
+    One adjoint solve for any number of hyperparameters, started at the last adjoint. Memory does not grow with the inner
+    solver's steps.
 
     Args:
-      linear: solver of the adjoint system.
+      linear: solver of the adjoint system; its `rtol` and `atol` bound ‖Aᵀu − ∂₁outer‖, and its `max_steps` the iterations.
       precondition: precondition it by the inner solver's own estimate of the inverse Hessian: the pairs of `inner.LBFGS` (as
         SHINE does), the exact inverse of `inner.Ridge`. The system is then solved by `linear`, if it takes a preconditioner,
         or in place of `linear.Auto` by `linear.CG`.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> problem = bl.Problem(lambda x, h, d: jnp.sum((x - d) ** 2) + h * jnp.sum(x**2), lambda x, h, d: jnp.sum(x))
+      >>> estimator = bl.hypergrad.Implicit(linear=bl.linear.CG(rtol=1e-4))       # x* = d/(1 + h)
+      >>> print(estimator.run(problem, bl.inner.LBFGS(), jnp.zeros(2), 1.0, jnp.array([1.0, 3.0])).grad.round())
+      -1.0
 
     References: Blondel et al. 2022; Ramzi et al., SHINE, 2022.
     """
@@ -35,7 +42,7 @@ class Implicit(Estimator):
     precondition: bool = False
 
     def check(self, problem: Problem, inner: InnerSolver) -> None:
-        """Check the condition against the problem, and that there is something to precondition with."""
+        """Check the condition against the problem, and that the inner solver can precondition its system."""
         condition = optimality.of(problem)
         if not self.precondition:
             return

@@ -25,8 +25,8 @@ _Step = Callable[[Any], Any]
 class Unrolled(Estimator):
     """The derivative of a fixed number of inner steps, from a start that counts as a constant.
 
-    This differentiates the iterate, not the exact solution: compare with `Implicit`. The kinds give the same derivative and
-    differ in what they cost, T being `steps`:
+    This differentiates the iterate, not the exact solution: compare with `Implicit`. The kinds give the same derivative at
+    different costs, with T = `steps`:
 
     - `plain`: reverse mode through a `lax.scan`; memory grows with T.
     - `conditional`: a scan whose body is a `lax.cond` that steps until the stopping test is met and then does nothing, as
@@ -37,8 +37,16 @@ class Unrolled(Estimator):
       hyperparameters.
 
     Args:
-      steps: inner iterations; all of them but for `conditional`, where it is the limit.
+      steps: T > 0, the number of inner iterations; for `conditional` their limit. The solver's own `max_steps` is not used, and
+        its `rtol` and `atol` only by `conditional` and for the status.
       kind: see above.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> problem = bl.Problem(lambda x, h, d: jnp.sum((x - h) ** 2), lambda x, h, d: jnp.sum(x**2))
+      >>> estimator = bl.hypergrad.Unrolled(steps=30, kind="checkpointed")
+      >>> print(estimator.run(problem, bl.inner.FISTA(), jnp.zeros(2), jnp.array([1.0, 2.0])).grad.round())
+      [2. 4.]
 
     References: Griewank 1992 (checkpoints); Blondel et al. 2022, section 4.1 (conditional).
     """
@@ -98,7 +106,7 @@ def _plain(step: _Step, state: Any, steps: int) -> Any:
 
 
 def _conditional(step: _Step, state: Any, steps: int) -> Any:
-    def body(state, _):
+    def body(state: Any, _: None) -> tuple[Any, None]:
         running = state.progress.status == Status.MAX_STEPS
         return jax.lax.cond(running, step, lambda state: state, state), None
 
@@ -106,7 +114,7 @@ def _conditional(step: _Step, state: Any, steps: int) -> Any:
 
 
 def _checkpointed(step: _Step, state: Any, steps: int) -> Any:
-    """Blocks of √T steps, of each of which reverse mode keeps the state at its start."""
+    """Blocks of √T steps; reverse mode keeps the state at the start of each block."""
     length = math.isqrt(steps)
     block = jax.checkpoint(lambda state: _plain(step, state, length), prevent_cse=False)
     state = _plain(block, state, steps // length)

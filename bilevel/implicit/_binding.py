@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -13,20 +13,10 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 class _Call(NamedTuple):
     """A solver's call without its start."""
 
-    by_position: list[tuple[str, Any]]  # named by the solver's signature; index = position after the start
+    by_position: list[tuple[str, Any]]  # with the names in the solver's signature; index = position after the start
     by_keyword: dict[str, Any]
     extra: list[Any]  # positional, without a name
     defaults: dict[str, Any]  # of the solver's parameters that the call omits
-
-
-class _Condition(NamedTuple):
-    """A condition's parameters after the solution."""
-
-    positional: list[str]
-    accepted: list[str]
-    required: list[str]
-    var_positional: bool
-    var_keyword: bool
 
 
 def bind(
@@ -49,41 +39,44 @@ def bind(
     sig = _signature(optimality_fun if reference is None else reference)
     if sig is None:
         return args[1:], kwargs
-    call, condition = _read_call(solver, args, kwargs), _read_condition(sig)
+    call, accepted = _read_call(solver, args, kwargs), _after_first(sig)
+    kinds = {p.kind for p in sig.parameters.values()}
+    positional = [name for name, p in accepted.items() if p.kind in _POSITIONAL]
     names = f"{_name(solver)!r}", f"{_name(optimality_fun)!r}"
 
-    chosen = {name: value for name, value in call.by_position if name in condition.accepted}
+    chosen = {name: value for name, value in call.by_position if name in accepted}
     solver_names = {name for name, _ in call.by_position} | set(call.by_keyword) | set(call.defaults)
     for position, (name, value) in enumerate(call.by_position):
-        if name not in condition.accepted:
-            twin = condition.positional[position] if position < len(condition.positional) else None
+        if name not in accepted:
+            twin = positional[position] if position < len(positional) else None
             if twin is None or twin in solver_names:
-                raise _unknown(name, condition, *names)
+                raise _unknown(name, accepted, *names)
             chosen[twin] = value
     for name, value in call.by_keyword.items():
-        if name not in condition.accepted and not condition.var_keyword:
-            raise _unknown(name, condition, *names)
+        if name not in accepted and inspect.Parameter.VAR_KEYWORD not in kinds:
+            raise _unknown(name, accepted, *names)
         chosen[name] = value
 
     extra = list(call.extra)
-    for name in condition.positional:
+    for name in positional:
         if extra and name not in chosen:
             chosen[name] = extra.pop(0)
-    if extra and not condition.var_positional:
+    if extra and inspect.Parameter.VAR_POSITIONAL not in kinds:
         raise TypeError(f"the solver {names[0]} was called with {len(extra)} more arguments than {names[1]} takes")
-    chosen = {**{k: v for k, v in call.defaults.items() if k in condition.accepted}, **chosen}
+    chosen = {**{k: v for k, v in call.defaults.items() if k in accepted}, **chosen}
 
-    missing = [name for name in condition.required if name not in chosen]
+    missing = [name for name, p in accepted.items() if p.default is inspect.Parameter.empty and name not in chosen]
     if missing:
         raise TypeError(
             f"the optimality condition {names[1]} needs {', '.join(map(repr, missing))}, and this call of the solver "
             f"{names[0]} does not pass: pass it to the solver under that name, or give it a default"
         )
-    return _as_call(sig, _signature(optimality_fun, follow_wrapped=False) or sig, chosen, extra)
+    own = _signature(optimality_fun, follow_wrapped=False) or sig
+    return _as_call([accepted[name] for name in positional], own, chosen, extra)
 
 
-def _unknown(name: str, condition: _Condition, solver: str, optimality_fun: str) -> TypeError:
-    known = ", ".join(condition.accepted) or "only the solution"
+def _unknown(name: str, accepted: Iterable[str], solver: str, optimality_fun: str) -> TypeError:
+    known = ", ".join(accepted) or "only the solution"
     return TypeError(
         f"argument {name!r} of the solver {solver} is not a parameter of its optimality condition {optimality_fun} "
         f"(parameters: {known}): add it there, or bind it to the solver with functools.partial"
@@ -105,18 +98,11 @@ def _name(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _read_condition(sig: inspect.Signature) -> _Condition:
-    parameters = list(sig.parameters.values())
-    kinds = {p.kind for p in parameters}
-    positional = [p for p in parameters if p.kind in _POSITIONAL][1:]
-    named = positional + [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    return _Condition(
-        [p.name for p in positional],
-        [p.name for p in named],
-        [p.name for p in named if p.default is inspect.Parameter.empty],
-        inspect.Parameter.VAR_POSITIONAL in kinds,
-        inspect.Parameter.VAR_KEYWORD in kinds,
-    )
+def _after_first(sig: inspect.Signature) -> dict[str, inspect.Parameter]:
+    """The parameters of a condition after the solution, by name."""
+    positional = [p for p in sig.parameters.values() if p.kind in _POSITIONAL][1:]
+    by_keyword = [p for p in sig.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    return {p.name: p for p in (*positional, *by_keyword)}
 
 
 def _read_call(solver: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
@@ -144,9 +130,9 @@ def _read_call(solver: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
 
 
 def _as_call(
-    sig: inspect.Signature, own: inspect.Signature, chosen: dict[str, Any], extra: list[Any]
+    positional: list[inspect.Parameter], own: inspect.Signature, chosen: dict[str, Any], extra: list[Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """By keyword what the function itself (`own`, not what it wraps) takes so; the rest, and all before it, by position."""
+    """Pass by keyword what the function itself (`own`, not the one it wraps) takes by keyword; the rest by position."""
     kinds = {p.kind for p in own.parameters.values()}
     names = {name for name, p in own.parameters.items() if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
     any_keyword = inspect.Parameter.VAR_KEYWORD in kinds
@@ -154,7 +140,6 @@ def _as_call(
     def needs_position(p: inspect.Parameter) -> bool:
         return p.kind is inspect.Parameter.POSITIONAL_ONLY or not (any_keyword or p.name in names)
 
-    positional = [p for p in sig.parameters.values() if p.kind in _POSITIONAL][1:]
     last = max((i for i, p in enumerate(positional) if needs_position(p) and p.name in chosen), default=-1)
     by_position = {p.name: p.default for i, p in enumerate(positional) if extra or i <= last}
     args = tuple(chosen.get(name, default) for name, default in by_position.items())

@@ -5,8 +5,8 @@ The sign convention of the whole library: at a root F(x*, θ) = 0, with A = ∂�
     JVP:  A ẋ = −B θ̇            VJP:  Aᵀ u = w,   θ̄ = −Bᵀ u.
 
 The solver's answer enters as a constant; `attach` gives it its derivative by `jax.lax.custom_root`, whose tangent system is
-solved by `linear.differentiable_solve`. So forward, reverse and higher modes, `vmap`, `jit` and closures all follow from one
-rule, and the linear solver is a black box that is never differentiated.
+solved by `linear.differentiable_solve`. So all modes, `vmap`, `jit` and closures follow from one rule, and the linear solver
+is never differentiated.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def attach(
     Args:
       fun: x ↦ F(x), with the structure, shapes and dtypes of x.
       sol: the root, any pytree of floating-point arrays.
-      solver: linear solver for the systems with ∂F; its tolerances apply.
+      solver: linear solver for the systems with ∂F, with its tolerances.
       on_failure: as in `custom_root`.
       make_system: makes the form in which these systems are best solved; called only if something is differentiated.
 
@@ -60,7 +60,7 @@ def attach(
     """
     _tree.check_like("the value of the optimality condition", jax.eval_shape(fun, sol), "the solution", sol)
     converted, closed_over = jax.closure_convert(fun, sol)
-    if not closed_over and not _has_tracer(sol):
+    if not closed_over and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(sol)):
         return sol  # a plain call: nothing here can be differentiated
     system = make_system()
     return jax.lax.custom_root(
@@ -96,10 +96,8 @@ def custom_root(
 
     The solution x* of `solver(init, *args)` must satisfy `optimality_fun(x*, *args) = 0`. Then `jax.grad`, `jvp`,
     `jacfwd`, `jacrev`, `hessian`, their compositions, `vmap` and `jit` work for any solver: under `jit` or `vmap` it must be
-    traceable (NumPy code by `jax.pure_callback`); elsewhere it may be any Python code.
-
-    The solver is called exactly as you call it; the condition's arguments are matched by name (see `docs/from-jaxopt.md`).
-    The start has derivative zero, since the solution does not depend on it.
+    traceable (NumPy code by `jax.pure_callback`); elsewhere it may be any Python code. The solver is called exactly as you call
+    it; the condition's arguments are matched by name (see `docs/from-jaxopt.md`). The start has derivative zero.
 
     Args:
       optimality_fun: F(x, *args), with the structure, shapes and dtypes of x; everything it uses is differentiated, closures
@@ -111,12 +109,9 @@ def custom_root(
       on_failure: if a linear solve misses its tolerance, `"nan"` makes the derivative NaN and `"ignore"` keeps it.
 
     Returns:
-      A decorator of solvers, which keeps their signature.
-
-    Raises:
-      TypeError: at a call, if an argument is not known to `optimality_fun`, or one that it needs is missing; or if the
-        solver does not return floating-point arrays.
-      ValueError: at a call, if F(x) has another structure or other shapes than x.
+      A decorator that keeps the signature of the solver. A call of the decorated solver raises TypeError if `optimality_fun` does
+      not know an argument or misses one, or if the solution is not made of floating-point arrays; and ValueError if F(x) has
+      another structure or other shapes than x.
 
     Example:
       >>> import jax, jax.numpy as jnp, bilevel as bl
@@ -180,9 +175,7 @@ def _decorator(
         @functools.wraps(solver)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
             fun_args, fun_kwargs = bind(solver, stated, reference_signature, args, kwargs)
-            found = _run_undifferentiated(solver, args, kwargs)
-            sol, aux = _split_aux(solver, found) if has_aux else (found, None)
-            sol = _as_solution(solver, sol)
+            sol, aux = _solution_and_aux(solver, _run_undifferentiated(solver, args, kwargs), has_aux)
             sol = attach(
                 lambda x: optimality_fun(x, *fun_args, **fun_kwargs),
                 sol,
@@ -209,21 +202,20 @@ def root_vjp(
     Args:
       optimality_fun: F(x, *args), zero at `sol`.
       sol: x*, any pytree.
-      args: the other arguments of F, a tuple; the root is differentiated with respect to each of them.
+      args: the other arguments of F, a tuple.
       cotangent: w, with the structure of `sol`.
       solve: as in `custom_root`; if it misses its tolerance, the result is NaN.
 
     Returns:
-      A tuple with one cotangent per argument, of its structure and shapes.
+      A tuple with one cotangent per argument, with its structure and shapes.
 
     Example:
       >>> import jax.numpy as jnp, bilevel as bl
       >>> print(bl.root_vjp(lambda x, theta: x**2 - theta, jnp.array(2.0), (4.0,), jnp.array(1.0))[0])
       0.25
     """
-    solver = linear.as_solver(solve, linear.Auto())
     _, pull_x = jax.vjp(lambda x: _tree.cast_like(optimality_fun(x, *args), x), sol)
-    system = _system_of(optimality_fun, sol, args, {})
+    solver, system = linear.as_solver(solve, linear.Auto()), _system_of(optimality_fun, sol, args, {})
     operator = linear.Operator(lambda v: pull_x(v)[0])
     u = linear.differentiable_solve(
         solver, operator, cotangent, system=system, transposed=True, nan_on_failure=True
@@ -256,10 +248,9 @@ def root_jvp(
       >>> print(bl.root_jvp(lambda x, theta: x**2 - theta, jnp.array(2.0), (4.0,), (1.0,)))
       0.25
     """
-    solver = linear.as_solver(solve, linear.Auto())
     _, rhs = jax.jvp(lambda *args: _tree.cast_like(optimality_fun(sol, *args), sol), tuple(args), tuple(tangents))
     _, push_x = jax.linearize(lambda x: _tree.cast_like(optimality_fun(x, *args), x), sol)
-    system = _system_of(optimality_fun, sol, args, {})
+    solver, system = linear.as_solver(solve, linear.Auto()), _system_of(optimality_fun, sol, args, {})
     return linear.differentiable_solve(
         solver, linear.Operator(push_x), _tree.scale(-1, rhs), system=system, nan_on_failure=True
     ).value
@@ -273,51 +264,39 @@ def _stop(tree: PyTree) -> PyTree:
 def _run_undifferentiated(solver: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call the solver on values without derivatives, so that it is never differentiated.
 
-    If that fails, the solver may close over a tracer and not be differentiable (a callback): it is then traced to find what
-    it closes over, and those values lose their derivatives too. A solver that cannot be traced raises its own first error.
+    If that fails, the solver may be a callback that closes over a tracer: it is then traced to find what it closes over, and
+    those values lose their derivatives too. A solver that cannot be traced raises its own first error.
     """
     args, kwargs = _stop((args, kwargs))
     try:
         return solver(*args, **kwargs)
     except Exception:
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        moving = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+        arrays = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else None, (args, kwargs))
+        rest = jax.tree.map(lambda x: None if isinstance(x, jax.Array) else x, (args, kwargs))
 
-        def flat(*arrays: jax.Array) -> Any:
-            filled = list(leaves)
-            for i, x in zip(moving, arrays, strict=True):
-                filled[i] = x
-            full_args, full_kwargs = jax.tree.unflatten(tree, filled)
+        def of_arrays(arrays: PyTree) -> Any:
+            full_args, full_kwargs = _tree.merge(arrays, rest)
             return solver(*full_args, **full_kwargs)
 
         try:
-            converted, closed_over = jax.closure_convert(flat, *[leaves[i] for i in moving])
+            converted, closed_over = jax.closure_convert(of_arrays, arrays)
         except Exception:
-            converted, closed_over = None, []
-        if converted is None or not closed_over:
+            converted, closed_over = of_arrays, []
+        if not closed_over:
             raise
-        return converted(*[leaves[i] for i in moving], *_stop(closed_over))
+        return converted(arrays, *_stop(closed_over))
 
 
-def _split_aux(solver: Callable[..., Any], found: Any) -> tuple[Any, Any]:
-    if not isinstance(found, tuple) or len(found) != 2:
-        raise TypeError(
-            f"has_aux=True: the solver {getattr(solver, '__name__', solver)!r} must return (solution, aux), "
-            f"got {type(found).__name__}"
-        )
-    return found
-
-
-def _as_solution(solver: Callable[..., Any], sol: PyTree) -> PyTree:
+def _solution_and_aux(solver: Callable[..., Any], found: Any, has_aux: bool) -> tuple[PyTree, Any]:
+    name = repr(getattr(solver, "__name__", solver))
+    if has_aux and not (isinstance(found, tuple) and len(found) == 2):
+        raise TypeError(f"has_aux=True: the solver {name} must return (solution, aux), got {type(found).__name__}")
+    sol, aux = found if has_aux else (found, None)
     sol = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, sol))
-    wrong = [x for x in jax.tree.leaves(sol) if not jnp.issubdtype(x.dtype, jnp.floating)]
-    if wrong or not jax.tree.leaves(sol):
+    dtypes = [x.dtype for x in jax.tree.leaves(sol)]
+    if not dtypes or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         raise TypeError(
-            f"the solver {getattr(solver, '__name__', solver)!r} must return floating-point arrays to be differentiated, "
-            f"got {_tree.shapes(sol)}: return anything else as aux (has_aux=True)"
+            f"the solver {name} must return floating-point arrays to be differentiated, got {_tree.shapes(sol)}: "
+            "return anything else as aux (has_aux=True)"
         )
-    return sol
-
-
-def _has_tracer(tree: PyTree) -> bool:
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+    return sol, aux

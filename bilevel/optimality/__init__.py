@@ -9,8 +9,7 @@ from typing import Any
 from bilevel import _tree
 from bilevel.optimality._base import Bound, Condition, Custom
 from bilevel.optimality._conic import Conic, ConicPoint, ConicSolution
-from bilevel.optimality._gradient_mapping import BlockProximalGradient, ProjectedGradient, ProximalGradient
-from bilevel.optimality._hull import ConvexHull
+from bilevel.optimality._gradient_mapping import BlockProximalGradient, ConvexHull, ProjectedGradient, ProximalGradient
 from bilevel.optimality._kkt import KKT, KKTSolution, QuadraticProgram
 from bilevel.optimality._mirror import MirrorStep
 from bilevel.optimality._stationary import LeastSquares, NewtonStep, Stationary
@@ -40,10 +39,17 @@ __all__ = [
 
 
 def of(problem: Problem) -> Condition:
-    """The condition of a problem: the one that it names, or the one that its parts imply. Checked against the problem."""
-    condition: Any = problem.optimality
-    if condition is None:
-        condition = _implied(problem)
+    """The condition of a problem: the one that it names, or the one that its parts imply.
+
+    Raises:
+      ValueError: the problem does not meet the needs of the condition.
+
+    Example:
+      >>> import bilevel as bl
+      >>> bl.optimality.of(bl.Problem(lambda x, theta, data: (x - theta) ** 2))
+      Stationary(structure='positive_definite', singular=False)
+    """
+    condition: Any = problem.optimality or _implied(problem)
     if not isinstance(condition, Condition):  # a function of the user
         condition = Custom(function=condition)
     condition.check(problem)
@@ -53,7 +59,7 @@ def of(problem: Problem) -> Condition:
 def bind(problem: Problem) -> Bound:
     """F(params, hparams, data) of a problem's condition, for `custom_root`, `root_vjp` and `root_jvp`.
 
-    It brings the form in which its linear systems are best solved: on the support, on the active face, symmetric.
+    With the form in which its linear systems are best solved: on the support, on the active face, symmetric. Raises as `of`.
 
     Example:
       >>> import jax, jax.numpy as jnp, bilevel as bl

@@ -19,16 +19,26 @@ from bilevel.statements._base import Kind
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Condition(abc.ABC):
-    """An optimality condition F(params) = 0 of a problem at its hyperparameters, stated apart from the solver of its root.
+    """An optimality condition F(params) = 0 of a problem at its hyperparameters, independent of the solver of its root.
 
-    A subclass writes `residual` and declares what it `needs` of a problem and the kind of point that it `takes`; it overrides
-    `system` where it knows more about ∂₁F than its products.
+    A subclass defines `residual`, what it `needs` of a problem and the kind of point that it `takes`; it overrides `system` where
+    it knows more about ∂₁F than its products.
 
     Attributes:
       needs: requirements that a problem must meet.
-      takes: the kinds of point that params may be: `"free"` in the whole space, of a `"set"` or under a prox, `"kkt"` (with
-        multipliers), `"conic"` (of a cone program's embedding), `"weights"` (of the vertices of a convex hull).
+      takes: the kinds of point that params may be: `"free"`, a point of the whole space; `"set"`, a point of a set or a minimum
+        with a prox; `"kkt"`, a point with multipliers; `"conic"`, a point of a cone program's embedding; `"weights"`, the weights
+        of the vertices of a convex hull.
       system_is_hessian: whether ∂₁F is the Hessian of the inner loss.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> class Scaled(bl.optimality.Condition):
+      ...     def residual(self, at, params):
+      ...         return 100 * at.gradient(params)
+      >>> problem = bl.Problem(lambda x, theta, data: (x - theta) ** 2, optimality=Scaled())
+      >>> print(bl.root_jvp(bl.optimality.bind(problem), jnp.array(3.0), (3.0,), (1.0,)).round())
+      1.0
     """
 
     needs: ClassVar[tuple[Need, ...]] = ()
@@ -37,7 +47,7 @@ class Condition(abc.ABC):
 
     @abc.abstractmethod
     def residual(self, at: At, params: PyTree) -> PyTree:
-        """F, with the structure of params, in the units of the inner loss's gradient unless said otherwise."""
+        """F, with the structure and shapes of params, in the units of the inner gradient unless the class states others."""
 
     def check(self, problem: Problem) -> None:
         """Raise ValueError, before anything is traced, if the problem does not meet the needs."""
@@ -45,7 +55,7 @@ class Condition(abc.ABC):
             f"optimality.{type(self).__name__}",
             self.needs,
             problem.parts,
-            lambda: "use the condition that the problem implies (optimality=auto), or state the problem otherwise",
+            lambda: "use the condition that the problem implies (optimality=auto), or change the problem",
         )
 
     def system(self, at: At, params: PyTree) -> System:
@@ -64,7 +74,14 @@ class Condition(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Bound(RootFunction):
-    """F(params, hparams, data) of a condition and a problem, for `custom_root`, `root_vjp` and `root_jvp`."""
+    """F(params, hparams, data) of a condition and a problem, for `custom_root`, `root_vjp` and `root_jvp`. Made by `bind`.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> bound = bl.optimality.bind(bl.Problem(lambda x, theta, data: jnp.sum((x - theta) ** 2)))
+      >>> print(bound(jnp.array([1.0, 2.0]), 1.0), type(bound.condition).__name__)
+      [0. 2.] Stationary
+    """
 
     condition: Condition
     problem: Problem
@@ -84,13 +101,19 @@ class Bound(RootFunction):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Custom(Condition):
-    """A user's F, of which nothing is known but its derivatives.
+    """A function of the user as F. Its linear systems are solved as general ones.
 
     Args:
-      function: F(params, hparams, data), with the structure of params.
+      function: F(params, hparams, data), with the structure and shapes of params; a call raises ValueError if it has others.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> cube = bl.Problem(optimality=bl.optimality.Custom(function=lambda x, theta, data: x**3 - theta))
+      >>> print(bl.root_jvp(bl.optimality.bind(cube), jnp.array(2.0), (8.0,), (12.0,)).round())
+      1.0
     """
 
-    takes: ClassVar[tuple[Kind, ...]] = ("free", "set", "kkt", "conic")
+    takes = ("free", "set", "kkt", "conic")
 
     function: Callable[[Any, Any, Any], Any]
 

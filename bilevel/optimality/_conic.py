@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _needs
-from bilevel._needs import Need
 from bilevel._tree import PyTree
 from bilevel.linear import Operator, Reduction, System
 from bilevel.optimality._base import Condition
 from bilevel.problem import At
 from bilevel.statements import ConeProgram
-from bilevel.statements._base import Kind
 
 
 class ConicPoint(NamedTuple):
@@ -25,6 +23,12 @@ class ConicPoint(NamedTuple):
       u: z·w, shape (n,).
       v: (y − s)·w, shape (m,).
       w: a positive scale; `Conic.embed` sets it to 1.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> point = bl.optimality.Conic.embed(primal=jnp.zeros(1), dual=jnp.ones(2), slack=jnp.array([0.0, 3.0]))
+      >>> print(point.v, point.w)
+      [ 1. -2.] 1.0
     """
 
     u: Any
@@ -33,7 +37,13 @@ class ConicPoint(NamedTuple):
 
 
 class ConicSolution(NamedTuple):
-    """z, shape (n,), dual y and slack s, shapes (m,), of: minimize cᵀz subject to Ez + s = d, s in K."""
+    """z, shape (n,), dual y and slack s, shapes (m,), of: minimize cᵀz subject to Ez + s = d, s in K.
+
+    Example:
+      >>> import bilevel as bl
+      >>> bl.optimality.ConicSolution(primal=[1.0], dual=[2.0], slack=[0.0]).dual
+      [2.0]
+    """
 
     primal: Any
     dual: Any
@@ -44,30 +54,38 @@ class ConicSolution(NamedTuple):
 class Conic(Condition):
     """F(x) = ((Θ − I)Π + I)x with Θ = [[0, Eᵀ, c], [−E, 0, d], [−cᵀ, −dᵀ, 0]], Π the projection on Rⁿ × K* × R₊.
 
-    params is a `ConicPoint` x = (u, v, w): `embed` makes it of a solver's answer, `recover` takes it back, differentiably.
-    Needs a `bilevel.Program` of kind `"cone"`. F is homogeneous, so that ∂₁F is singular along x; it is solved with w held,
-    where it is regular for a unique, strictly complementary solution, and general. So the outer loss should depend on x
-    through `recover`. At a kink of Π its derivative is that of one side (an element of the conservative Jacobian).
-
-    Reference: Busseti, Moursi & Boyd, Solution refinement at regular points of conic problems, 2019.
+    params is a `ConicPoint` x = (u, v, w): `embed` makes it of a solver's answer, and `recover` takes it back, differentiably.
+    Needs a `bilevel.Program` of kind `"cone"`. F is homogeneous, so that ∂₁F is singular along x; its systems are solved with w
+    held, where they are general, and regular for a unique, strictly complementary solution. So the outer loss should depend on
+    x through `recover`. At a kink of Π the derivative is the one from one side (an element of the conservative Jacobian).
 
     Args:
       singular: the solution may not be unique; its derivative is then a least-squares answer.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> cones = bl.operators.cones.Cones(nonnegative=1)
+      >>> minimum = bl.Program(lambda least, data: bl.ConeProgram(jnp.ones(1), -jnp.eye(1), -least, cones), kind="cone")
+      >>> point = bl.optimality.Conic.embed(jnp.array([3.0]), jnp.ones(1), jnp.zeros(1))     # z = least, where z ≥ least
+      >>> print(*bl.optimality.bind(bl.Problem(inner=minimum))(point, jnp.array([3.0])))
+      [0.] [0.] 0.0
+
+    Reference: Busseti, Moursi & Boyd, Solution refinement at regular points of conic problems, 2019.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (_needs.CONE_PROGRAM,)
-    takes: ClassVar[tuple[Kind, ...]] = ("conic",)
+    needs = (_needs.CONE_PROGRAM,)
+    takes = ("conic",)
 
     singular: bool = False
 
     @staticmethod
     def embed(primal: jax.Array, dual: jax.Array, slack: jax.Array) -> ConicPoint:
-        """x of a primal-dual solution (z, y, s)."""
+        """x, from a primal-dual solution (z, y, s)."""
         return ConicPoint(primal, dual - slack, jnp.ones((), primal.dtype))
 
     @staticmethod
     def recover(params: ConicPoint, program: ConeProgram) -> ConicSolution:
-        """(z, y, s) of x."""
+        """(z, y, s), from x."""
         dual = program.cones.project_dual(params.v)
         return ConicSolution(params.u / params.w, dual / params.w, (dual - params.v) / params.w)
 

@@ -12,19 +12,18 @@ system in (z, ν, active λ).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _needs, _tree
-from bilevel._needs import Need
 from bilevel._tree import PyTree
 from bilevel.linear import Operator, Reduction, System
 from bilevel.optimality._base import Condition
 from bilevel.problem import At
-from bilevel.statements._base import Kind
 
 
 class KKTSolution(NamedTuple):
@@ -34,6 +33,11 @@ class KKTSolution(NamedTuple):
       primal: z, any pytree.
       dual_eq: ν, with the structure of H(z); None without equalities.
       dual_ineq: λ ≥ 0, with the structure of G(z); None without inequalities.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> print(bl.optimality.KKTSolution(primal=jnp.ones(2), dual_ineq=jnp.zeros(3)).dual_eq)
+      None
     """
 
     primal: Any
@@ -45,18 +49,27 @@ class KKTSolution(NamedTuple):
 class KKT(Condition):
     """F = [∇₁f + (∂H)ᵀν + (∂G)ᵀλ ; H ; λ∘G], zero at a minimum of f = inner_loss subject to H = 0, G ≤ 0.
 
-    params is a `KKTSolution`; the problem's functions other than outer_loss take its primal part. The constraints are the
-    `equality` and `inequality` of a `bilevel.Minimization`, both or neither. ∂₁F is not symmetric; its systems are solved in
+    params is a `KKTSolution`, else a TypeError is raised; the problem's functions other than outer_loss take its primal part. The
+    constraints are the `equality` and `inequality` of a `bilevel.Minimization`. ∂₁F is not symmetric; its systems are solved in
     a symmetric (indefinite) form on the active constraints. Differentiable under strict complementarity, independent active
     constraints and a Hessian that is positive definite along them; where λᵢ = Gᵢ = 0 the constraint is taken as inactive, an
     element of the conservative Jacobian.
 
     Args:
-      singular: active constraints may be redundant; the multipliers' derivative is then the least one.
+      singular: active constraints may be redundant; the multipliers' derivative is then the one of least norm.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> nearest = bl.Minimization(loss=lambda z, h, data: jnp.sum((z - h) ** 2), inequality=lambda z, h, data: -z)
+      >>> solution = bl.optimality.KKTSolution(primal=jnp.array([3.0, 0.0]), dual_ineq=jnp.array([0.0, 2.0]))
+      >>> print(bl.optimality.KKT().residual(bl.At(bl.Problem(inner=nearest), jnp.array([3.0, -1.0])), solution).primal)
+      [0. 0.]
+
+    Reference: Blondel et al. 2022, https://arxiv.org/abs/2105.15183.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (_needs.LOSS, _needs.NO_SET)
-    takes: ClassVar[tuple[Kind, ...]] = ("kkt",)
+    needs = (_needs.LOSS, _needs.NO_SET)
+    takes = ("kkt",)
 
     singular: bool = False
 
@@ -82,8 +95,8 @@ class KKT(Condition):
         slack = _functions(at, params.primal)[2]
         if not jax.tree.leaves(slack):
             return None
-        dual, slack = ravel_pytree(params.dual_ineq)[0], -ravel_pytree(slack)[0]
-        return jnp.min(jnp.maximum(dual / _largest(dual), slack / _largest(slack)))
+        pair = ravel_pytree(params.dual_ineq)[0], -ravel_pytree(slack)[0]
+        return jnp.min(jnp.maximum(*(x / _tree.positive(jnp.max(jnp.abs(x), initial=0)) for x in pair)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,9 +108,18 @@ class QuadraticProgram(KKT):
 
     Args:
       singular: as in `KKT`.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> halves = bl.Program(lambda h, data: bl.QP(Q=jnp.eye(2), c=jnp.zeros(2), E=jnp.ones((1, 2)), d=h))
+      >>> solution = bl.optimality.KKTSolution(jnp.array([0.5, 0.5]), jnp.array([-0.5]))
+      >>> print(*bl.optimality.QuadraticProgram().residual(bl.At(bl.Problem(inner=halves), jnp.ones(1)), solution))
+      [0. 0.] [0.] None
+
+    Reference: Amos & Kolter, OptNet: differentiable optimization as a layer in neural networks, 2017.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (_needs.PROGRAM, _needs.NO_SET)
+    needs = (_needs.PROGRAM, _needs.NO_SET)
 
 
 def _solution(params: PyTree) -> KKTSolution:
@@ -122,22 +144,21 @@ def _check_duals(params: KKTSolution, value: tuple[PyTree, PyTree, PyTree]) -> N
         _tree.check_like(f"KKTSolution.{name}", dual, f"the value of {part}", constraint)
 
 
-def _largest(x: jax.Array) -> jax.Array:
-    largest = jnp.max(jnp.abs(x), initial=0)
-    return jnp.where(largest > 0, largest, 1)
-
-
-def _symmetric(hvp, push, z, dual, slack, singular) -> Reduction:
+def _symmetric(
+    hvp: Callable[[PyTree], PyTree],
+    push: Callable[[PyTree], tuple[PyTree, PyTree]],
+    z: PyTree,
+    dual: PyTree,
+    slack: PyTree,
+    singular: bool,
+) -> Reduction:
     active = jax.tree.map(lambda dual, g: (dual > -g).astype(g.dtype), dual, slack)
-    # 1/λ on active rows and 1/G on the others, zero elsewhere.
+    # 1/λ in active rows and 1/G in the others, else zero.
     by_dual = jax.tree.map(lambda a, dual: a / jnp.where(a > 0, dual, 1), active, dual)
     by_slack = jax.tree.map(lambda a, g: (1 - a) / jnp.where(g == 0, -1, g), active, slack)
     pull = jax.linear_transpose(push, z)
 
-    def times(x, y):
-        return jax.tree.map(jnp.multiply, x, y)
-
-    def product(x):
+    def product(x: KKTSolution) -> KKTSolution:
         moved_eq, moved_ineq = push(x.primal)
         folded = jax.tree.map(
             lambda a, s, lam, mz, y: a * y - s * lam * mz, active, by_slack, dual, moved_ineq, x.dual_ineq
@@ -148,27 +169,19 @@ def _symmetric(hvp, push, z, dual, slack, singular) -> Reduction:
         )
         return KKTSolution(top, moved_eq, bottom)
 
-    def restrict(b):
+    def restrict(b: KKTSolution) -> KKTSolution:
         b = KKTSolution(*b)
-        nothing = jax.tree.map(jnp.zeros_like, b.dual_eq)
-        top = _tree.sub(b.primal, pull((nothing, times(by_slack, b.dual_ineq)))[0])
-        return KKTSolution(top, b.dual_eq, times(by_dual, b.dual_ineq))
+        folded = jax.tree.map(jnp.multiply, by_slack, b.dual_ineq)
+        top = _tree.sub(b.primal, pull((_tree.zeros_like(b.dual_eq), folded))[0])
+        return KKTSolution(top, b.dual_eq, jax.tree.map(jnp.multiply, by_dual, b.dual_ineq))
 
-    def expand(x, b):
+    def expand(x: KKTSolution, b: KKTSolution) -> KKTSolution:
         _, moved = push(x.primal)
-        dual_ineq = jax.tree.map(
-            lambda a, y, s, b, lam, mz: a * y + s * (b - lam * mz),
-            active,
-            x.dual_ineq,
-            by_slack,
-            b.dual_ineq,
-            dual,
-            moved,
-        )
-        return KKTSolution(x.primal, x.dual_eq, dual_ineq)
+        eliminated = jax.tree.map(lambda s, b, lam, mz: s * (b - lam * mz), by_slack, b.dual_ineq, dual, moved)
+        return x._replace(dual_ineq=jax.tree.map(lambda a, y, e: a * y + e, active, x.dual_ineq, eliminated))
 
-    def start(u):
-        return KKTSolution(u.primal, u.dual_eq, times(active, times(dual, u.dual_ineq)))
+    def start(u: KKTSolution) -> KKTSolution:
+        return u._replace(dual_ineq=jax.tree.map(lambda a, lam, y: a * (lam * y), active, dual, u.dual_ineq))
 
     degenerate = [jnp.any((a == 0) & (g == 0)) for a, g in zip(*map(jax.tree.leaves, (active, slack)), strict=True)]
     approximate = jnp.stack(degenerate).any() if degenerate else False

@@ -17,39 +17,45 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import _checks, _needs, _tree
 from bilevel._curvature import choose_step
-from bilevel._needs import Need
 from bilevel._tree import PyTree
 from bilevel.linear import Operator, Reduction, System
 from bilevel.optimality._base import Condition
 from bilevel.problem import At
-from bilevel.statements._base import Kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MirrorStep(Condition):
-    """F = (x − T(x))/η with T(x) = proj^φ(∇φ(x) − η∇₁inner_loss), zero at a minimum of inner_loss over C.
+    """F = (x − T(x))/η with T(x) = proj^φ(∇φ(x) − η∇₁inner_loss), zero at a minimum over C: the condition of mirror descent.
 
     By default φ is the negative entropy and C the rows of simplices: each row, along the last axis of each leaf, is
     non-negative and sums to one. Then ∂₁F is solved on the support, where it is symmetric, and positive definite at a strict
     minimum; exact zeros are kept and do not move. With a mirror map and a Bregman projection of your own (both, or none)
-    ∂₁F is general. Differentiable under strict complementarity; elsewhere the derivative is that of the support of the
-    computed point, an element of the conservative Jacobian.
+    ∂₁F is general. Differentiable under strict complementarity; elsewhere the derivative is taken on the support of
+    the computed point, an element of the conservative Jacobian.
 
     Args:
       mirror: ∇φ, (params) -> dual point; None is the entropy on rows of simplices.
       projection: (dual, hparams, data) -> the Bregman projection of ∇φ⁻¹(dual) on C.
-      step: η. None: 1/L, L from `Problem.lipschitz` or else a power iteration on the Hessian.
+      step: η > 0. None: 1/L, as for `ProximalGradient`.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> at = bl.At(bl.Problem(lambda x, costs, data: jnp.vdot(costs, x)), jnp.array([1.0, 1.0, 5.0]))
+      >>> print(bl.optimality.MirrorStep(step=1.0).residual(at, jnp.array([0.5, 0.5, 0.0])).round())
+      [0. 0. 0.]
+
+    Reference: Beck & Teboulle, Mirror descent and nonlinear projected subgradient methods for convex optimization, 2003.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (_needs.LOSS, _needs.NO_PROX)
-    takes: ClassVar[tuple[Kind, ...]] = ("set",)
+    needs = (_needs.LOSS, _needs.NO_PROX)
+    takes = ("set",)
 
     mirror: Callable[[Any], Any] | None = None
     projection: Callable[[Any, Any, Any], Any] | None = None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
 import jax
+import optax
 
 from bilevel import _compiled, _tree
 from bilevel import hypergrad as hypergrads
@@ -28,16 +29,22 @@ _log = logging.getLogger("bilevel")
 
 
 class SolveError(RuntimeError):
-    """An inner or an adjoint solve failed and the policy was to raise. The message names the step, the solve, the cause."""
+    """A solve failed and `on_failure` is "raise". The message names the step, the solve and the cause.
+
+    Example:
+      >>> import bilevel as bl
+      >>> issubclass(bl.outer.SolveError, RuntimeError)
+      True
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run returns.
+    """The outcome of a run.
 
     Attributes:
-      hparams: the hyperparameters with the lowest outer loss, its estimated error added. A step whose solve failed counts if
-        its error could be estimated, or if there is no other. Those of the last step where the outer loss is of minibatches.
+      hparams: the hyperparameters with the lowest sum of outer loss and its estimated error; those of the last step where the
+        outer loss is that of minibatches. A step with a failed solve counts if its error was estimated, or if there is no other.
       params: the inner solution at them.
       outer_loss: the outer loss at both.
       status: why the run ended: "completed" (all steps), "converged" (gtol), "patience", "time_limit", "callback" or
@@ -45,9 +52,14 @@ class Result:
       steps: outer steps done.
       best_step: the step at which hparams were found.
       failures: steps with a solve that did not converge.
-      history: one row per step with the keys of `metrics.jsonl`; a row's outer_loss is that of the hyperparameters that
-        the step started from.
+      history: one row per step with the keys of `metrics.jsonl`; a row describes the hyperparameters from which its step started.
       state: the algorithm's last state.
+
+    Example:
+      >>> import bilevel as bl
+      >>> result = bl.minimize(bl.Problem(lambda x, h, d: (x - h) ** 2, lambda x, h, d: x**2), 1.0, 0.0, None, steps=3)
+      >>> result.status, result.steps, result.best_step, result.failures, [row["step"] for row in result.history]
+      ('completed', 3, 2, 0, [0, 1, 2])
     """
 
     hparams: PyTree
@@ -69,7 +81,7 @@ def minimize(
     *,
     inner: inners.InnerSolver | None = None,
     hypergrad: hypergrads.Estimator | None = None,
-    optimizer: Any = None,
+    optimizer: optax.GradientTransformation | None = None,
     steps: int = 100,
     gtol: float = 0.0,
     patience: int | None = None,
@@ -84,7 +96,7 @@ def minimize(
       problem: a `Problem`.
       hparams: start of the hyperparameters, any pytree, unconstrained; integer leaves are left alone.
       params: start of the inner variable, any pytree of floating-point arrays.
-      data: one pytree of arrays, handed to every function of the problem; a SciPy sparse matrix becomes a
+      data: one pytree of arrays, passed to every function of the problem; a SciPy sparse matrix becomes a
         `jax.experimental.sparse.BCOO`.
       inner: inner solver; default `inner.default(problem)`: L-BFGS for a smooth unconstrained problem, FISTA with a prox or
         a projection.
@@ -100,10 +112,8 @@ def minimize(
       key: a JAX random key, for estimators that draw; None is `jax.random.key(0)`.
       callback: called with (row, state) after every step, row as in `Result.history`; a true value stops the run.
 
-    Returns:
-      Result.
-
     Raises:
+      ValueError, TypeError: parts that do not go together, or start values that cannot be optimized.
       OutOfMemoryError: one step needs more memory than is free.
 
     Example:
@@ -112,22 +122,14 @@ def minimize(
       ...     return jnp.sum((params - data) ** 2) + jnp.exp(hparams) * jnp.sum(params**2)
       >>> def outer_loss(params, hparams, data):
       ...     return jnp.sum((params - 1.0) ** 2)
-      >>> problem = bl.Problem(inner_loss=inner_loss, outer_loss=outer_loss)
-      >>> hparams, params, data = jnp.array(0.0), jnp.zeros(2), jnp.array([2.0, 3.0])
-      >>> result = bl.minimize(problem, hparams, params, data, inner=bl.inner.LBFGS(rtol=1e-6),
-      ...                      hypergrad=bl.hypergrad.Implicit(linear=bl.linear.CG()), optimizer=optax.adam(0.1), steps=100)
-      >>> bool(abs(result.hparams - jnp.log(8 / 5)) < 0.01), result.params.shape, result.status, len(result.history)
-      (True, (2,), 'completed', 100)
-      >>> bool(abs(bl.minimize(problem, hparams, params, data).hparams - result.hparams) < 1e-3)
-      True
+      >>> problem = bl.Problem(inner_loss, outer_loss)
+      >>> result = bl.minimize(problem, jnp.array(0.0), jnp.zeros(2), jnp.array([2.0, 3.0]), optimizer=optax.adam(0.1), steps=100)
+      >>> bool(abs(result.hparams - jnp.log(8 / 5)) < 0.01), result.status          # x* = data/(1 + exp θ)
+      (True, 'completed')
     """
-    if inner is None:
-        inner = inners.default(problem)
-    if optimizer is None:
-        import optax
-
-        optimizer = optax.adam(0.1)
-    algorithm = Nested(problem, inner, hypergrad or hypergrads.Implicit(), optimizer)
+    algorithm = Nested(
+        problem, inner or inners.default(problem), hypergrad or hypergrads.Implicit(), optimizer or optax.adam(0.1)
+    )
     data = _tree.as_data(data)
     state = algorithm.init(hparams, params, data, key)
     return run_loop(
@@ -157,14 +159,22 @@ def run_loop(
     progress: Progress | None = None,
     keep: Callable[[Progress, str | None], str | None] | None = None,
 ) -> Result:
-    """Run an algorithm from a state. Arguments and result as for `minimize`, and:
+    """Run an algorithm from a state. Arguments, errors and result as for `minimize`, and:
 
     Args:
-      algorithm: whatever has the methods of `bilevel.outer.Algorithm`.
+      algorithm: an object with the methods of `bilevel.outer.Algorithm`.
       state: its first state.
-      progress: go on from here instead, a `Progress` of the same algorithm, data and settings.
-      keep: called after every step with (progress, status), status None while the run goes on; a text that it returns ends
-        the run with that status.
+      progress: resume from this `Progress` of the same algorithm, data and settings; `state` is then not used.
+      keep: called after every step with (progress, status), status None while the run continues; a string that it returns
+        ends the run with that status.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, bilevel as bl
+      >>> problem = bl.Problem(lambda x, h, d: (x - h) ** 2, lambda x, h, d: x**2)
+      >>> algorithm = bl.outer.Nested(problem, bl.inner.Newton(), bl.hypergrad.Implicit(), optax.sgd(0.4))
+      >>> state = algorithm.init(jnp.array(1.0), jnp.array(0.0), None)
+      >>> bl.outer.run_loop(algorithm, state, None, steps=50, gtol=1e-3).status
+      'converged'
     """
     if on_failure not in ("raise", "skip", "warn"):
         raise ValueError(f"on_failure must be 'raise', 'skip' or 'warn', got {on_failure!r}")
@@ -177,7 +187,7 @@ def run_loop(
     stop = functools.partial(_stop_reason, steps=steps, gtol=gtol, patience=patience, time_limit=time_limit)
     status = stop(history[-1], best.step) if history else None
     if status is None:
-        _memory.require(step.lower(state, data).compile())  # which the calls below then use
+        _memory.require(step.lower(state, data).compile())  # the calls below use the same executable
     while status is None:
         following, report = step(state, data)
         row, trouble = read(report, len(history), time.perf_counter() - begun)
@@ -229,7 +239,7 @@ def _stop_reason(
 
 
 def _remarks(row: Row, trouble: str | None, on_failure: OnFailure) -> Iterator[tuple[str, str]]:
-    """What the log should say of a step, once for each kind in a run."""
+    """Messages about a step by their kind, each of which is logged once in a run."""
     if trouble:
         if on_failure != "raise":
             use = "skipped" if on_failure == "skip" else "used as it stands"

@@ -1,4 +1,4 @@
-"""The memory of a compiled step against what is free, before it is tried."""
+"""The memory that a compiled step needs, compared with the free memory before it runs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ _CGROUP = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "m
 
 
 class OutOfMemoryError(MemoryError):
-    """A step needs more memory than there is."""
+    """One step needs more memory than is free on its device. The message has both numbers and what to reduce.
+
+    Example:
+      >>> import bilevel as bl
+      >>> issubclass(bl.outer.OutOfMemoryError, MemoryError)
+      True
+    """
 
 
 def require(compiled: Any) -> None:
-    """Refuse a compiled step whose buffers do not fit.
-
-    Raises:
-      OutOfMemoryError: naming what it needs and what is free.
-    """
+    """Raise `OutOfMemoryError` if the buffers of a compiled step do not fit."""
     plan = compiled.memory_analysis()
     needed = 0 if plan is None else plan.temp_size_in_bytes + plan.output_size_in_bytes
     free = _free()
@@ -40,7 +42,7 @@ def _free() -> int | None:
 
 
 def _free_on_host() -> int | None:
-    """What Linux calls available, within the limit of a container."""
+    """Available memory as Linux reports it, within the limit of a container."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

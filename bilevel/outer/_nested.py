@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +18,21 @@ from bilevel.inner import InnerSolver
 from bilevel.outer._report import Point, Report
 from bilevel.problem import At, Problem
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def _in_full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
+
+def _in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Matrix products in full float32 unless the user set `jax_default_matmul_precision`.
 
     GPUs and TPUs round the factors to 10 or 7 bits otherwise, and no solve in float32 then comes below a residual of 1e-5.
     """
 
-    @functools.wraps(method)
-    def wrapped(*args: Any) -> Any:
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         chosen: Any = jax.config
         with jax.default_matmul_precision(chosen.jax_default_matmul_precision or "highest"):
-            return method(*args)
+            return function(*args, **kwargs)
 
     return wrapped
 
@@ -37,16 +40,21 @@ def _in_full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NestedState:
-    """What is carried from one outer step to the next, all of it arrays.
+    """The state of `Nested` between two outer steps: a pytree of arrays.
 
     Attributes:
       hparams: hyperparameters.
-      params: the last inner solution, start of the next.
-      carry: what the estimator carries: for `hypergrad.Implicit` the last adjoint, start of the next.
+      params: the last inner solution, start of the next inner solve.
+      carry: the estimator's carry; for `hypergrad.Implicit` the last adjoint, start of the next adjoint solve.
       optimizer: the optimizer's state.
-      step: outer steps done.
-      key: data of the random key from which each step's own is drawn.
-      prepared: what the inner solver computed once, from the data alone.
+      step: outer steps done, int32.
+      key: data of the random key from which the key of each step is derived.
+      prepared: the arrays that the inner solver computed once, from the data alone.
+
+    Example:
+      >>> import bilevel as bl
+      >>> bl.outer.NestedState(hparams=1.0, params=2.0, carry=0.0, optimizer=(), step=3, key=None).step
+      3
     """
 
     hparams: PyTree
@@ -60,33 +68,27 @@ class NestedState:
 
 @dataclasses.dataclass(frozen=True)
 class Nested:
-    """One hypergradient and one optimizer update per step, with warm-started params and adjoint.
+    """The nested algorithm: one hypergradient and one optimizer update per step, with warm-started params and adjoint.
 
     A hypergradient that is not finite is never applied: hparams, params and carry then stay as they were. Matrix products are
     in full float32 on GPUs too, unless `jax_default_matmul_precision` is set.
 
     Args:
-      problem: what to solve.
+      problem: with an outer_loss.
       inner: a solver of `bilevel.inner`.
       hypergrad: an estimator of `bilevel.hypergrad`.
-      optimizer: any optax transformation; one that asks for `value`, `grad` and `value_fn` gets them.
+      optimizer: any optax transformation; one that takes `value`, `grad` and `value_fn` is given them.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, bilevel as bl
-      >>> def inner_loss(params, hparams, data):
-      ...     return jnp.sum((params - data) ** 2) + jnp.exp(hparams) * jnp.sum(params**2)
-      >>> def outer_loss(params, hparams, data):
-      ...     return jnp.sum((params - 1.0) ** 2)
-      >>> problem = bl.Problem(inner_loss, outer_loss)
-      >>> inner, hypergrad = bl.inner.LBFGS(), bl.hypergrad.Implicit(linear=bl.linear.CG())
-      >>> algorithm = bl.outer.Nested(problem, inner, hypergrad, optax.adam(0.1))
-      >>> data = jnp.array([2.0, 3.0])
-      >>> state = algorithm.init(jnp.array(0.0), jnp.zeros(2), data)
-      >>> step = jax.jit(algorithm.step)
-      >>> for _ in range(100):
+      >>> problem = bl.Problem(lambda x, h, data: jnp.sum((x - h * data) ** 2), lambda x, h, data: jnp.sum((x - 6.0) ** 2))
+      >>> algorithm = bl.outer.Nested(problem, bl.inner.LBFGS(), bl.hypergrad.Implicit(), optax.sgd(0.1))
+      >>> data = jnp.array([2.0, 2.0])
+      >>> state, step = algorithm.init(jnp.array(0.0), jnp.zeros(2), data), jax.jit(algorithm.step)
+      >>> for _ in range(20):
       ...     state, report = step(state, data)
-      >>> bool(abs(state.hparams - jnp.log(8 / 5)) < 0.01)     # x* = data/(1 + θ), optimal at θ = 8/5
-      True
+      >>> print(state.hparams.round(), state.step)
+      3.0 20
     """
 
     problem: Problem
@@ -100,7 +102,7 @@ class Nested:
 
         Args:
           hparams, params: start values.
-          data: handed to the functions of the problem.
+          data: passed to the functions of the problem.
           key: a JAX random key, for estimators and inner solvers that draw; None is `jax.random.key(0)`.
 
         Raises:

@@ -7,8 +7,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import optax
 
-def from_optax(name: str, learning_rate: float | None = 0.1, options: Mapping[str, Any] | None = None) -> Any:
+
+def from_optax(
+    name: str, learning_rate: float | None = 0.1, options: Mapping[str, Any] | None = None
+) -> optax.GradientTransformation:
     """Any optimizer of optax by its name, for the configuration: `optimizer=optax optimizer.name=lion`.
 
     Args:
@@ -18,11 +22,13 @@ def from_optax(name: str, learning_rate: float | None = 0.1, options: Mapping[st
 
     Raises:
       ValueError: no such optimizer, or an argument that it does not take.
-    """
-    import optax
-    from optax import contrib
 
-    make = getattr(optax, name, None) or getattr(contrib, name, None)
+    Example:
+      >>> import bilevel as bl
+      >>> bl.outer.from_optax("lion", 0.01, {"b1": 0.8})._fields
+      ('init', 'update')
+    """
+    make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
     takes = inspect.signature(make).parameters if inspect.isfunction(make) else {}
     if "learning_rate" not in takes:
         near = difflib.get_close_matches(name, _names())
@@ -37,7 +43,5 @@ def from_optax(name: str, learning_rate: float | None = 0.1, options: Mapping[st
 
 
 def _names() -> list[str]:
-    import optax
-
     functions = {name: value for name, value in vars(optax).items() if inspect.isfunction(value)}
     return sorted(name for name, value in functions.items() if "learning_rate" in inspect.signature(value).parameters)

@@ -1,58 +1,48 @@
-"""Where a run stands: its rows, the best step so far, and what a checkpoint holds."""
+"""The progress of a run: its rows, the best step so far, and the pytree of a checkpoint."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
 import jax
+import numpy as np
 
 from bilevel._status import INTENDED, Status, describe
 from bilevel._tree import PyTree
 from bilevel.outer._report import Algorithm, Point, Report
 
 Row = dict[str, Any]
-CONVERGED = Status.CONVERGED.word
 
 
 def read(report: Report, step: int, seconds: float) -> tuple[Row, str | None]:
-    """The row of a step, and a sentence or two on what failed in it, or None.
+    """The row of a step, and a message about what failed in it, or None.
 
     The status in the row is `converged` if all solves converged, `intended` if they stopped where their settings told them to (or
     there are none), else the name of the first that failed and how it ended: `inner stagnated`.
     """
-    numbers = report.numbers()
-    fetched = jax.device_get(list(numbers.values()))  # a list, since a dict comes back sorted
-    numbers = {
-        name: value.item() if hasattr(value, "item") else value for name, value in zip(numbers, fetched, strict=True)
-    }
+    report = jax.device_get(report)
+    failed = next((name for name, solve in report.solves.items() if solve.failed), None)
+    numbers = {name: np.asarray(value).item() for name, value in report.numbers().items()}
     codes = {name: numbers.pop(f"{name}_status") for name in report.solves}
-    failed = [name for name, code in codes.items() if _failed(code, report.solves[name].intended)]
-    status = CONVERGED if codes and all(code == Status.CONVERGED for code in codes.values()) else INTENDED
-    if failed:
-        status = f"{failed[0]} {Status(codes[failed[0]]).word}"
-    head = ("outer_loss", "outer_error", "grad_norm")
-    rest = {name: value for name, value in numbers.items() if name not in head}
-    row = {"step": step, **{name: numbers[name] for name in head}, "status": status, **rest, "seconds": seconds}
-    if failed:
+    head = {name: numbers.pop(name) for name in ("outer_loss", "outer_error", "grad_norm")}
+    status = Status.CONVERGED.word if set(codes.values()) == {Status.CONVERGED} else INTENDED
+    if failed is not None:
+        status = f"{failed} {Status(codes[failed]).word}"
+    row = {"step": step, **head, "status": status, **numbers, "seconds": seconds}
+    trouble = None if finite(row) else f"outer step {step}: the hypergradient is not finite though no solve failed."
+    if failed is not None:
         trouble = (
-            f"outer step {step}: the {failed[0]} solve did not converge (residual {numbers[f'{failed[0]}_residual']:.2g}). "
-            f"{describe(codes[failed[0]])}."
+            f"outer step {step}: the {failed} solve did not converge (residual {numbers[f'{failed}_residual']:.2g}). "
+            f"{describe(codes[failed])}."
         )
-    else:
-        trouble = None if finite(row) else f"outer step {step}: the hypergradient is not finite though no solve failed."
     return row, trouble
 
 
 def finite(row: Row) -> bool:
     """Whether the outer loss and the hypergradient of a row are finite."""
     return math.isfinite(row["outer_loss"]) and math.isfinite(row["grad_norm"])
-
-
-def _failed(code: int, intended: bool) -> bool:
-    return code != Status.CONVERGED and not (intended and code == Status.MAX_STEPS)
 
 
 @jax.tree_util.register_dataclass
@@ -63,9 +53,9 @@ class Best:
     Attributes:
       hparams, params: its hyperparameters and inner solution.
       outer_loss: its outer loss.
-      bound: that plus the size of its estimated error, by which steps are compared.
+      bound: outer_loss plus the size of its estimated error; steps are compared by it.
       step: its number.
-      trusted: whether its error is known: by an estimate, or since no solve failed.
+      trusted: whether its error is known, by an estimate or because no solve failed.
     """
 
     hparams: PyTree
@@ -76,7 +66,7 @@ class Best:
     trusted: bool = False
 
     def updated(self, row: Row, point: Point, failed: bool, exact: bool) -> Best:
-        """The better of the two; the later one where the outer loss is of a minibatch, which tells nothing."""
+        """The better of the two; the later one where the outer loss is that of a minibatch, and tells nothing."""
         loss, error = row["outer_loss"], row["outer_error"]
         if not math.isfinite(loss):
             return self
@@ -88,14 +78,10 @@ class Best:
         return Best(*point, loss, bound, row["step"], trusted)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["state", "best", "failures", "seconds", "steps"],
-    meta_fields=["history"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run stands after a step: a pytree, from which `run_loop` goes on as if it had not stopped.
+    """Where a run stands after a step: a pytree from which `run_loop` resumes as if it had not stopped.
 
     Attributes:
       state: the algorithm's state.
@@ -103,7 +89,13 @@ class Progress:
       failures: steps with a solve that failed.
       seconds: spent so far.
       steps: done so far.
-      history: the rows, of which the first `steps` count; no part of the pytree.
+      history: the rows, of which the first `steps` count; not a leaf of the pytree.
+
+    Example:
+      >>> import jax, bilevel as bl
+      >>> progress = bl.outer.Progress(state=0.5, best=None, failures=0, seconds=1.5, steps=1, history=[{"step": 0}])
+      >>> jax.tree.leaves(progress)
+      [0.5, 0, 1.5, 1]
     """
 
     state: Any
@@ -111,9 +103,9 @@ class Progress:
     failures: int
     seconds: float
     steps: int
-    history: list[Row]
+    history: list[Row] = dataclasses.field(metadata={"static": True})
 
     @classmethod
     def start(cls, algorithm: Algorithm[Any], state: Any) -> Progress:
-        """Before the first step, from an algorithm's first state."""
+        """The progress before the first step, from an algorithm's first state."""
         return cls(state, Best(*algorithm.point(state, state)), 0, 0.0, 0, [])

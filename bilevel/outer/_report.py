@@ -1,9 +1,8 @@
-"""The contract of an outer algorithm, and what it reports of a step."""
+"""The contract of an outer algorithm, and its report of a step."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -15,23 +14,25 @@ from bilevel.hypergrad import Solve
 S = TypeVar("S")
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["outer_loss", "grad_norm", "outer_error", "solves", "counts"],
-    meta_fields=["exact"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a step found out at the point from which it started.
+    """The measurements of a step at the point from which it started. All are scalars.
 
     Attributes:
       outer_loss: the outer loss there.
       grad_norm: ‖hypergradient‖₂.
-      outer_error: an estimate of how far outer_loss lies above the loss at the exact inner solution; None for no estimate.
+      outer_error: an estimate of outer_loss minus the loss at the exact inner solution; None for no estimate.
       solves: how the solves of the step ended, by name, first the one on which the others depend (an `OrderedDict` keeps this
         order under `jit`); empty for an algorithm that solves nothing.
       counts: oracle calls of the step, by name.
-      exact: outer_loss is of all data at this point, so that it may choose the best step; False for the loss of a minibatch.
+      exact: whether outer_loss is the loss of all data, by which the best step can be chosen; False for the loss of a minibatch.
+
+    Example:
+      >>> import bilevel as bl
+      >>> report = bl.outer.Report(0.5, 0.1, solves={"inner": bl.hypergrad.Solve(bl.Status.CONVERGED, 1e-7)}, counts={"hvps": 3})
+      >>> print(report["inner_residual"], report["hvps"], report["outer_error"])
+      1e-07 3 nan
     """
 
     outer_loss: jax.Array
@@ -39,16 +40,15 @@ class Report:
     outer_error: jax.Array | None = None
     solves: dict[str, Solve] = dataclasses.field(default_factory=dict)
     counts: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
-    exact: bool = True
+    exact: bool = dataclasses.field(default=True, metadata={"static": True})
 
     def numbers(self) -> dict[str, Any]:
-        """All of it as one flat dict of scalars: `inner_status`, `inner_residual`, … for a solve `inner`; NaN for no estimate."""
-        solves: dict[str, Any] = {}
-        for name, solve in self.solves.items():
-            solves |= {f"{name}_residual": solve.residual, f"{name}_status": solve.status}
+        """A flat dict of scalars: `inner_status`, `inner_residual`, … for a solve `inner`; NaN for no estimate."""
         error = math.nan if self.outer_error is None else self.outer_error
-        head = {"outer_loss": self.outer_loss, "outer_error": error, "grad_norm": self.grad_norm}
-        return {**head, **solves, **self.counts}
+        found: dict[str, Any] = {"outer_loss": self.outer_loss, "outer_error": error, "grad_norm": self.grad_norm}
+        for name, solve in self.solves.items():
+            found |= {f"{name}_residual": solve.residual, f"{name}_status": solve.status}
+        return found | self.counts
 
     def __getitem__(self, name: str) -> Any:
         """One of `numbers` by its name."""
@@ -56,7 +56,13 @@ class Report:
 
 
 class Point(NamedTuple):
-    """Hyperparameters and the inner variable that belongs to them."""
+    """Hyperparameters and the inner variable that belongs to them, any pytrees.
+
+    Example:
+      >>> import bilevel as bl
+      >>> bl.outer.Point(hparams=0.5, params=[1.0, 2.0]).params
+      [1.0, 2.0]
+    """
 
     hparams: PyTree
     params: PyTree
@@ -65,12 +71,28 @@ class Point(NamedTuple):
 class Algorithm(Protocol[S]):
     """An outer algorithm: pure functions over a state of its own, a pytree of arrays, which is all that a checkpoint holds.
 
-    `bilevel.outer.run_loop` runs whatever has these four methods. An algorithm that is a frozen dataclass of functions and
-    numbers is compiled once for all that are equal to it by value.
+    `bilevel.outer.run_loop` runs every object with these four methods. If it is a frozen dataclass of functions and numbers, its
+    step is compiled once for all objects that are equal by value.
+
+    Example:
+      >>> import dataclasses, jax.numpy as jnp, bilevel as bl
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Descent:                                   # on hparams², without an inner problem
+      ...     rate: float
+      ...     def init(self, hparams, params, data, key=None):
+      ...         return hparams
+      ...     def step(self, state, data):
+      ...         return state - self.rate * 2 * state, bl.outer.Report(state**2, abs(2 * state))
+      ...     def point(self, new, old):
+      ...         return bl.outer.Point(old, None)
+      ...     def hold(self, new, old):
+      ...         return old
+      >>> bl.outer.run_loop(Descent(0.25), jnp.array(1.0), None, steps=100, gtol=1e-3).status
+      'converged'
     """
 
     def init(self, hparams: PyTree, params: PyTree, data: PyTree, key: jax.Array | None = None) -> S:
-        """The first state; a JAX random key for algorithms that draw, fixed if None."""
+        """The first state. `key` is a JAX random key, for algorithms that draw; None is a fixed one."""
         ...
 
     def step(self, state: S, data: PyTree) -> tuple[S, Report]:
@@ -78,9 +100,9 @@ class Algorithm(Protocol[S]):
         ...
 
     def point(self, new: S, old: S) -> Point:
-        """The point that the report of the step from `old` to `new` is about. For a first state both are the same."""
+        """The point that the report of the step from `old` to `new` describes. Both are the same before the first step."""
         ...
 
     def hold(self, new: S, old: S) -> S:
-        """The state after a step whose hypergradient must not be used: work that is done is kept, hyperparameters stay."""
+        """The state after a step whose hypergradient must not be used: finished work is kept, hyperparameters stay."""
         ...

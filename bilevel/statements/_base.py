@@ -1,11 +1,14 @@
-"""What a statement of an inner problem amounts to: the parts that conditions and solvers ask for."""
+"""Statements of an inner problem, and the parts that conditions and solvers ask for."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
+Function = Callable[[Any, Any, Any], Any]
+"""A function of (params, hparams, data)."""
 Kind = Literal["free", "set", "kkt", "conic", "weights"]
 
 _SPLIT = ("prox", "projection", "equality", "inequality", "cone_program")
@@ -13,23 +16,27 @@ _SPLIT = ("prox", "projection", "equality", "inequality", "cone_program")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The parts of an inner problem, None where it has no such part. All functions; `Problem.parts` computes them.
+    """The functions that state an inner problem, each None where the problem has no such part. `Problem.parts` computes them.
 
     Attributes:
       inner_loss: (params, hparams, data) -> scalar, the differentiable part of the objective.
-      prox: (params, hparams, data, step) -> the prox of step · g, where the objective is inner_loss + g.
-      projection: (params, hparams, data) -> the nearest point of the set C.
-      equality, inequality: (primal, hparams, data) -> H = 0 and G ≤ 0; params is then a point with multipliers.
-      separable, polyhedral, lipschitz, block_lipschitz, block_prox, datafit, design: as in `Minimization`.
+      prox, separable, projection, polyhedral, equality, inequality: as in `Minimization`.
+      lipschitz, block_lipschitz, block_prox, datafit, design: as in `Minimization`.
       residuals: (params, hparams, data) -> r with inner_loss = ½‖r‖².
       fixed_point: (params, hparams, data) -> T.
       quadratic_program: (hparams, data) -> `QP`.
       cone_program: (hparams, data) -> `ConeProgram`.
       linear_model: the `LinearModel` that the whole problem is.
       optimality: the condition that the problem names.
-      samples: (data) -> the number of rows of the inner loss, and
-      batch_loss: (params, hparams, data, index) -> the inner loss on the rows at index; its mean over all index sets of one size
-        is inner_loss.
+      samples: (data) -> the number of rows of the inner loss.
+      batch_loss: (params, hparams, data, index) -> the inner loss on the rows at index, shape (size,); its mean over all index
+        sets of one size is inner_loss.
+
+    Example:
+      >>> import bilevel as bl
+      >>> parts = bl.Problem(lambda x, h, data: (x - h) ** 2, projection=lambda x, h, data: abs(x)).parts
+      >>> parts.kind, parts.smooth, parts.constrained, parts.prox
+      ('set', False, False, None)
     """
 
     inner_loss: Any = None
@@ -65,7 +72,7 @@ class Parts:
 
     @property
     def kind(self) -> Kind:
-        """What params is: free in space, of a set (or under a prox), with multipliers, or of a cone program's embedding."""
+        """The kind of point that params is, as described in `bilevel.optimality.Condition`."""
         if self.cone_program is not None:
             return "conic"
         if self.constrained:
@@ -79,7 +86,18 @@ class Parts:
 
 
 class Statement(abc.ABC):
-    """A statement of an inner problem, from which its parts follow. A subclass is a frozen dataclass of functions and numbers."""
+    """A statement of an inner problem. A subclass is a frozen dataclass of functions and numbers, and defines `parts`.
+
+    Example:
+      >>> import dataclasses, jax.numpy as jnp, bilevel as bl
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Nearest(bl.statements.Statement):
+      ...     scale: float
+      ...     def parts(self):
+      ...         return bl.statements.Parts(inner_loss=lambda x, hparams, data: self.scale * (x - hparams) ** 2)
+      >>> print(bl.inner.Newton().solve(bl.Problem(inner=Nearest(2.0)), jnp.array(0.0), jnp.array(3.0)).params.round())
+      3.0
+    """
 
     @abc.abstractmethod
     def parts(self) -> Parts:

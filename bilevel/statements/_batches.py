@@ -15,8 +15,7 @@ class Batches:
 
     data is a dict (or a tuple); the entry `inner` holds the rows of the inner loss and the entry `outer` those of the outer
     loss: pytrees of arrays that share their first axis. A loss on a minibatch is the same function on data with fewer rows, so
-    it must be a mean over rows, plus terms in which no row takes part. The inner loss is held to this when an algorithm is
-    set up.
+    it must be a mean over rows, plus terms without rows. This is checked for the inner loss when an algorithm is set up.
 
     Args:
       inner: key of the rows of the inner loss.

@@ -10,10 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.operators.prox import prox_lasso, prox_ridge
-from bilevel.statements._base import Parts, Statement
+from bilevel.statements._base import Function, Parts, Statement
 from bilevel.statements._programs import QP
-
-Function = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,14 +33,14 @@ class LinearModel(Statement):
       >>> import jax.numpy as jnp, bilevel as bl
       >>> lasso = bl.LinearModel(loss="squared", rows=lambda data: data, l1=lambda h: h)
       >>> data = jnp.eye(3), jnp.array([3.0, 0.5, -2.0])
-      >>> print(bl.inner.FISTA().solve(bl.Problem(linear_model=lasso), jnp.zeros(3), 1.0, data).params.round(3))
+      >>> print(bl.inner.FISTA().solve(bl.Problem(linear_model=lasso), jnp.zeros(3), 1.0, data).params.round())
       [ 2.  0. -1.]
     """
 
     loss: Literal["squared", "logistic", "crammer_singer"]
-    rows: Function
-    l1: Function | None = None
-    l2: Function | None = None
+    rows: Callable[[Any], tuple[Any, Any]]
+    l1: Callable[[Any], Any] | None = None
+    l2: Callable[[Any], Any] | None = None
     mean: bool = False
 
     def __post_init__(self) -> None:
@@ -55,11 +53,11 @@ class LinearModel(Statement):
         return self.l1 is None and self.loss != "crammer_singer"
 
     def weight(self, data: Any) -> float:
-        """What each row counts: 1, or 1/m for a mean."""
+        """The weight of each row: 1, or 1/m for a mean."""
         return 1 / self.rows(data)[1].shape[0] if self.mean else 1.0
 
     def parts(self) -> Parts:
-        """The parts that follow; none of them for `"crammer_singer"`, of which the problem states the dual."""
+        """The parts; for `"crammer_singer"` none but the model, since the problem states its dual."""
         if self.loss == "crammer_singer":
             return Parts(linear_model=self)
         parts = Parts(inner_loss=self.inner_loss, linear_model=self, samples=self.samples, batch_loss=self.batch_loss)

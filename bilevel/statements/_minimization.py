@@ -6,20 +6,30 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
-from bilevel.statements._base import Parts, Statement
+from bilevel import _checks
+from bilevel.statements._base import Function, Parts, Statement
 
-Function = Callable[..., Any]
+_FUNCTIONS = (
+    "prox",
+    "block_prox",
+    "projection",
+    "equality",
+    "inequality",
+    "lipschitz",
+    "block_lipschitz",
+    "datafit",
+    "design",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Minimization(Statement):
     """minimize loss(x, hparams, data) + g(x) over C.
 
-    g is given by its `prox`, or C by its `projection`, or by `equality` and `inequality`, or neither is there. Every function
-    takes `(params, hparams, data)` unless said otherwise.
+    At most one of g and C is there: g is given by its `prox`, and C by its `projection` or by `equality` and `inequality`.
 
     Args:
-      loss: (params, hparams, data) -> scalar, differentiable. None if `datafit` and `design` imply it.
+      loss: (params, hparams, data) -> scalar, differentiable; None if `datafit` and `design` imply it.
       prox: (params, hparams, data, step) -> argmin over z of ½‖z − params‖² + step · g(z).
       separable: g is a sum over coordinates (lasso, elastic net, …), or with `"rows"` over the rows of params (group lasso), so
         that the prox's Jacobian is diagonal, or has a block per row; linear systems are then solved on the support.
@@ -28,43 +38,48 @@ class Minimization(Statement):
       polyhedral: C is a polyhedron (box, simplices, half-spaces, …), so that the projection's Jacobian is an orthogonal
         projector; linear systems are then solved on the active face.
       equality: (primal, hparams, data) -> H, zero at a feasible point. params is then a `bilevel.optimality.KKTSolution`.
-      inequality: (primal, hparams, data) -> G, not positive at a feasible point. Likewise.
+      inequality: (primal, hparams, data) -> G, not positive at a feasible point; params as with `equality`.
       lipschitz: (hparams, data) -> a Lipschitz constant of the loss's gradient; solvers then need no line search.
       block_lipschitz: (hparams, data) -> one constant for each block (row of params), shape (rows,).
-      datafit: (prediction, hparams, data) -> scalar, and
-      design: (hparams, data) -> X, shape (m, n): the loss is datafit(X @ params). Solvers then take single columns of X.
+      datafit: (prediction, hparams, data) -> scalar, of a prediction of shape (m,); the loss is datafit(X @ params).
+      design: (hparams, data) -> X, shape (m, n), given with `datafit`. Solvers then take single columns of X.
 
-    A structure that does not hold (`separable`, `polyhedral`) is seen by the linear solve, whose status is then
-    `WRONG_STRUCTURE`.
+    Raises:
+      TypeError, ValueError: nothing states the loss, a part is not a function, or parts do not go together. A structure that does
+        not hold (`separable`, `polyhedral`) is found by the linear solve, whose status is then `WRONG_STRUCTURE`.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> nearest = bl.Minimization(
+      ...     loss=lambda x, h, data: jnp.sum((x - h) ** 2), projection=lambda x, h, data: jnp.maximum(x, 0), polyhedral=True
+      ... )
+      >>> print(bl.inner.FISTA().solve(bl.Problem(inner=nearest), jnp.ones(2), jnp.array([3.0, -1.0])).params.round())
+      [3. 0.]
     """
 
     loss: Function | None = None
-    prox: Function | None = None
+    prox: Callable[[Any, Any, Any, Any], Any] | None = None
     separable: bool | Literal["rows"] = False
-    block_prox: Function | None = None
+    block_prox: Callable[[Any, Any, Any, Any, Any], Any] | None = None
     projection: Function | None = None
     polyhedral: bool = False
     equality: Function | None = None
     inequality: Function | None = None
-    lipschitz: Function | None = None
-    block_lipschitz: Function | None = None
+    lipschitz: Callable[[Any, Any], Any] | None = None
+    block_lipschitz: Callable[[Any, Any], Any] | None = None
     datafit: Function | None = None
-    design: Function | None = None
+    design: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         if (self.datafit is None) != (self.design is None):
             raise ValueError("datafit and design state a loss together: give both or neither")
         if self.loss is None and self.datafit is None:
             raise TypeError("nothing states the loss to minimize: give a loss (inner_loss), or datafit and design")
-        for name in ("loss", "prox", "projection", "equality", "inequality", "datafit", "design"):
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                shown = "inner_loss" if name == "loss" else name
-                raise TypeError(f"Problem: {shown} must be a function, got {value!r}")
+        _checks.require_callable("Problem", inner_loss=self.loss, **{name: getattr(self, name) for name in _FUNCTIONS})
         if self.prox is not None and self.projection is not None:
             raise ValueError("Problem: give a prox or a projection, not both; a projection is the prox of an indicator")
-        unconstrained = self.equality is None and self.inequality is None
-        if not unconstrained and (self.prox is not None or self.projection is not None):
+        constrained = self.equality is not None or self.inequality is not None
+        if constrained and (self.prox is not None or self.projection is not None):
             raise ValueError(
                 "Problem: equality and inequality do not go with a prox or a projection: state all of C one way"
             )
@@ -74,12 +89,11 @@ class Minimization(Statement):
             raise ValueError(f"Problem: separable={self.separable!r} describes a prox, and there is none")
 
     def parts(self) -> Parts:
-        """As they are given; the loss may follow from the data fit."""
+        """The fields, with the loss that follows from the data fit where none is given."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "loss"}
-        constrained = self.equality is not None or self.inequality is not None
-        absent = dict.fromkeys(("equality", "inequality"), _nothing) if constrained else {}
-        given |= {name: part for name, part in absent.items() if given[name] is None}
-        return Parts(inner_loss=self.loss or self.fitted, **given)
+        parts = Parts(inner_loss=self.loss or self.fitted, **given)
+        nothing = Parts(equality=_nothing, inequality=_nothing)
+        return parts.missing_from(nothing, "equality", "inequality") if parts.constrained else parts
 
     def fitted(self, params: Any, hparams: Any, data: Any) -> Any:
         """datafit(X @ params)."""

@@ -1,4 +1,4 @@
-"""Quadratic and cone programs: the records that hold their numbers, and the statement that makes them of hyperparameters."""
+"""Quadratic and cone programs: records of their numbers, and the statement that computes them from hyperparameters."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ class QP(NamedTuple):
       c: of the shape of z: (n,), or (n, k) for k columns that share Q.
       E, d: equalities, shapes (q, n) and (q,); None for none.
       M, h: inequalities, shapes (r, n) and (r,); None for none.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> program = bl.QP(Q=2 * jnp.eye(2), c=-jnp.ones(2), E=jnp.ones((1, 2)), d=jnp.ones(1))
+      >>> print(program.loss(jnp.ones(2)), program.equality(jnp.ones(2)), program.inequality(jnp.ones(2)))
+      0.0 [1.] None
     """
 
     Q: Any
@@ -52,6 +58,12 @@ class ConeProgram(NamedTuple):
       E: shape (m, n).
       d: shape (m,).
       cones: K, a `bilevel.operators.cones.Cones`, whose sizes add up to m.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> cones = bl.operators.cones.Cones(nonnegative=2)
+      >>> bl.ConeProgram(c=jnp.ones(2), E=-jnp.eye(2), d=jnp.zeros(2), cones=cones).cones.size      # minimize z₁ + z₂ over z ≥ 0
+      2
     """
 
     c: Any
@@ -68,6 +80,11 @@ class Factored:
     Attributes:
       factor: A, shape (n, r).
       scale: a scalar.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> print(bl.Factored(jnp.array([[1.0], [2.0]]), 0.5)(jnp.ones(2)))
+      [1.5 3. ]
     """
 
     factor: Any
@@ -84,11 +101,11 @@ class Program(Statement):
 
     As `Problem(inner=…)`, params is a `bilevel.optimality.KKTSolution` for a quadratic program and a
     `bilevel.optimality.ConicPoint` for a cone program. As `Problem(also=…)`, a quadratic program states the problem once more,
-    for solvers that take programs, and params stays what the first statement makes it.
+    for solvers that take programs, and params is that of the first statement.
 
     Args:
       function: (hparams, data) -> `QP`, or with `kind="cone"` -> `ConeProgram`.
-      kind: which of them.
+      kind: which of them; a solve raises TypeError if the function returns something else.
 
     Example:
       >>> import jax.numpy as jnp, bilevel as bl
@@ -99,7 +116,7 @@ class Program(Statement):
       True
     """
 
-    function: Callable[[Any, Any], Any]
+    function: Callable[[Any, Any], QP | ConeProgram]
     kind: Literal["quadratic", "cone"] = "quadratic"
 
     def __post_init__(self) -> None:
@@ -109,7 +126,7 @@ class Program(Statement):
             raise TypeError(f"Program: function must be a function (hparams, data) -> QP, got {self.function!r}")
 
     def parts(self) -> Parts:
-        """The program; of a quadratic one also its loss and its constraints as functions."""
+        """The program; for a quadratic one also its loss and its constraints as functions."""
         if self.kind == "cone":
             return Parts(cone_program=self._evaluated)
         return Parts(
@@ -130,5 +147,11 @@ class Program(Statement):
 
 
 def apply(matrix: Any, z: Any) -> Any:
-    """The product of a matrix, or of a function that stands for one, with z."""
+    """The product of a matrix, or of a function that stands for one, with z.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> print(bl.statements.apply(lambda z: 2 * z, jnp.ones(2)), bl.statements.apply(2 * jnp.eye(2), jnp.ones(2)))
+      [2. 2.] [2. 2.]
+    """
     return matrix(z) if callable(matrix) else matrix @ z

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevel as bl
-from bilevel import _checks, inner
+from bilevel import inner
 from bilevel.study import Findings, Report, Study
 from bilevel.tasks import molecular_dynamics
 
@@ -49,7 +49,7 @@ class Sensitivities(Study):
     dt_max: float = 0.4
 
     def __post_init__(self) -> None:
-        _checks.require_positive("study", starts=self.starts, steps=self.steps, every=self.every, settled=self.settled)
+        self.require_positive("starts", "steps", "every", "settled")
         if self.steps % self.every:
             raise ValueError(f"study.steps must be a multiple of study.every, got {self.steps} and {self.every}")
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from sklearn.linear_model import LassoCV
 
-from bilevel import _checks, hypergrad, inner, linear, outer, tasks
+from bilevel import hypergrad, inner, linear, outer, tasks
 from bilevel.problem import At
 from bilevel.study import Findings, Report, Row, Study
 from bilevel.tasks import sparse_regression as sparse
@@ -50,9 +50,7 @@ class Penalties(Study):
     grid: int = 60
 
     def __post_init__(self) -> None:
-        _checks.require_positive(
-            "study", splits=self.splits, lasso_steps=self.lasso_steps, steps=self.steps, grid=self.grid
-        )
+        self.require_positive("splits", "lasso_steps", "steps", "grid")
 
     @property
     def count(self) -> int:
