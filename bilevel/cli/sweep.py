@@ -145,7 +145,7 @@ def _resume_trials(sweeper: DictConfig) -> None:
         study = optuna.load_study(study_name=sweeper.study_name, storage=sweeper.storage)
     except KeyError:
         return
-    completed = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    completed = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     done = sum(trial.value is not None and math.isfinite(trial.value) for trial in completed)
     with open_dict(sweeper):
         sweeper.n_trials = max(0, sweeper.n_trials - done)

@@ -158,8 +158,11 @@ def _verified(
         if reduction.approximate is not False:
             norm = jnp.where(reduction.approximate, found.residual.astype(norm.dtype), norm)
         nearly = (norm > tolerance) & (norm <= _NEARLY * tolerance) & (norm < s.norm / 2)
+        x, residual, kept = _tree.where(norm >= s.norm, (s.x, s.residual, s.norm), (x, residual, norm))
         return _State(
-            *_tree.where(norm >= s.norm, (s.x, s.residual, s.norm), (x, residual, norm)),
+            x,
+            residual,
+            kept,
             # The factor between both residuals is known now.
             s.tolerance * tolerance / jnp.where(nearly, norm, 1) / 2,
             _tree.zeros_like(s.start),

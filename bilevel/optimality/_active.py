@@ -33,6 +33,7 @@ from bilevel.linear import Operator, Reduction
 _SMALLEST_PAD = 8
 
 Product = Callable[[jax.Array], jax.Array]
+_TreeMap = Callable[[PyTree], PyTree]
 
 
 class Linearization(NamedTuple):
@@ -47,8 +48,8 @@ class Linearization(NamedTuple):
         through `hvp`.
     """
 
-    hvp: Callable[[PyTree], PyTree]
-    jacobian: Callable[[PyTree], PyTree]
+    hvp: _TreeMap
+    jacobian: _TreeMap
     eta: PyTree
     params: PyTree
     rows_among: Callable[[jax.Array], tuple[Product, Product]] | None = None
@@ -57,8 +58,8 @@ class Linearization(NamedTuple):
 class _Symmetric(NamedTuple):
     """v ↦ Pv and v ↦ Rv."""
 
-    full: Callable[[PyTree], PyTree]
-    root: Callable[[PyTree], PyTree]
+    full: _TreeMap
+    root: _TreeMap
 
 
 def reduction(at: Linearization, separable: bool | Literal["rows"], support: int | None) -> Reduction:
@@ -72,35 +73,35 @@ def reduction(at: Linearization, separable: bool | Literal["rows"], support: int
 
 
 def _of_diagonal(diagonal: PyTree) -> _Symmetric:
-    def times(factors):
+    def times(factors: PyTree) -> _TreeMap:
         return lambda v: jax.tree.map(jnp.multiply, factors, v)
 
     # The root is clipped from below, for a prox that is not monotone only by rounding.
     return _Symmetric(times(diagonal), times(jax.tree.map(lambda d: jnp.sqrt(jnp.maximum(d, 0)), diagonal)))
 
 
-def _of_rows(jacobian: Callable[[PyTree], PyTree], params: PyTree) -> _Symmetric:
+def _of_rows(jacobian: _TreeMap, params: PyTree) -> _Symmetric:
     """P and R as a dense block for each row of each leaf."""
     leaves, structure = jax.tree.flatten(params)
     zeros = [jnp.zeros_like(x) for x in leaves]
 
-    def blocks(i):
+    def blocks(i: int) -> jax.Array:
         rows = leaves[i].shape[0]
         width = leaves[i].size // rows
 
-        def column(e):
+        def column(e: jax.Array) -> jax.Array:
             tangents = [*zeros[:i], jnp.broadcast_to(e, (rows, width)).reshape(leaves[i].shape), *zeros[i + 1 :]]
             return jax.tree.leaves(jacobian(jax.tree.unflatten(structure, tangents)))[i].reshape(rows, width)
 
         return jax.vmap(column, out_axes=2)(jnp.eye(width, dtype=leaves[i].dtype))
 
-    def times(matrices):
-        def product(m, v):
+    def times(matrices: PyTree) -> _TreeMap:
+        def product(m: jax.Array, v: jax.Array) -> jax.Array:
             return jnp.einsum("rij,rj->ri", m, v.reshape(m.shape[:2])).reshape(v.shape)
 
         return lambda v: jax.tree.map(product, matrices, v)
 
-    def root(block):
+    def root(block: jax.Array) -> jax.Array:
         values, vectors = jnp.linalg.eigh((block + block.mT) / 2)
         return (vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :]) @ vectors.mT
 
@@ -109,17 +110,17 @@ def _of_rows(jacobian: Callable[[PyTree], PyTree], params: PyTree) -> _Symmetric
 
 
 def _masked(at: Linearization, p: _Symmetric) -> Reduction:
-    def product(t):
+    def product(t: PyTree) -> PyTree:
         curved = p.root(at.hvp(p.root(t)))
         return jax.tree.map(lambda t, pt, c, e: (t - pt) / e + c, t, p.full(t), curved, at.eta)
 
-    def scaled(v):
+    def scaled(v: PyTree) -> PyTree:
         return jax.tree.map(jnp.multiply, at.eta, v)
 
-    def restrict(b):
+    def restrict(b: PyTree) -> PyTree:
         return p.root(_tree.sub(b, at.hvp(scaled(b))))
 
-    def expand(t, b):
+    def expand(t: PyTree, b: PyTree) -> PyTree:
         return _tree.add_scaled(scaled(b), 1, p.root(t))
 
     return Reduction(Operator(product, "positive_definite"), restrict, expand, start=p.root)
@@ -139,13 +140,13 @@ def _gathered(at: Linearization, masked: Reduction, diagonal: PyTree, support: i
         return masked
     (index,) = jnp.nonzero(p > 0, size=size, fill_value=p.size)
 
-    def gather(v):
+    def gather(v: PyTree) -> jax.Array:
         return ravel_pytree(v)[0].at[index].get(mode="fill", fill_value=0)
 
-    def scatter(z):
+    def scatter(z: jax.Array) -> PyTree:
         return unravel(jnp.zeros_like(p).at[index].add(z, mode="drop"))
 
-    def through_all(index):
+    def through_all(index: jax.Array) -> tuple[Product, Product]:
         del index
         return lambda z: gather(at.hvp(scatter(z))), lambda v: gather(at.hvp(unravel(v)))
 
@@ -155,10 +156,10 @@ def _gathered(at: Linearization, masked: Reduction, diagonal: PyTree, support: i
     root, eta_everywhere = jnp.sqrt(chosen), ravel_pytree(spread)[0]
     rest = jnp.where(index < p.size, (1 - chosen) / jnp.where(eta > 0, eta, 1), 1)
 
-    def start(u):
+    def start(u: PyTree) -> jax.Array:
         return root * gather(u)
 
-    def restrict(b):
+    def restrict(b: PyTree) -> jax.Array:
         return root * (gather(b) - rows(eta_everywhere * ravel_pytree(b)[0]))
 
     return Reduction(

@@ -44,7 +44,8 @@ class Checkpoints:
         """Write a checkpoint, and delete older ones."""
         self._folder.mkdir(exist_ok=True)
         buffer, arrays = io.BytesIO(), _named(tree)
-        np.savez(buffer, **{name: _as_numpy(leaf) for name, leaf in arrays.items()})
+        saved: dict[str, Any] = {name: _as_numpy(leaf) for name, leaf in arrays.items()}
+        np.savez(buffer, **saved)
         content = buffer.getvalue()
         manifest = {
             "format": FORMAT,

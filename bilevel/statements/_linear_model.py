@@ -123,7 +123,7 @@ class LinearModel(Statement):
         """The prox of the penalties of feature `index`."""
         del data
 
-        def at(name):
+        def at(name: Literal["l1", "l2"]) -> Any:
             penalty = self.penalty(name, hparams)
             return penalty if jnp.ndim(penalty) == 0 else penalty[index]
 

@@ -152,9 +152,9 @@ class LBFGS(InnerSolver):
         params = unravel(x)
         distance = jnp.linalg.norm(gradient) / lipschitz
         progress = self.advance(state.progress, params, distance, grad_evals=trial.trials, failed=~trial.accepted)
-        history = jax.tree.map(push, estimate[:3], (move, change, inverse))
+        moves, changes, weights = jax.tree.map(push, estimate[:3], (move, change, inverse))
         scale = jnp.where(useful, product / _tree.positive(squared), estimate.scale)
-        estimate = _Inverse(*history, estimate.base, scale)
+        estimate = _Inverse(moves, changes, weights, estimate.base, scale)
         return _State(params, value, gradient, estimate, lipschitz, progress)
 
     def inverse(self, state: _State) -> jax.tree_util.Partial:

@@ -100,7 +100,8 @@ def kl_projection_birkhoff(sim_matrix: jax.Array, make_solver: Any = None, use_s
 def _ones(who: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = _numeric.array(who, x, 2, "matrix")
     _numeric.require_shape(who, "sim_matrix", x, (len(x),) * 2, "square")
-    return (jnp.ones(len(x), x.dtype),) * 2
+    ones = jnp.ones(len(x), x.dtype)
+    return ones, ones
 
 
 def _arguments(
