@@ -115,11 +115,7 @@ def main():
     data = (features, targets, np.linalg.norm(features, 2) ** 2)
     args = jax.tree.map(jnp.asarray, (x, np.full(FEATURES, log_penalty), data, cotangent))
 
-    contenders = {
-        "gathered": contender(True, 32),
-        "masked": contender(True, None),
-        "full": contender(False, None),
-    }
+    contenders = {"gathered": contender(True, 32), "masked": contender(True, None), "full": contender(False, None)}
     results = {name: jax.block_until_ready(run(*args)) for name, run in contenders.items()}
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(options.repeats):

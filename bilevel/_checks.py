@@ -1,7 +1,5 @@
 """Eager checks of settings: an error names the object, the requirement and the value."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

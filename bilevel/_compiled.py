@@ -5,8 +5,6 @@ closures, defaults, and for a user's functions the global names in them. With an
 cache holds data.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import functools

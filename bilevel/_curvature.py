@@ -1,7 +1,5 @@
 """The curvature of the inner loss, and the step sizes that follow from it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Errors of the command line: a sentence with the problem and its fix, and an exit code. Errors in code keep their traceback."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

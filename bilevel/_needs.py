@@ -1,7 +1,5 @@
 """What a solver or a condition needs of a problem, declared by each class; a refusal names the need and the obstacle."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ A typo in a configuration must be reported before JAX is loaded, and the schema 
 the fields of a dataclass, or the parameters of a function, are read from the syntax tree of the file that defines it.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import importlib.util

@@ -1,7 +1,5 @@
 """The outcome of a solve: one small integer per solve (and per `vmap` lane), with a word and a sentence for each."""
 
-from __future__ import annotations
-
 import enum
 
 

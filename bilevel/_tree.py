@@ -1,7 +1,5 @@
 """Arithmetic on pytrees. Scalars that multiply a leaf are cast to its dtype, so that nothing is promoted."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """The configuration: composed from YAML files, checked before JAX is loaded, and built into objects."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import hashlib

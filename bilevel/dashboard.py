@@ -3,8 +3,6 @@
 The dashboard is trackio's (`pip install "bilevel[dashboard]"`). No data leave this machine.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

@@ -1,7 +1,5 @@
 """Write an HTML report of a run or a sweep: `python -m bilevel.report FOLDER`."""
 
-from __future__ import annotations
-
 import argparse
 import webbrowser
 from pathlib import Path

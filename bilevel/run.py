@@ -1,7 +1,5 @@
 """The command line: `python -m bilevel.run task=svm`. Compose, check, build, run, save."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

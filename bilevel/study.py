@@ -1,7 +1,5 @@
 """The contract of a study: a measurement over many runs, such as a figure of a paper. The studies are in `experiments/`."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Send a run folder to a tracker, during the run or after it: `python -m bilevel.track FOLDER wandb`."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """The command line as a user runs it, in this process or in one of its own, and what it leaves."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

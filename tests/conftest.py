@@ -1,7 +1,5 @@
 """Shared fixtures. Double precision where a test asks for `x64`; a fresh precision for every test."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import getpass

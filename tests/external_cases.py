@@ -1,7 +1,5 @@
 """Problems for external solvers, and what ours say of them."""
 
-from __future__ import annotations
-
 import functools
 
 import inner_cases

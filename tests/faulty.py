@@ -1,7 +1,5 @@
 """Tasks and trackers that fail as their settings say."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import signal

@@ -1,7 +1,5 @@
 """Inner problems with reference optima by scikit-learn, CVXPY or SciPy: the columns of the solvers' conformance matrix."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

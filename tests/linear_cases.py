@@ -1,7 +1,5 @@
 """The linear solvers, systems to solve, and the status with which each method ends on each system."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

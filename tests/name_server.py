@@ -3,8 +3,6 @@
 For a user, mount and network namespace of its own: `unshare --map-root-user --mount --net python name_server.py ...`.
 """
 
-from __future__ import annotations
-
 import fcntl
 import socket
 import struct

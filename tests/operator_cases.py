@@ -1,7 +1,5 @@
 """Every public operator at a random generic point, with what its answers must satisfy: the conformance list."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -23,10 +21,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 def examples(count):
     return settings(
-        max_examples=count,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-        derandomize=True,
+        max_examples=count, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
     )
 
 
@@ -275,10 +270,7 @@ PROJECTIONS = {
     "projection_transport": coupling(projection.projection_transport),
     "kl_projection_transport": coupling(projection.kl_projection_transport),
     "projection_birkhoff": Case(
-        projection.projection_birkhoff,
-        square,
-        lambda p: marginals(p, 1, 1),
-        kinks=((np.eye(4),), (np.zeros((4, 4)),)),
+        projection.projection_birkhoff, square, lambda p: marginals(p, 1, 1), kinks=((np.eye(4),), (np.zeros((4, 4)),))
     ),
     "kl_projection_birkhoff": Case(
         projection.kl_projection_birkhoff, square, lambda p: marginals(p, 1, 1), kinks=((np.zeros((4, 4)),),)

@@ -1,7 +1,5 @@
 """Small inner problems with known answers, shared by the suites."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,16 +55,10 @@ lasso = bl.Problem(
     separable=True,
 )
 non_negative = bl.Problem(
-    ridge_loss,
-    validation_loss,
-    projection=lambda x, hparams, data: projection_non_negative(x),
-    polyhedral=True,
+    ridge_loss, validation_loss, projection=lambda x, hparams, data: projection_non_negative(x), polyhedral=True
 )
 simplex = bl.Problem(
-    scaled_simplex_loss,
-    validation_loss,
-    projection=lambda x, hparams, data: projection_simplex(x),
-    polyhedral=True,
+    scaled_simplex_loss, validation_loss, projection=lambda x, hparams, data: projection_simplex(x), polyhedral=True
 )
 ALL = {"ridge": ridge, "logistic": logistic, "lasso": lasso, "non_negative": non_negative, "simplex": simplex}
 

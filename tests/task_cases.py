@@ -1,7 +1,5 @@
 """What the tests of tasks do with a setup, and the same inner problems solved by scikit-learn."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

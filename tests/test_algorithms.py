@@ -1,7 +1,5 @@
 """Algorithms and estimators written outside of the package, as a user writes them, run by the loop unchanged."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import math

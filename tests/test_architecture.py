@@ -1,7 +1,5 @@
 """Who may import whom, what importing the package loads, and a few rules that hold for every file."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import graphlib

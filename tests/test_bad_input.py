@@ -1,8 +1,6 @@
 """A catalog of bad days. Each ends in a sentence or two that name the thing and the fix, with an exit code by kind, and leaves
 nothing lost or half-written: what was in the folder stays as it was, and what a refused run began is gone."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

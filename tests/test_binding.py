@@ -1,7 +1,5 @@
 """Which argument of a solver's call is which argument of its condition: by name, however the solver is called."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -1,7 +1,5 @@
 """Every condition of `bilevel.optimality` against independent oracles; the table of the errors is `docs/catalog.md`."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

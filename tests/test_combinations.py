@@ -1,7 +1,5 @@
 """Solvers and conditions are independent: legal combinations build and agree on the hypergradient; others are refused."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import random

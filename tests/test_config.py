@@ -1,7 +1,5 @@
 """The YAML files against the classes that they build, and what `config.check` refuses."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import functools

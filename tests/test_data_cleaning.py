@@ -1,7 +1,5 @@
 """Data cleaning: the corruption is what it says, the weights find it, the gradient is a gradient."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

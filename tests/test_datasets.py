@@ -1,7 +1,5 @@
 """Tables: where they come from, how they are refused, how they are split and scaled."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from urllib.error import URLError

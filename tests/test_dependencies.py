@@ -1,7 +1,5 @@
 """What the package imports is what it declares, and what it declares is pinned."""
 
-from __future__ import annotations
-
 import re
 import sys
 import tomllib

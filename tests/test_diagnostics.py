@@ -1,7 +1,5 @@
 """The checks for users: silent where all is well, and naming what is wrong where something is."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -1,7 +1,5 @@
 """Task-driven dictionary learning: its codes, its gradients, its refusals; and the study that compares it with others."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

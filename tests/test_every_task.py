@@ -1,7 +1,5 @@
 """Every task with every part that is legal for it: it composes, takes a step, and is never silently wrong."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import random

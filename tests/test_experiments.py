@@ -1,7 +1,5 @@
 """Every figure in its small size, by the command of its README, drawn and held against what is expected of it."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import subprocess

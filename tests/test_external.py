@@ -1,7 +1,5 @@
 """External solvers that fail or do not fit, their page, and that nothing hangs."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import logging

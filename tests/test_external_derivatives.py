@@ -1,7 +1,5 @@
 """Derivatives around external solvers, by `custom_root`, under jit and vmap."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """What external solvers are handed: linear models, dense and sparse rows."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,10 +72,7 @@ SPARSE = scipy.sparse.random_array((60, 40), density=0.3, rng=np.random.default_
 
 @pytest.mark.parametrize(
     ("problem", "targets", "shape"),
-    [
-        (linear_problem(l1=jnp.exp), "real", (40,)),
-        (linear_problem("logistic", l2=jnp.exp), "classes", (40, 3)),
-    ],
+    [(linear_problem(l1=jnp.exp), "real", (40,)), (linear_problem("logistic", l2=jnp.exp), "classes", (40, 3))],
     ids=["lasso", "logistic"],
 )
 def test_our_own_solvers_take_sparse_rows(x64, problem, targets, shape):

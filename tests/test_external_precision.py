@@ -1,7 +1,5 @@
 """External solvers end at a solution as exact as the precision allows, whatever their own accuracy."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

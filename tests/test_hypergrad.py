@@ -1,7 +1,5 @@
 """Hypergradients: closed form, differences of the whole solve, and unrolling agree; the error estimate is right."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

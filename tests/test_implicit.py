@@ -4,8 +4,6 @@ The solvers are made impossible to differentiate (callbacks into NumPy, or plain
 ∂₂F is rectangular, so that a flipped sign or a dropped transpose shows.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

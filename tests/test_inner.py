@@ -1,7 +1,5 @@
 """The contract of the inner solvers, beyond the optimum (`test_inner_matrix.py`): precisions, lanes, derivatives, failures."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import inner_cases

@@ -1,7 +1,5 @@
 """What the first-order and quasi-Newton solvers make of curvature: longer steps, steps taken back, a first inverse Hessian."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

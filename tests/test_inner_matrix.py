@@ -3,8 +3,6 @@
 A new solver adds itself to `SOLVERS` and says in `FALLS_SHORT` where its status, not its declared needs, tells that it failed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

@@ -1,7 +1,5 @@
 """Solvers of quadratic programs: `EqualityQP` and `OSQP`, against Clarabel and closed forms."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

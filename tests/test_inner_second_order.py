@@ -1,7 +1,5 @@
 """`LevenbergMarquardt`, `TrustRegion`, `FIRE` and `Newton` on what each is for: residuals, saddles, energies, singular minima."""
 
-from __future__ import annotations
-
 import itertools
 
 import jax

@@ -1,7 +1,5 @@
 """What solvers make of a problem's structure: linear models, factorizations kept, inverses handed on, minibatches, blocks."""
 
-from __future__ import annotations
-
 import itertools
 
 import inner_cases

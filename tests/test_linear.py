@@ -1,7 +1,5 @@
 """Linear solvers: one conformance suite for every solver that `bilevel.linear` exports."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import itertools

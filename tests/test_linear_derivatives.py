@@ -1,7 +1,5 @@
 """Linear solvers: transformations, derivatives, and what a failure does to them."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

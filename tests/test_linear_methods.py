@@ -1,7 +1,5 @@
 """Linear solvers, one by one: what each method promises beyond the contract."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

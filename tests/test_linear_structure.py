@@ -1,7 +1,5 @@
 """Structure that is declared and does not hold: no solve built on it is called converged."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 
@@ -205,11 +203,7 @@ class Misdeclared(RootFunction):
         return System(Operator(lambda v: self.matrix @ v, self.structure))
 
 
-@pytest.mark.parametrize(
-    ("solver", "structure"),
-    [(Auto(), "positive_definite"), (MINRES(), "symmetric")],
-    ids=title,
-)
+@pytest.mark.parametrize(("solver", "structure"), [(Auto(), "positive_definite"), (MINRES(), "symmetric")], ids=title)
 def test_an_operator_that_is_not_symmetric(solver, structure):
     function = Misdeclared(NONSYMMETRIC, structure)
     system = function.system(None, None)

@@ -1,7 +1,5 @@
 """The packing: its energy, pressure and sensitivities are those of physics."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

@@ -1,7 +1,5 @@
 """Tasks with networks: a deep equilibrium layer, a learned representation, few-shot learning."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

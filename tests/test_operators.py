@@ -1,7 +1,5 @@
 """What holds for every operator: derivatives, transformations, precision, and the inequality that defines it."""
 
-from __future__ import annotations
-
 import inspect
 
 import jax

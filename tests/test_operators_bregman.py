@@ -1,7 +1,5 @@
 """Mirror maps: inverse of each other, divergences from their definition, and mirror descent that keeps its set."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Single projections: reference answers calculated in another way, hard instances, edges, and what is refused."""
 
-from __future__ import annotations
-
 import itertools
 
 import jax

@@ -1,7 +1,5 @@
 """Single proxes against calculations of another kind, and that everything in jaxopt is here."""
 
-from __future__ import annotations
-
 import warnings
 
 import jax

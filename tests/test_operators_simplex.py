@@ -1,7 +1,5 @@
 """Projections on the simplex, the box and the orthant: what defines them, and their derivatives away from kinks."""
 
-from __future__ import annotations
-
 import itertools
 
 import jax

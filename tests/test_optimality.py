@@ -1,7 +1,5 @@
 """The conditions as objects: what they refuse, the forms in which they are solved, and how they compose with the engine."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 
@@ -140,9 +138,7 @@ def rows_loss(params, hparams, data):
 
 
 ROWS = bl.Problem(
-    inner_loss=rows_loss,
-    projection=lambda params, hparams, data: jax.vmap(projection_simplex)(params),
-    polyhedral=True,
+    inner_loss=rows_loss, projection=lambda params, hparams, data: jax.vmap(projection_simplex)(params), polyhedral=True
 )
 
 

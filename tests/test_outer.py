@@ -1,7 +1,5 @@
 """The nested algorithm and its loop: right steps, nothing traced twice, no failure unseen."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import re

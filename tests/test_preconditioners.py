@@ -1,7 +1,5 @@
 """Preconditioners: fewer steps, the same answer, and the inverse that their formula promises."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -1,7 +1,5 @@
 """Statements of one problem: their parts follow from them, and they cannot contradict each other unseen."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -146,8 +144,7 @@ def contradictions():
     """Second statements with other numbers, of each kind."""
     smooth, positive = bl.Problem(loss), bl.Problem(inner=bl.Minimization(loss=loss, **POSITIVE))
     ridge = bl.Problem(
-        lambda x, h, data: squares(x, h, data) + h * jnp.vdot(x, x) / 2,
-        linear_model=model(lambda h: 1.1 * h),
+        lambda x, h, data: squares(x, h, data) + h * jnp.vdot(x, x) / 2, linear_model=model(lambda h: 1.1 * h)
     )
     sparse = {"prox": lambda x, h, data, step: prox_lasso(x, h, step), "separable": True}
 

@@ -1,7 +1,5 @@
 """Forecasts through a portfolio: decisions are those of a QP solver, regret is what it says, gradients are gradients."""
 
-from __future__ import annotations
-
 import numpy as np
 import optax
 import pytest

@@ -1,7 +1,5 @@
 """The README's Python runs as it stands, top to bottom, and says what it should."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import re

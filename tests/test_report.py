@@ -1,7 +1,5 @@
 """The pages that people look at: the report of a run, of a sweep, and the dashboard, in a real browser."""
 
-from __future__ import annotations
-
 import html
 import json
 import re
@@ -25,12 +23,7 @@ HOSTILE = "<script>alert('$x$')</script>&\"x\""
 def seen(address):
     """The text of a page as Chromium makes it."""
     options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom")
-    done = subprocess.run(
-        [CHROMIUM, *options, address],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = subprocess.run([CHROMIUM, *options, address], capture_output=True, text=True, timeout=120)
     body = re.sub(r"<(script|style).*?</\1>", "", done.stdout[done.stdout.index("<body") :], flags=re.DOTALL)
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)))
 

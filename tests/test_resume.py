@@ -1,7 +1,5 @@
 """Checkpoints: a run that stopped, however it stopped, resumes with identical results."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """The command line: a run from its command to its files, and what is refused."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from typing import Any

@@ -1,7 +1,5 @@
 """Every command of `docs/running.md`, a section at a time, each in a folder of its own."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Lasso, elastic net, group lasso by validation, cross-validation and SURE: scikit-learn's numbers, and gradients."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Sweeps: a failure does not affect other jobs, and a rerun completes what is missing."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json

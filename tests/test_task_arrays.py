@@ -1,7 +1,5 @@
 """Tasks on arrays of one's own: the problem is stated on these arrays, absent parts are left out, wrong shapes are refused."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

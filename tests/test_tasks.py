@@ -1,7 +1,5 @@
 """The tasks: the problems they state are those of the literature, and their gradients are gradients."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import warnings

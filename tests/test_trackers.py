@@ -1,7 +1,5 @@
 """Trackers: what they hold is what the run wrote, and none of them can stop or slow it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import struct

@@ -1,7 +1,5 @@
 """The wheel: it holds the package and its configuration, and runs without the checkout."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -1,7 +1,5 @@
 """JAX, configured for a run, and the versions and the device that a result was computed with."""
 
-from __future__ import annotations
-
 import os
 import platform
 import warnings

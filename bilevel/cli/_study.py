@@ -1,7 +1,5 @@
 """A study: a measurement over many runs, which starts over if it is interrupted."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

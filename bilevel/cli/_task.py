@@ -1,7 +1,5 @@
 """A task: an outer algorithm finds its hyperparameters."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import math

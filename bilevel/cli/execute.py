@@ -1,7 +1,5 @@
 """Run a job, a task or a study, from its start or from its last checkpoint."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from bilevel import runs

@@ -1,7 +1,5 @@
 """A job: the configuration of one run, its folder, and what that folder already holds."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Hydra's own help is not used: it lists the choices of every group anew, which doubles the time to print it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from bilevel import _schema, config

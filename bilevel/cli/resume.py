@@ -1,7 +1,5 @@
 """`resume=FOLDER` and `resume=auto`: continue a run that did not finish."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sweeps: one child process per job under every launcher; a rerun skips finished jobs, and a summary names failed ones."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

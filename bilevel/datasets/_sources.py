@@ -1,7 +1,5 @@
 """Loading and making tables. Every problem with a source is reported in one sentence, before anything is computed."""
 
-from __future__ import annotations
-
 import csv
 import zipfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Is the derivative of a function the one that differences give?"""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Is a hypergradient the one that differences of the whole solve give, and if not, which tolerance explains the gap?"""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

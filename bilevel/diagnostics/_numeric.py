@@ -1,7 +1,5 @@
 """Reports, and derivatives against differences with their own error estimate, along random directions."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple

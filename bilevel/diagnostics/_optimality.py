@@ -1,7 +1,5 @@
 """Is F zero at the answer of a solver, and can it be differentiated there?"""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Which parts go together, decided from their declarations before anything is traced."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from bilevel import optimality

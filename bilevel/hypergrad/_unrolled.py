@@ -1,7 +1,5 @@
 """Differentiation through the inner solver's iterations."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Match the arguments of a solver's call with the arguments of its optimality condition."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Iterable

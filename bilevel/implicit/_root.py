@@ -9,8 +9,6 @@ solved by `linear.differentiable_solve`. So all modes, `vmap`, `jit` and closure
 is never differentiated.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable
@@ -191,11 +189,7 @@ def _decorator(
 
 
 def root_vjp(
-    optimality_fun: Callable[..., Any],
-    sol: PyTree,
-    args: tuple[Any, ...],
-    cotangent: PyTree,
-    solve: Solve = None,
+    optimality_fun: Callable[..., Any], sol: PyTree, args: tuple[Any, ...], cotangent: PyTree, solve: Solve = None
 ) -> tuple[Any, ...]:
     """Vector-Jacobian product of a root: θ̄ = −Bᵀ u with Aᵀ u = w, for all arguments at once.
 

@@ -7,8 +7,6 @@ equation, relative to the size of its terms, is the disagreement. How a statemen
 the constraints of a quadratic program, ζ₂ must be a combination of the gradients of the active ones, and p feasible.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

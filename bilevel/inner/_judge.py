@@ -1,7 +1,5 @@
 """The one measure by which every point is judged, and every solver stops."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

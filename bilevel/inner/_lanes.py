@@ -5,8 +5,6 @@ still running; these are gathered into a smaller batch, on which it continues, a
 one compiled program; at most four times as many lanes as needed take a step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

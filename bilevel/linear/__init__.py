@@ -1,14 +1,7 @@
 """Linear solvers: A x = b from products with A. One contract, `LinearSolver.solve`; every answer has a status."""
 
 from bilevel.linear._auto import Auto
-from bilevel.linear._base import (
-    Attempt,
-    LinearSolution,
-    LinearSolver,
-    Operator,
-    Prepared,
-    damped,
-)
+from bilevel.linear._base import Attempt, LinearSolution, LinearSolver, Operator, Prepared, damped
 from bilevel.linear._bicgstab import BiCGStab
 from bilevel.linear._cg import CG
 from bilevel.linear._damped import Damped

@@ -1,7 +1,5 @@
 """The default linear solver."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from bilevel import _tree

@@ -5,8 +5,6 @@ that a well-conditioned system ends after two steps at a residual of 0.39 â€–bâ€
 so that a b with zeros never passes; and a singular system ends in NaN.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ libraries continue, and may report success on an indefinite matrix. Rank-deficie
 residuals stay in the range. The status refers to the true residual.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

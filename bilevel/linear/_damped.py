@@ -1,7 +1,5 @@
 """A solver for the damped system."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from bilevel import _checks

@@ -1,7 +1,5 @@
 """A linear solve with the derivatives of A⁻¹ b."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -1,7 +1,5 @@
 """Dense factorization."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Literal

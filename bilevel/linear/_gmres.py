@@ -8,8 +8,6 @@ rotations, so that one small product rotates a new column. Within a cycle residu
 the residual is computed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple

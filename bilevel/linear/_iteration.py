@@ -5,8 +5,6 @@ solves for the residual that the last one left, computed anew and scaled to norm
 the final accuracy is limited by the product with A only.
 """
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import functools

@@ -6,8 +6,6 @@ compared with the rounding of A times the step: the answer is then a least-squar
 inconsistent system. The textbook method continues there, and x grows to 10¹⁵ along the null space.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

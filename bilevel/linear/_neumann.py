@@ -1,7 +1,5 @@
 """The Neumann series, as a solver that detects divergence."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

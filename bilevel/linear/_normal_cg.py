@@ -1,7 +1,5 @@
 """Conjugate gradients on the normal equations, in the form that never applies AᵀA to a residual (CGLS)."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

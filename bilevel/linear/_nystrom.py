@@ -1,7 +1,5 @@
 """The Nyström method: a low-rank approximation of A, inverted."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -1,7 +1,5 @@
 """Preconditioners: approximate inverses M⁻¹ ≈ A⁻¹ that save a solver steps and do not change its answer."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from collections.abc import Callable

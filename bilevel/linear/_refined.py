@@ -1,7 +1,5 @@
 """Iterative refinement: solve in a lower precision, correct in the higher one."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Literal

@@ -1,7 +1,5 @@
 """Random sketches of an operator: a low-rank approximation, an estimate of the norm."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree

@@ -1,7 +1,5 @@
 """Helpers of the operators: arguments in the dtype of x, and checks of them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

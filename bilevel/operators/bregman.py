@@ -5,8 +5,6 @@ coordinates of `entropy` and `fermi_dirac` are infinite and the step stays there
 on pytrees and is differentiable in the interior; projections are differentiable everywhere.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Products of convex cones, in the order and the scaling of SCS and diffcp."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

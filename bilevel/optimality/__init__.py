@@ -1,7 +1,5 @@
 """The catalog of optimality conditions. One contract, `Condition`."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

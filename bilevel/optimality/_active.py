@@ -16,8 +16,6 @@ At full size the rest of M is the identity over η, so that shapes are fixed and
 on the active set. A diagonal P can also be gathered to the support, padded to a fixed size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """The contract of an optimality condition, and the function that it makes of a problem."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from collections.abc import Callable

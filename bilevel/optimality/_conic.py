@@ -1,7 +1,5 @@
 """The residual map of a cone program's homogeneous self-dual embedding."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -95,9 +93,7 @@ class Conic(Condition):
         c, e, d, cones = _program(at)
         dual, scale = cones.project_dual(v), jnp.maximum(w, 0)
         return ConicPoint(
-            dual @ e + scale * c,
-            -e @ u + scale * d - dual + v,
-            -jnp.vdot(c, u) - jnp.vdot(d, dual) - scale + w,
+            dual @ e + scale * c, -e @ u + scale * d - dual + v, -jnp.vdot(c, u) - jnp.vdot(d, dual) - scale + w
         )
 
     def system(self, at: At, params: PyTree) -> System:

@@ -1,7 +1,5 @@
 """Proximal and projected gradient: the residual of one forward-backward step. `_active.py` has their linear systems."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

@@ -9,8 +9,6 @@ An inequality is active where λᵢ > −Gᵢ. Active rows are divided by λᵢ;
 system in (z, ν, active λ).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -13,8 +13,6 @@ P diag(1/x) P with P the projector on the support's zero-sum directions, so that
 Coordinates outside of the support do not move.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

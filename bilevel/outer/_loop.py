@@ -1,7 +1,5 @@
 """The loop: it runs an algorithm's steps, judges each by the failure policy, and knows when to stop."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging

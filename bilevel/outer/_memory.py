@@ -1,7 +1,5 @@
 """The memory that a compiled step needs, compared with the free memory before it runs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

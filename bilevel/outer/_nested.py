@@ -1,7 +1,5 @@
 """The nested algorithm: solve the inner problem, solve the adjoint, step the hyperparameters."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

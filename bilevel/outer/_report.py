@@ -1,7 +1,5 @@
 """The contract of an outer algorithm, and its report of a step."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any, NamedTuple, Protocol, TypeVar

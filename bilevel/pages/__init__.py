@@ -1,7 +1,5 @@
 """A run or a sweep as one HTML page that needs no network and no other file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from bilevel.pages import _run, _sweep

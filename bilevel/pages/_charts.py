@@ -1,7 +1,5 @@
 """The charts of the pages, as SVG."""
 
-from __future__ import annotations
-
 import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence

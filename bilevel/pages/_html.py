@@ -1,7 +1,5 @@
 """HTML elements. Every text is escaped, except `Html`, which this file alone creates."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import html
@@ -42,9 +40,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Html:
     head = element("tr", *(element("th", column, scope="col") for column in columns))
     body = [element("tr", *(element("td", shown(value), **_sort_key(value)) for value in row)) for row in rows]
     return element(
-        "div",
-        element("table", element("thead", head), element("tbody", *body), class_="sortable"),
-        class_="scroll",
+        "div", element("table", element("thead", head), element("tbody", *body), class_="sortable"), class_="scroll"
     )
 
 

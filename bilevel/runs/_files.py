@@ -1,7 +1,5 @@
 """Files that are replaced as a whole, so that no reader ever sees half of one."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

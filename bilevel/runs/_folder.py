@@ -1,7 +1,5 @@
 """The run folder: `RunFolder` writes it, and `load` reads it."""
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import os

@@ -1,7 +1,5 @@
 """`metrics.jsonl`: one JSON object per line, written by one process at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

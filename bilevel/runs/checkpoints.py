@@ -1,7 +1,5 @@
 """Checkpoints: the complete state of a run, from which it resumes with identical results."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import logging

@@ -1,7 +1,5 @@
 """The jobs of a sweep, read from their run folders: overrides, state and results."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

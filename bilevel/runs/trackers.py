@@ -1,7 +1,5 @@
 """Trackers, which show a run outside its folder. Each works in its own process (`following.py`)."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import netrc

@@ -1,7 +1,5 @@
 """Minibatches, stated once for the inner and the outer loss."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Linear models: a loss of the rows' predictions and penalties of the weights."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal

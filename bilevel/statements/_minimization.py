@@ -1,7 +1,5 @@
 """The general statement: minimize a differentiable loss plus a term with a prox, over a set, or under constraints."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal

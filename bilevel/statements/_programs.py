@@ -1,7 +1,5 @@
 """Quadratic and cone programs: records of their numbers, and the statement that computes them from hyperparameters."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple

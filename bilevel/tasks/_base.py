@@ -1,7 +1,5 @@
 """The contract of a task."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What the tasks with flax networks share."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Sequence

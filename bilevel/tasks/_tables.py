@@ -1,7 +1,5 @@
 """What the tasks on tables share: loading, arrays, losses and counts."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Data cleaning: a weight for each training row, learned so that rows with wrong labels get small weights."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal, NamedTuple
 

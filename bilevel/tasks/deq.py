@@ -1,7 +1,5 @@
 """A deep equilibrium network: its hidden layer is the fixed point of a cell, and training differentiates that point."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any

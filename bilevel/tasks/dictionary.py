@@ -1,7 +1,5 @@
 """Task-driven dictionary learning: atoms chosen for a classifier of the sparse codes."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal
 

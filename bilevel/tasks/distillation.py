@@ -1,7 +1,5 @@
 """Dataset distillation: a few synthetic images on which a linear classifier learns what it would from all rows."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """The elastic net: an ℓ1 and an ℓ2 penalty, or both for every feature."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

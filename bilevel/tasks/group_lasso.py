@@ -1,7 +1,5 @@
 """The group lasso of an additive model: several functions of a feature enter together or not at all."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Hyper-representation: a network's features, learned so that a linear classifier of them generalizes."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any

@@ -1,7 +1,5 @@
 """The lasso with one penalty, or one per feature."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax.numpy as jnp

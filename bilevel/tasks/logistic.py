@@ -1,7 +1,5 @@
 """Multiclass logistic regression with one ℓ2 penalty per feature."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Few-shot learning by implicit MAML: start weights from which a network learns a new episode from a few rows."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Molecular dynamics: a packing of soft particles of two sizes, and how particles move as the small ones grow."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Drawing helpers for the pictures of tasks. Figures are made without pyplot, so no global state or display is involved."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -37,11 +37,7 @@ def outer_loss(params: jax.Array, hparams: jax.Array, data: Any) -> jax.Array:
 
 
 problem = Problem(
-    inner_loss,
-    outer_loss,
-    projection=projection,
-    polyhedral=True,
-    lipschitz=lambda hparams, data: data["lipschitz"],
+    inner_loss, outer_loss, projection=projection, polyhedral=True, lipschitz=lambda hparams, data: data["lipschitz"]
 )
 
 

@@ -1,7 +1,5 @@
 """Ridge regression with one penalty per coordinate."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal
 
@@ -17,8 +15,7 @@ from bilevel.tasks._tables import held_out, load_numbers, sizes, validation_erro
 from bilevel.tasks.scores import errors
 
 problem = Problem(
-    outer_loss=validation_error,
-    linear_model=LinearModel(loss="squared", rows=lambda data: data["train"], l2=jnp.exp),
+    outer_loss=validation_error, linear_model=LinearModel(loss="squared", rows=lambda data: data["train"], l2=jnp.exp)
 )
 
 

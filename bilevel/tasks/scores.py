@@ -1,7 +1,5 @@
 """Scores of predictions, for metrics."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

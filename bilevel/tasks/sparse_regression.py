@@ -11,8 +11,6 @@ C fits of weights w_c, n groups of d coordinates each, are one inner variable of
   finite difference, ‖y − Xw₀‖²/m − σ² + 2σ²/m · ⟨X(w₁ − w₀), δ⟩/ε with ε = 2σ/m^0.3 (Deledalle, Vaiter, Fadili & Peyré 2014).
 """
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """The dual of Crammer and Singer's multiclass support vector machine."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal
 

@@ -107,9 +107,7 @@ class Sensitivities(Study):
         def advance(solver: inner.FIRE, pair: Pair, count: int) -> Pair:
             def step(pair: Pair, _: None) -> tuple[Pair, None]:
                 following = jax.jvp(
-                    lambda state, h: solver.step(at(h), state),
-                    (pair[0], hparams),
-                    (pair[1], jnp.ones_like(hparams)),
+                    lambda state, h: solver.step(at(h), state), (pair[0], hparams), (pair[1], jnp.ones_like(hparams))
                 )
                 return following, None
 

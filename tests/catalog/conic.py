@@ -1,7 +1,5 @@
 """Cone programs made from a strictly complementary pair of slack and dual."""
 
-from __future__ import annotations
-
 import functools
 
 import jax
@@ -12,17 +10,7 @@ import bilevel as bl
 from bilevel.operators.cones import Cones, vectorize
 from bilevel.optimality import Conic
 from bilevel.statements import ConeProgram
-from catalog.core import (
-    DIFFERENCES,
-    JIT,
-    NONSYMMETRIC_CONES,
-    Case,
-    Check,
-    Entry,
-    Oracle,
-    agree,
-    differences,
-)
+from catalog.core import DIFFERENCES, JIT, NONSYMMETRIC_CONES, Case, Check, Entry, Oracle, agree, differences
 from catalog.solvers import SCS, cvxpy_minimize
 
 # A pair for each cone: s in K, y in K*, ⟨s, y⟩ = 0, neither at a kink; and the dimensions between which the number of
@@ -182,10 +170,7 @@ def by_cvxpy(cones):
 
 
 def _entry(name, cones, bound, modes=JIT):
-    checks = (
-        Check("diffcp", bound, by_diffcp(cones)),
-        Check("differences of CVXPY with SCS", bound, by_cvxpy(cones)),
-    )
+    checks = (Check("diffcp", bound, by_diffcp(cones)), Check("differences of CVXPY with SCS", bound, by_cvxpy(cones)))
     return Entry(Conic, name, functools.partial(case_of, cones), checks, modes)
 
 

@@ -1,7 +1,5 @@
 """Constraints with multipliers: KKT and QuadraticProgram."""
 
-from __future__ import annotations
-
 import functools
 
 import jax
@@ -12,17 +10,7 @@ from jax.flatten_util import ravel_pytree
 import bilevel as bl
 from bilevel.optimality import KKT, KKTSolution, QuadraticProgram
 from bilevel.statements import QP
-from catalog.core import (
-    CLOSED,
-    DIFFERENCES,
-    JIT,
-    Case,
-    Check,
-    Entry,
-    Oracle,
-    closed_form,
-    differences,
-)
+from catalog.core import CLOSED, DIFFERENCES, JIT, Case, Check, Entry, Oracle, closed_form, differences
 from catalog.solvers import Root, cvxpy_minimize, equality_qp, half_square
 
 N, EQUALITIES, INEQUALITIES, ACTIVE = 24, 4, 12, 5
@@ -287,10 +275,7 @@ CURVED = (
     Check("dense system of the active constraints", CLOSED, by_active_kkt),
     Check("differences of SciPy's SLSQP, polished by Newton steps", DIFFERENCES, by_slsqp),
 )
-PROGRAM = (
-    Check("dense KKT system in NumPy", CLOSED, by_dense_kkt),
-    Check(CVXPY, DIFFERENCES, by_cvxpy_program),
-)
+PROGRAM = (Check("dense KKT system in NumPy", CLOSED, by_dense_kkt), Check(CVXPY, DIFFERENCES, by_cvxpy_program))
 ENTRIES = [
     *(
         Entry(

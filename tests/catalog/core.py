@@ -1,7 +1,5 @@
 """What an entry of the catalog is: a condition at a point, an independent oracle, and the modes that are compared."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """Quadratics over simple sets: ProjectedGradient, BlockProximalGradient on rows, MirrorStep, ConvexHull."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

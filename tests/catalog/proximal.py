@@ -1,7 +1,5 @@
 """Least squares with a nonsmooth term: ProximalGradient, and BlockProximalGradient with a step per coordinate."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -1,7 +1,5 @@
 """Smooth unconstrained problems and roots: Stationary, LeastSquares, NewtonStep, Custom."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

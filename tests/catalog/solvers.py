@@ -1,7 +1,5 @@
 """Independent solvers and closed forms, which know nothing of bilevel."""
 
-from __future__ import annotations
-
 import warnings
 
 import jax

@@ -1,7 +1,5 @@
 """The base class of external solvers: one call of foreign code on NumPy arrays, checks of its answer, the verdict."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import logging

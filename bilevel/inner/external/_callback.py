@@ -6,8 +6,6 @@ runs on it, the copies never arrive and the process hangs. In that case the argu
 must be arrays that start at a multiple of 64 bytes (`aligned`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """CVXPY's solvers, for quadratic and cone programs."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 from collections.abc import Mapping

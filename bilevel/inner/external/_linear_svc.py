@@ -9,8 +9,6 @@ equations: S − Y equals a number tᵢ along the support of each row, and rows 
 A row with one class in its support is a unit vector and takes no part.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

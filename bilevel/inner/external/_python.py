@@ -1,7 +1,5 @@
 """Any Python function as an inner solver."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

@@ -4,8 +4,6 @@ With ω the weight of a row (1, or 1/m for a mean), v = s∘w and X̃ = X diag(1
 ½Σ l2ⱼwⱼ² = ½‖v‖², and s = l1 makes Σ l1ⱼ|wⱼ| = ‖v‖₁.
 """
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from collections.abc import Callable

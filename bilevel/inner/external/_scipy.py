@@ -1,7 +1,5 @@
 """SciPy's minimizers and root finders, with values and derivatives by JAX, in double precision."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """FIRE, the fast inertial relaxation engine."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Fixed-point iteration and Anderson acceleration for a problem's own map or its (proximal) gradient step."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Limited-memory BFGS."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple

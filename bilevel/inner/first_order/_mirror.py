@@ -1,7 +1,5 @@
 """Mirror descent on rows of simplices."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Optax's optimizers as inner solvers, on all samples or on minibatches."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple

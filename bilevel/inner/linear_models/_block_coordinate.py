@@ -1,7 +1,5 @@
 """Block coordinate descent on working sets."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """A smooth loss while single rows (blocks) of the variable change: an image of the variable is updated along with them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

@@ -5,8 +5,6 @@ measured along the first gradient, a quasi-Newton method is free of the spectrum
 features.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

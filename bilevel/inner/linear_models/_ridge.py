@@ -1,7 +1,5 @@
 """Ridge regression in closed form, with everything that does not depend on the penalty computed once."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 

@@ -178,10 +178,7 @@ class OSQP(InnerSolver):
         e, d = state.scales.residuals, state.scales.variables
         primal, dual = (
             relative(scale * sum(terms), [scale * term for term in terms], x.dtype)
-            for scale, terms in (
-                (e, [program.push(x), -w]),
-                (d, [program.hessian(x), program.c, program.pull(y)]),
-            )
+            for scale, terms in ((e, [program.push(x), -w]), (d, [program.hessian(x), program.c, program.pull(y)]))
         )
         factor = jnp.clip(jnp.sqrt(primal / _tree.positive(dual)), 1e-3, 1e3)
         change = (primal > 0) & (dual > 0) & ((factor > 5) | (factor < 0.2))

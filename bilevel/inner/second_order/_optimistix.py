@@ -1,7 +1,5 @@
 """Any solver of optimistix under the contract, run as a whole."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

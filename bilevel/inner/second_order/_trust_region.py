@@ -1,7 +1,5 @@
 """Newton's method in a trust region."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Projections on hyperplanes, halfspaces and affine sets: Parikh & Boyd, Proximal Algorithms, 2014, chapter 6."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

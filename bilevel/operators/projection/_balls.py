@@ -1,7 +1,5 @@
 """Projections on balls and spheres of the l1, l2 and l∞ norms: Parikh & Boyd, Proximal Algorithms, 2014, chapter 6."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

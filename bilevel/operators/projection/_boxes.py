@@ -1,7 +1,5 @@
 """Projections on boxes (Parikh & Boyd, Proximal Algorithms, 2014, chapter 6) and on sections of boxes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """Projections on convex cones: second-order, positive semidefinite, exponential."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -5,8 +5,6 @@ and q = m·(1, 1 − ρ, −e^−ρ) on the boundary of the polar. The first two
 gives the equation y·e^ρ − m·e^−ρ = t, whose left side increases where y > 0 and m > 0.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """Isotonic regression: the projection on the vectors with sorted entries."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -4,8 +4,6 @@ In units of the largest violated constraint, with q = p − x: minimize ½‖q�
 E has orthonormal rows (or rows of zeros). Mehrotra's predictor and corrector, on the matrix I + Gᵀ diag(μ/s) G.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """Projections on the simplex, with and without a bound on the number of entries."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

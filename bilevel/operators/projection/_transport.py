@@ -4,8 +4,6 @@ Both are P = plan(X + f 1ᵀ + 1 gᵀ), with plan the positive part or the expon
 marginals right. Each round sets f and g exactly in turn, then takes a step of Newton's method on both.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

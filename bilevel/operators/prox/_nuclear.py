@@ -1,7 +1,5 @@
 """The prox of the nuclear norm."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """Proximal operators in closed form: Parikh & Boyd, Proximal Algorithms, 2014, chapter 6. A penalty of None is 1."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The prox of the total variation of a signal."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax
