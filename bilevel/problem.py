@@ -1,7 +1,5 @@
 """A bilevel problem, apart from how it is solved, and the record that hands it to conditions and solvers."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -23,7 +21,7 @@ _BESIDE = ("residuals", "quadratic_program", "linear_model")
 class HasResidual(Protocol):
     """The part of a `bilevel.optimality.Condition` that is known here."""
 
-    def residual(self, at: At, params: Any) -> Any:
+    def residual(self, at: "At", params: Any) -> Any:
         """F."""
         ...
 
@@ -198,7 +196,7 @@ class At:
         """The parts of the problem."""
         return self.problem.parts
 
-    def replace(self, **changes: Any) -> At:
+    def replace(self, **changes: Any) -> "At":
         """The same with other hparams, data or prepared."""
         return dataclasses.replace(self, **changes)
 

@@ -1,7 +1,5 @@
 """A run in progress: its folder, log, trackers and signals, and a status file that records how it ended."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
@@ -27,7 +25,7 @@ class Session(contextlib.ExitStack):
     """
 
     files: RunFolder
-    stop: Stop
+    stop: "Stop"
 
     def __init__(self, job: Job, past: dict[str, Any] | None):
         super().__init__()

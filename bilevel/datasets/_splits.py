@@ -1,7 +1,5 @@
 """Train, validation, test: disjoint rows, drawn from the seed. Scaling is always fitted on the training rows alone."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 
@@ -26,7 +24,7 @@ class Split(NamedTuple):
     test: Table
 
     @classmethod
-    def of(cls, train: Table, validation: Table | None = None, test: Table | None = None) -> Split:
+    def of(cls, train: Table, validation: Table | None = None, test: Table | None = None) -> "Split":
         """A split whose validation or test rows may be left out."""
         none = train.at(slice(0, 0))
         return cls(train, none if validation is None else validation, none if test is None else test)

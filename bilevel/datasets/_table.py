@@ -1,7 +1,5 @@
 """A table of samples and targets, checked when it is made from arrays."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal
 
@@ -54,7 +52,7 @@ class Table:
     unit: float = 1.0
 
     @classmethod
-    def of(cls, features: Any, targets: Any, kind: Kind, name: str = "arrays") -> Table:
+    def of(cls, features: Any, targets: Any, kind: Kind, name: str = "arrays") -> "Table":
         """Make a table from arrays; class labels of any type become class numbers, in sorted order.
 
         Args:
@@ -84,7 +82,7 @@ class Table:
     def __len__(self) -> int:
         return len(self.features)
 
-    def at(self, rows: Any) -> Table:
+    def at(self, rows: Any) -> "Table":
         """The samples at these rows: a slice, indices or a mask."""
         return dataclasses.replace(self, features=self.features[rows], targets=self.targets[rows])
 

@@ -1,7 +1,5 @@
 """The contract of a hypergradient estimator, and the record that it returns."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from typing import Any
@@ -148,7 +146,7 @@ class Estimator(abc.ABC):
         """The solver of the adjoint system; None for an estimator that solves none."""
         return None
 
-    def with_adjoint_solver(self, solver: LinearSolver) -> Estimator:
+    def with_adjoint_solver(self, solver: LinearSolver) -> "Estimator":
         """The same estimator with another solver of its adjoint system, where it has one."""
         del solver
         return self

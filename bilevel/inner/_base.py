@@ -4,8 +4,6 @@ The stopping test (`_judge.py`) is scale-free: multiplying the loss or the varia
 start makes it no harder to meet.
 """
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import inspect
@@ -52,12 +50,12 @@ class SolveProgress:
     hvps: jax.Array
 
     @classmethod
-    def start(cls, dtype: Any, grad_evals: int = 0, hvps: int = 0) -> SolveProgress:
+    def start(cls, dtype: Any, grad_evals: int = 0, hvps: int = 0) -> "SolveProgress":
         """The progress before the first step: nothing but the evaluations that `init` needed."""
         counts = (jnp.array(n, jnp.int32) for n in (Status.MAX_STEPS, 0, grad_evals, hvps))
         return cls(jnp.array(jnp.inf, dtype), *counts)
 
-    def ending(self, status: jax.Array) -> SolveProgress:
+    def ending(self, status: jax.Array) -> "SolveProgress":
         """The same with another status."""
         return dataclasses.replace(self, status=status.astype(jnp.int32))
 
@@ -177,7 +175,7 @@ class InnerSolver(abc.ABC):
         """v ↦ H⁻¹v at the end of a solve, as a `jax.tree_util.Partial`; None if the solver has no estimate."""
         del state
 
-    def unrollable(self) -> InnerSolver:
+    def unrollable(self) -> "InnerSolver":
         """The solver to differentiate through: this one, or one whose step sizes also suit the derivative."""
         return self
 

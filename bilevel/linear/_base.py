@@ -1,7 +1,5 @@
 """The contract of a linear solver: A x = b from products with A, with a status that is computed from the true residual."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import functools
@@ -48,7 +46,7 @@ class Operator:
         """A v in the dtypes of v."""
         return _tree.cast_like(self.matvec(v), v)
 
-    def transpose(self, like: PyTree) -> Operator:
+    def transpose(self, like: PyTree) -> "Operator":
         """Aᵀ, for unknowns like `like`: A itself where it is `self_adjoint`."""
         if self.self_adjoint:
             return self
@@ -116,6 +114,14 @@ class Attempt:
       reason: status to report if the residual exceeds the tolerance.
       steps: number of iterations.
       matvecs: number of products.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> class Halve(bl.linear.LinearSolver):
+      ...     def attempt(self, operator, b, init, tolerance):
+      ...         return bl.linear.Attempt(b / 2, bl.Status.BREAKDOWN, steps=1, matvecs=0)
+      >>> print(Halve().solve(lambda v: 2 * v, jnp.ones(2)).value)
+      [0.5 0.5]
     """
 
     value: PyTree
@@ -131,6 +137,12 @@ class Prepared:
     Args:
       attempt: (b, init, tolerance) ↦ `Attempt`, which counts only its own products.
       matvecs: number of products of the preparation.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> prepared = bl.linear.Direct().prepare(bl.linear.Operator(lambda v: 2 * v), jnp.ones(2))
+      >>> print(prepared(jnp.ones(2), jnp.zeros(2), 1e-6).value, prepared.matvecs)
+      [0.5 0.5] 2
     """
 
     attempt: Callable[[PyTree, PyTree, jax.Array], Attempt]
@@ -179,7 +191,7 @@ class LinearSolver(abc.ABC):
         """Do the work that needs no right-hand side, once for many that are like `like`; `Direct` factors here."""
         return Prepared(functools.partial(self.attempt, operator))
 
-    def preconditioned(self, preconditioner: Product | None) -> LinearSolver:
+    def preconditioned(self, preconditioner: Product | None) -> "LinearSolver":
         """This solver with a preconditioner v ↦ M⁻¹v, symmetric and positive definite. Raises ValueError if it takes none."""
         del preconditioner
         raise ValueError(

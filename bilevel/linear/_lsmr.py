@@ -4,8 +4,6 @@ Why not lineax's (measured with 0.1.1): float32 arrays with x64 on, and leaves o
 relative to ‖A‖ ‖x‖ + ‖b‖, so that with rtol = 4e-11 it reports success at 2e-10 of ‖b‖.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 
@@ -32,7 +30,7 @@ class _State(NamedTuple):
     rho_bar: jax.Array
     cosine_bar: jax.Array
     sine_bar: jax.Array
-    residual: _Residual
+    residual: "_Residual"
     norm: jax.Array
     size: jax.Array  # ‖A‖_F, from below
     reason: jax.Array

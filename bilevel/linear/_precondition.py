@@ -20,6 +20,14 @@ class Preconditioner(abc.ABC):
 
     A preconditioner changes the number of steps of a solver and not its answer. Pass one, or any linear function v ↦ M⁻¹ v, as
     `preconditioner` to `CG`, `MINRES`, `GMRES` or `BiCGStab`.
+
+    Example:
+      >>> import jax.numpy as jnp, bilevel as bl
+      >>> class Half(bl.linear.Preconditioner):
+      ...     def build(self, operator, like):
+      ...         return lambda v: v / 2
+      >>> print(bl.linear.CG(preconditioner=Half()).solve(lambda v: 2 * v, jnp.ones(2)).steps)
+      1
     """
 
     @abc.abstractmethod

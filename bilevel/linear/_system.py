@@ -6,8 +6,6 @@ reduction is exact, r is the reduced residual times a factor of moderate size. S
 than the factor `_NEARLY`, is solved for once more; an r far above it shows that the systems are not equivalent.
 """
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from collections.abc import Callable
@@ -56,7 +54,7 @@ class Reduction:
     valid: bool | jax.Array = True
     approximate: bool | jax.Array = False
 
-    def transpose(self, like: PyTree) -> Reduction:
+    def transpose(self, like: PyTree) -> "Reduction":
         """The reduction of the transposed system, for right-hand sides like `like`."""
         reduced, operator = jax.eval_shape(self.restrict, like), self.operator
         if operator.structure == "general":

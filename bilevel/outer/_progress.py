@@ -1,7 +1,5 @@
 """The progress of a run: its rows, the best step so far, and the pytree of a checkpoint."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any
@@ -65,7 +63,7 @@ class Best:
     step: int = 0
     trusted: bool = False
 
-    def updated(self, row: Row, point: Point, failed: bool, exact: bool) -> Best:
+    def updated(self, row: Row, point: Point, failed: bool, exact: bool) -> "Best":
         """The better of the two; the later one where the outer loss is that of a minibatch, and tells nothing."""
         loss, error = row["outer_loss"], row["outer_error"]
         if not math.isfinite(loss):
@@ -106,6 +104,6 @@ class Progress:
     history: list[Row] = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def start(cls, algorithm: Algorithm[Any], state: Any) -> Progress:
+    def start(cls, algorithm: Algorithm[Any], state: Any) -> "Progress":
         """The progress before the first step, from an algorithm's first state."""
         return cls(state, Best(*algorithm.point(state, state)), 0, 0.0, 0, [])

@@ -1,7 +1,5 @@
 """What a run prints: a header, a progress bar and the result."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
@@ -57,7 +55,7 @@ class Bar:
         )
         self._task = self._progress.add_task("outer", total=steps, completed=done, row="compiling")
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> "Bar":
         self._progress.start()
         return self
 

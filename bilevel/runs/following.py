@@ -5,8 +5,6 @@ by the run when it ends, or by the system if the run dies. `trackers/NAME.json` 
 process continues once the earlier one has ended.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil
@@ -36,7 +34,7 @@ class Followers:
         self.left: list[subprocess.Popen] = []
         self.alive: dict[str, subprocess.Popen] = {}
 
-    def __enter__(self) -> Followers:
+    def __enter__(self) -> "Followers":
         for name in self._names:
             try:
                 self.alive[name] = self._begin(name)

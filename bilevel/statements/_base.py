@@ -1,7 +1,5 @@
 """Statements of an inner problem, and the parts that conditions and solvers ask for."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from collections.abc import Callable
@@ -79,7 +77,7 @@ class Parts:
             return "kkt"
         return "free" if self.smooth else "set"
 
-    def missing_from(self, other: Parts, *names: str) -> Parts:
+    def missing_from(self, other: "Parts", *names: str) -> "Parts":
         """These parts, with those of these names that they lack taken from another statement of the same problem."""
         found = {name: getattr(other, name) for name in names if getattr(self, name) is None}
         return dataclasses.replace(self, **found)

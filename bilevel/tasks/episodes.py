@@ -1,7 +1,5 @@
 """Episodes for few-shot learning: each has support rows to learn from and query rows to be judged by."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -32,7 +30,7 @@ class Episodes(NamedTuple):
     support: Rows
     query: Rows
 
-    def arrays(self, dtype: DTypeLike) -> Episodes:
+    def arrays(self, dtype: DTypeLike) -> "Episodes":
         """As JAX arrays: numbers in `dtype`, class numbers as integers."""
 
         def convert(rows: Rows) -> Rows:

@@ -1,7 +1,5 @@
 """A quadratic program as a layer: forecasts of returns, trained for the portfolios that are chosen by them."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -54,7 +52,7 @@ class Market(NamedTuple):
     returns: np.ndarray
     means: np.ndarray | None = None
 
-    def part(self, rows: slice) -> Market:
+    def part(self, rows: slice) -> "Market":
         """Some of the rows."""
         return Market(self.features[rows], self.returns[rows], None if self.means is None else self.means[rows])
 

@@ -1,7 +1,5 @@
 """Quadratic and cone programs on the host: their solution by CVXPY, and its refinement to the last digits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,7 +48,7 @@ class SparseProgram(NamedTuple):
     equalities: int
 
     @classmethod
-    def of(cls, arrays: QP, columns: QP) -> SparseProgram:
+    def of(cls, arrays: QP, columns: QP) -> "SparseProgram":
         """From the matrices of a `QP`, each shared by a number of columns of z; None for a missing part."""
         import scipy.sparse as sp
 

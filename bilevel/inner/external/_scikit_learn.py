@@ -155,8 +155,8 @@ class SklearnLasso(_CoordinateDescent):
 class SklearnElasticNet(_CoordinateDescent):
     """The elastic net by scikit-learn's coordinate descent: minimize (ω/2)‖Xw − y‖² + Σ l1ⱼ|wⱼ| + ½Σ l2ⱼwⱼ².
 
-    Shapes, start and arguments are as for `SklearnLasso`. The penalties are numbers, or one for each feature with the same
-    l2ⱼ/l1ⱼ² for all, since it scales the columns to one l1 and one l2; else the status is `EXTERNAL_ERROR`.
+    Shapes, start and arguments (rtol, atol, max_steps, tol) are as for `SklearnLasso`. The penalties are numbers, or one for each
+    feature with the same l2ⱼ/l1ⱼ² for all, since it scales the columns to one l1 and one l2; else the status is `EXTERNAL_ERROR`.
 
     Example:
       >>> import jax.numpy as jnp, bilevel as bl

@@ -1,7 +1,5 @@
 """Accelerated proximal gradient."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 
@@ -69,7 +67,7 @@ class FISTA(InnerSolver):
     acceleration: bool = True
     adaptive: bool = True
 
-    def unrollable(self) -> FISTA:
+    def unrollable(self) -> "FISTA":
         """With steps of length 1/L."""
         return dataclasses.replace(self, adaptive=False)
 
