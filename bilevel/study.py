@@ -8,7 +8,7 @@ from typing import Any
 from bilevel import _checks
 
 Row = dict[str, Any]
-Report = Callable[[Row], None]
+Reporter = Callable[[Row], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,5 +45,5 @@ class Study(abc.ABC):
         """What is measured, in a few words."""
 
     @abc.abstractmethod
-    def run(self, seed: int, dtype: str, report: Report) -> Findings:
+    def run(self, seed: int, dtype: str, report: Reporter) -> Findings:
         """Measure, reporting each row (a flat dict of numbers and texts) as soon as it is known."""

@@ -205,17 +205,8 @@ def run_loop(
         if keep is not None:
             now = Progress(state, best, failures, row["seconds"], len(history), history)
             status = keep(now, status) or status
-    return Result(
-        hparams=best.hparams,
-        params=best.params,
-        outer_loss=best.outer_loss,
-        status=status,
-        steps=len(history),
-        best_step=best.step,
-        failures=failures,
-        history=history,
-        state=state,
-    )
+    found = best.hparams, best.params, best.outer_loss
+    return Result(*found, status, len(history), best.step, failures, history, state)
 
 
 def _step(algorithm: Algorithm[S], state: S, data: PyTree) -> tuple[S, Report]:

@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 
 from bilevel import datasets, hypergrad, inner, outer
 from bilevel.datasets import Table
-from bilevel.study import Findings, Report, Row, Study
+from bilevel.study import Findings, Reporter, Row, Study
 from bilevel.tasks import dictionary
 from experiments import steps
 
@@ -128,7 +128,7 @@ class DictionaryLearning(Study):
     def title(self) -> str:
         return f"task-driven dictionary learning on {self.data}, {self.splits} splits"
 
-    def run(self, seed: int, dtype: str, report: Report) -> Findings:
+    def run(self, seed: int, dtype: str, report: Reporter) -> Findings:
         """A row per split and method: settings, `validation_auc`, `test_auc`, and the share of zero codes on the test rows."""
         table = datasets.load_table(self.data, "classification")
         dictionary.require_two_classes(table)

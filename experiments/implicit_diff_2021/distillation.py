@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from bilevel import datasets, hypergrad, inner, outer, tasks
 from bilevel.datasets import Table
-from bilevel.study import Findings, Report, Row, Study
+from bilevel.study import Findings, Reporter, Row, Study
 from bilevel.tasks import distillation
 from bilevel.tasks.scores import accuracy
 from experiments import steps
@@ -71,7 +71,7 @@ class DistilledAccuracy(Study):
     def title(self) -> str:
         return f"distillation of {self.data} into one image per class, {self.train} training rows"
 
-    def run(self, seed: int, dtype: str, report: Report) -> Findings:
+    def run(self, seed: int, dtype: str, report: Reporter) -> Findings:
         """Rows of four kinds, by `part`: `paper`, `time`, `beyond`, `ceiling`."""
         train, test = self._load(seed)
         images: dict[str, Any] = {}
@@ -127,7 +127,7 @@ class DistilledAccuracy(Study):
 
         return _run(algorithm, setup, self.steps + 1, judge), curve
 
-    def _times(self, setup: tasks.Setup, report: Report) -> dict[str, float]:
+    def _times(self, setup: tasks.Setup, report: Reporter) -> dict[str, float]:
         """Median seconds of one outer step by each way to differentiate."""
         solver = inner.FISTA(rtol=1e-3, max_steps=self.unrolled_steps)
         ways: dict[str, hypergrad.Estimator] = {"implicit": hypergrad.Implicit()}
@@ -141,7 +141,7 @@ class DistilledAccuracy(Study):
             seconds[name] = row["seconds"]
         return seconds
 
-    def _beyond(self, train: Table, seed: int, dtype: str, report: Report) -> tuple[float, outer.Result]:
+    def _beyond(self, train: Table, seed: int, dtype: str, report: Reporter) -> tuple[float, outer.Result]:
         """The ε with the best validation accuracy, and the run with it on all training rows, by L-BFGS."""
         algorithm = _algorithm(inner.LBFGS(rtol=1e-6), hypergrad.Implicit(), optax.lbfgs())
 
@@ -157,7 +157,7 @@ class DistilledAccuracy(Study):
         best = max(self.penalties, key=lambda penalty: scores.get(penalty, 0.0))
         return best, optimize(train, best)
 
-    def _ceiling(self, train: Table, test: Table, report: Report) -> float:
+    def _ceiling(self, train: Table, test: Table, report: Reporter) -> float:
         """Test accuracy of logistic regression on all training rows."""
 
         def score(c: float, fitted: Table, judged: Table) -> float:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel import datasets, root_jvp
-from bilevel.study import Findings, Report, Study
+from bilevel.study import Findings, Reporter, Study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class JacobianPrecision(Study):
     def title(self) -> str:
         return f"Jacobian precision, ridge regression on {self.data}"
 
-    def run(self, seed: int, dtype: str, report: Report) -> Findings:
+    def run(self, seed: int, dtype: str, report: Reporter) -> Findings:
         """One row per t: `steps`, `solution_error`, `implicit_error`, `unrolled_error`, `bound`."""
         del seed
         table = datasets.load_table(self.data, "regression")

@@ -12,7 +12,7 @@ import numpy as np
 
 import bilevel as bl
 from bilevel import inner
-from bilevel.study import Findings, Report, Study
+from bilevel.study import Findings, Reporter, Study
 from bilevel.tasks import molecular_dynamics
 
 Pair = tuple[Any, Any]  # a state of FIRE, and its derivative by the diameter's logarithm
@@ -61,7 +61,7 @@ class Sensitivities(Study):
     def title(self) -> str:
         return f"sensitivities of a packing of {self.particles} particles, implicit and unrolled, {self.starts} starts"
 
-    def run(self, seed: int, dtype: str, report: Report) -> Findings:
+    def run(self, seed: int, dtype: str, report: Reporter) -> Findings:
         """A row per start: the reference, and the step by which each way has settled (None where it has not)."""
         task = molecular_dynamics.MolecularDynamics(
             particles=self.particles, diameter=self.diameter, packing=self.packing

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from bilevel import Problem, hypergrad, inner, linear, optimality, outer, tasks
-from bilevel.study import Findings, Report, Row, Study
+from bilevel.study import Findings, Reporter, Row, Study
 from experiments import steps
 
 SOLVERS = {
@@ -68,7 +68,7 @@ class SVMRuntime(Study):
     def title(self) -> str:
         return f"runtime of the multiclass SVM, p = {', '.join(map(str, self.features))}"
 
-    def run(self, seed: int, dtype: str, report: Report) -> Findings:
+    def run(self, seed: int, dtype: str, report: Reporter) -> Findings:
         """One row per combination: `features`, `solver`, `condition`, `differentiation`, seconds, memory, losses."""
         optimizer = optax.inject_hyperparams(optax.sgd)(
             learning_rate=lambda step: 5e-3 / jnp.sqrt(jnp.maximum(step - 99, 1).astype(jnp.float32))

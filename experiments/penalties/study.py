@@ -16,7 +16,7 @@ from sklearn.linear_model import LassoCV
 
 from bilevel import hypergrad, inner, linear, outer, tasks
 from bilevel.problem import At
-from bilevel.study import Findings, Report, Row, Study
+from bilevel.study import Findings, Reporter, Row, Study
 from bilevel.tasks import sparse_regression as sparse
 from experiments import steps
 
@@ -60,7 +60,7 @@ class Penalties(Study):
     def title(self) -> str:
         return f"penalties by gradient against grids, lasso on {self.data}"
 
-    def run(self, seed: int, dtype: str, report: Report) -> Findings:
+    def run(self, seed: int, dtype: str, report: Reporter) -> Findings:
         """Rows by `part`: `lasso`, `ridge`, `logistic`."""
         lassos = [self._lasso(seed + split, dtype, report) for split in range(self.splits)]
         summary: dict[str, Any] = {
@@ -86,7 +86,7 @@ class Penalties(Study):
             summary[name] = self._per_feature(name, task.setup(seed, dtype), solver, judge, seed, report)
         return Findings(summary)
 
-    def _lasso(self, seed: int, dtype: str, report: Report) -> Row:
+    def _lasso(self, seed: int, dtype: str, report: Reporter) -> Row:
         setup = tasks.Lasso(data=self.data, criterion="cross_validation").setup(seed, dtype)
         features, targets = (np.asarray(setup.data[name], np.float64) for name in ("features", "targets"))
         row: Row = {"part": "lasso", "seed": seed}
@@ -99,7 +99,7 @@ class Penalties(Study):
         return row
 
     def _per_feature(
-        self, name: str, setup: tasks.Setup, solver: inner.InnerSolver, judge: Judge, seed: int, report: Report
+        self, name: str, setup: tasks.Setup, solver: inner.InnerSolver, judge: Judge, seed: int, report: Reporter
     ) -> Row:
         solve = jax.jit(lambda hparams: _solved(setup, solver, hparams))
         singles = np.linspace(-12, 8, self.grid)
