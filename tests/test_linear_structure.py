@@ -12,19 +12,7 @@ from problems import status_of
 
 import bilevel as bl
 from bilevel import Status, optimality
-from bilevel.linear import (
-    CG,
-    GMRES,
-    MINRES,
-    Auto,
-    Damped,
-    Direct,
-    Operator,
-    Reduction,
-    RootFunction,
-    System,
-    differentiable_solve,
-)
+from bilevel.linear import CG, GMRES, MINRES, Auto, Damped, Direct, Operator, Reduction, RootFunction, System
 from bilevel.operators.prox import prox_group_lasso, prox_lasso, prox_total_variation
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -228,7 +216,7 @@ def test_solvers_that_need_no_symmetry_are_given_the_true_transpose(solver):
 
     def solved(b):
         operator = Operator(lambda v: jnp.asarray(NONSYMMETRIC) @ v, "symmetric")
-        return differentiable_solve(solver, operator, b, nan_on_failure=True).value
+        return bl.linear.differentiable_solve(solver, operator, b, nan_on_failure=True).value
 
     np.testing.assert_allclose(jax.jit(jax.jacrev(solved))(RHS), np.linalg.inv(NONSYMMETRIC), atol=1e-8)
 

@@ -10,17 +10,7 @@ from linear_cases import relative_error
 from problems import status_of
 
 from bilevel import Status, linear
-from bilevel.linear import (
-    CG,
-    GMRES,
-    MINRES,
-    BiCGStab,
-    DiagonalPreconditioner,
-    LowRankPreconditioner,
-    NystromPreconditioner,
-    Operator,
-    Preconditioner,
-)
+from bilevel.linear import CG, GMRES, MINRES, BiCGStab, DiagonalPreconditioner, LowRankPreconditioner, Operator
 
 pytestmark = [pytest.mark.slice(3), pytest.mark.usefixtures("x64")]
 
@@ -56,8 +46,12 @@ def solver_of(kind, **settings):
 
 
 def test_every_preconditioner_is_here():
-    kinds = {v for v in vars(linear).values() if isinstance(v, type) and issubclass(v, Preconditioner)}
-    assert kinds - {Preconditioner} == {DiagonalPreconditioner, NystromPreconditioner, LowRankPreconditioner}
+    kinds = {v for v in vars(linear).values() if isinstance(v, type) and issubclass(v, linear.Preconditioner)}
+    assert kinds - {linear.Preconditioner} == {
+        DiagonalPreconditioner,
+        linear.NystromPreconditioner,
+        LowRankPreconditioner,
+    }
 
 
 class TestGain:
@@ -67,7 +61,7 @@ class TestGain:
             *((kind, DIAGONAL_HEAVY, DEFINITE, DiagonalPreconditioner()) for kind in SOLVERS),
             (CG, DIAGONAL_HEAVY, DEFINITE, DiagonalPreconditioner(diagonal=np.diag(DIAGONAL_HEAVY))),
             (CG, DIAGONAL_HEAVY, DEFINITE, lambda v: v / jnp.asarray(np.diag(DIAGONAL_HEAVY))),
-            (CG, SPIKED, DEFINITE, NystromPreconditioner(rank=10)),
+            (CG, SPIKED, DEFINITE, linear.NystromPreconditioner(rank=10)),
             (MINRES, SPIKED, DEFINITE, LowRankPreconditioner(basis=Q[:, :6], values=SPIKES[:6], ridge=1.0)),
             (MINRES, INDEFINITE, "symmetric", DiagonalPreconditioner()),
             (GMRES, INDEFINITE, "symmetric", DiagonalPreconditioner()),
@@ -81,7 +75,7 @@ class TestGain:
         assert status_of(found) == Status.CONVERGED
         bound = 1e-8 * np.sqrt(np.linalg.cond(a)) if structure == DEFINITE else 1e-6
         assert relative_error(found.value, np.linalg.solve(a, RHS)) < bound
-        cost = preconditioner.matvecs(RHS) if isinstance(preconditioner, Preconditioner) else 0
+        cost = preconditioner.matvecs(RHS) if isinstance(preconditioner, linear.Preconditioner) else 0
         assert int(found.matvecs) - cost < int(plain.matvecs) / 1.5
         x = np.asarray(found.value)
         rounding = 1e-14 * np.linalg.norm(a) * np.linalg.norm(x)
@@ -90,7 +84,7 @@ class TestGain:
     @pytest.mark.parametrize("kind", SOLVERS)
     @pytest.mark.parametrize(
         "preconditioner",
-        [DiagonalPreconditioner(), NystromPreconditioner(rank=7), lambda v: 2 * v],
+        [DiagonalPreconditioner(), linear.NystromPreconditioner(rank=7), lambda v: 2 * v],
         ids=["a", "b", "c"],
     )
     def test_products_are_counted(self, kind, preconditioner):
@@ -123,7 +117,7 @@ class TestGain:
         assert found.status.tolist() == [Status.CONVERGED, Status.NON_FINITE]
 
     def test_block(self):
-        solver = CG(preconditioner=NystromPreconditioner(rank=10))
+        solver = CG(preconditioner=linear.NystromPreconditioner(rank=10))
         b = rng.normal(size=(3, N))
         found = jax.jit(lambda b: solver.solve_block(lambda v: jnp.asarray(SPIKED) @ v, b))(b)
         assert found.status.tolist() == [Status.CONVERGED] * 3
@@ -134,7 +128,7 @@ class TestGain:
     ("kind", "preconditioner"),
     [
         (CG, DiagonalPreconditioner(exact_below=0)),
-        (CG, NystromPreconditioner(rank=3)),
+        (CG, linear.NystromPreconditioner(rank=3)),
         *((kind, DiagonalPreconditioner()) for kind in SOLVERS),
     ],
 )
@@ -167,10 +161,10 @@ class TestInverses:
         a = Q[:, :3] @ np.diag([4.0, 2.0, 1.0]) @ Q[:, :3].T
         expected = np.eye(N) - Q[:, :3] @ Q[:, :3].T
         expected = expected + Q[:, :3] @ np.diag(1.5 / (np.array([4.0, 2.0, 1.0]) + 0.5)) @ Q[:, :3].T
-        np.testing.assert_allclose(built(NystromPreconditioner(rank=3, ridge=0.5), a), expected, atol=1e-8)
+        np.testing.assert_allclose(built(linear.NystromPreconditioner(rank=3, ridge=0.5), a), expected, atol=1e-8)
 
     def test_nystrom_of_an_indefinite_matrix_is_the_identity(self):
-        np.testing.assert_array_equal(built(NystromPreconditioner(rank=N), -np.eye(N)), np.eye(N))
+        np.testing.assert_array_equal(built(linear.NystromPreconditioner(rank=N), -np.eye(N)), np.eye(N))
 
     def test_woodbury(self):
         basis, values = rng.normal(size=(N, 3)), np.array([3.0, 1.0, 0.0])
@@ -199,6 +193,6 @@ class TestGarbage:
             solver.solve(lambda v: v, jnp.ones(4))
 
     def test_ridge(self):
-        for make in (NystromPreconditioner, functools.partial(LowRankPreconditioner, basis=0, values=0)):
+        for make in (linear.NystromPreconditioner, functools.partial(LowRankPreconditioner, basis=0, values=0)):
             with pytest.raises(ValueError, match="ridge must be positive, got 0"):
                 make(ridge=0.0)

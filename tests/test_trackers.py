@@ -36,7 +36,7 @@ def written(folder, *overrides, losses=(1.0,), state=None):
     """A run folder with a row for each loss."""
     files = RunFolder(folder, config.to_yaml(config.compose(overrides)), {})
     for step, loss in enumerate(losses):
-        files.log_row({"step": step, "outer_loss": loss})
+        files.rows.append({"step": step, "outer_loss": loss})
     if state is not None:
         files.write_status(state)
     files.close()
