@@ -130,9 +130,6 @@ def relative(path):
     return path.relative_to(ROOT / "bilevel").as_posix()
 
 
-# Levels
-
-
 def test_imports_follow_the_levels():
     assert [found for path in FILES for found in violations(relative(path), path.read_text(encoding="utf-8"))] == []
 
@@ -233,9 +230,6 @@ def test_experiments_use_the_library_not_the_command_line():
         assert rooms <= FOR_EXPERIMENTS | {None}, path
 
 
-# The lazy package
-
-
 TOOLS = {"hydra", "omegaconf", "wandb", "matplotlib", "sklearn"}
 
 
@@ -275,9 +269,6 @@ def test_type_checkers_see_what_is_loaded_lazily():
         module, _, name = dotted.rpartition(".")
         home = importlib.import_module(module)
         assert getattr(home, name, None) is getattr(bilevel, name)
-
-
-# Every file
 
 
 @pytest.mark.parametrize("room", ["implicit", "inner", "linear", "hypergrad", "optimality", "outer"])

@@ -212,9 +212,6 @@ def test_a_target_outside_is_refused_before_it_is_imported(tmp_path):
     assert not (tmp_path / "imported").exists()
 
 
-# A task of the user's own
-
-
 @pytest.mark.parametrize("place", ["constructor", "setup", "loss"])
 def test_a_bug_in_a_task_keeps_its_traceback(place, tmp_path):
     with pytest.raises(TypeError, match=r"shapes|subscriptable") as caught:
@@ -242,9 +239,6 @@ def test_a_value_that_a_task_checks_is_refused(tmp_path):
 def buggy(place: str) -> tuple[str, ...]:
     """The overrides of a run of a task with a bug."""
     return ("task._target_=faulty.Buggy", f"+task.bug={place}", "allow_targets=[faulty]", "hydra.run.dir=out")
-
-
-# Folders
 
 
 def test_a_configuration_cut_short(tmp_path):
@@ -306,9 +300,6 @@ def test_a_checkpoint_for_which_there_is_no_room_does_not_end_the_run(tmp_path):
         printed = " ".join((done.stdout + done.stderr).split())
         assert "could not be written" in printed
         assert len(rows(out / "run")) == 12
-
-
-# Where no file system can be mounted
 
 
 def test_no_half_row_and_no_half_file_where_there_is_no_room(tmp_path, monkeypatch):

@@ -89,9 +89,6 @@ def public_callables():
                 yield f"bilevel.{room}.{name}"
 
 
-# Every YAML file
-
-
 def compositions() -> Iterator[tuple[dict[str, str], DictConfig]]:
     """Every choice, with its composition: one of each group at a time, since a composition takes a quarter of a second."""
     parts = {group: choices for group, choices in config.groups().items() if group not in SETTINGS}
@@ -161,9 +158,6 @@ def test_groups_are_the_folders():
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"hydra"}
     assert set(config.groups()) == folders
     assert config.groups()["task"] == sorted(path.stem for path in (ROOT / "task").glob("*.yaml"))
-
-
-# complaint
 
 
 ACCEPTED = (
@@ -242,9 +236,6 @@ def test_close_words():
     assert config.close("xyz", ["svm", "ridge"]) == "; known: ridge, svm"
     assert config.close("xyz", ["svm", "ridge"], hint_only=True) == ""
     assert config.close("xyz", []) == ""
-
-
-# check
 
 
 WRONG = (  # wrong values that `test_bad_input.py` has are left out

@@ -137,9 +137,6 @@ def test_what_does_not_fit_the_data_is_refused(tmp_path):
         tasks.Dictionary(data=str(path)).setup(0, "float32")
 
 
-# The study
-
-
 def run_study(path):
     study = DictionaryLearning(
         data=path,

@@ -216,9 +216,6 @@ def test_the_foreign_code_has_no_derivative(x64):
     assert np.all(np.isnan(grad))
 
 
-# The page
-
-
 def test_the_page_runs_and_names_every_solver(capsys):
     page = (Path(__file__).resolve().parents[1] / "docs" / "external-solvers.md").read_text(encoding="utf-8")
     exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], {})
@@ -233,9 +230,6 @@ def test_the_page_runs_and_names_every_solver(capsys):
     for choice, name in rows:
         assert choice in choices
         assert choice == re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.replace("SciPy", "Scipy")).lower()
-
-
-# One thread
 
 
 @pytest.mark.parametrize("solver", [inner.SklearnRidge(), inner.SciPyMinimize()], ids=lambda s: type(s).__name__)

@@ -16,9 +16,6 @@ from bilevel.statements import LinearModel
 pytestmark = pytest.mark.slice(4)
 
 
-# Penalties and weights
-
-
 L1, L2 = {"l1": lambda hparams: jnp.exp(hparams) / 10}, {"l2": lambda hparams: jnp.exp(2 * hparams) / 7}
 TWO = np.stack([Y, Y[::-1]], axis=1)
 
@@ -62,9 +59,6 @@ def test_a_warm_start_saves_iterations(x64):
         warm = solve(solver, problem, cold.params, *args)
         assert int(warm.steps) < int(cold.steps) / 2, type(solver).__name__
         assert status_of(warm) is Status.CONVERGED
-
-
-# Sparse rows
 
 
 SPARSE = scipy.sparse.random_array((60, 40), density=0.3, rng=np.random.default_rng(4), format="csr")

@@ -119,9 +119,6 @@ def test_weights_are_the_same_numbers_in_every_precision(made, x64):
     assert_close(single, double, 1e-7)
 
 
-# Few-shot learning
-
-
 FEW = {"episodes": 3, "test_episodes": 4, "queries": 6, "widths": [5]}
 
 

@@ -251,9 +251,6 @@ def test_statements_that_cannot_be_are_refused():
         bl.Batches("tain").rows({"train": np.ones(3)})
 
 
-# Linear models as people write them
-
-
 @pytest.mark.parametrize(
     ("l2", "solvers"),
     [
@@ -292,9 +289,6 @@ def test_single_precision_params_take_double_precision_data(solver):
         found = solver.solve(problem, jnp.zeros(N, "float32"), jnp.array(0.5), (features, jnp.asarray(Y)))
         assert found.params.dtype == jnp.float32
         assert int(found.status) == bl.Status.CONVERGED
-
-
-# Points
 
 
 @pytest.mark.usefixtures("x64")

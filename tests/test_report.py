@@ -118,9 +118,6 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         assert words in done.stderr
 
 
-# A sweep
-
-
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, run):
     """The folder of a sweep, made of copies of one run and of one job that failed."""
@@ -161,9 +158,6 @@ def test_a_click_sorts_the_table(swept):
 def test_texts_are_escaped_by_construction():
     assert _html.element("p", HOSTILE, class_=HOSTILE).count(html.escape(HOSTILE)) == 2
     assert _html.element("p", _html.element("b", "x")) == "<p><b>x</b></p>"
-
-
-# The dashboard
 
 
 def free_port():

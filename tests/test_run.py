@@ -43,9 +43,6 @@ def ridge(tmp_path_factory):
     return done, cwd / "out"
 
 
-# A run that ends well
-
-
 def test_a_run_leaves_exactly_these_files(ridge):
     _, folder = ridge
     assert {path.name for path in folder.iterdir()} == {
@@ -156,9 +153,6 @@ def test_a_support_vector_machine_in_the_default_folder(tmp_path):
     assert "inner fista" in done.stdout
 
 
-# A run that is refused, or fails
-
-
 def test_a_folder_that_holds_another_run_is_refused(ridge):
     _, folder = ridge
     before = files(folder)
@@ -250,9 +244,6 @@ def test_a_solve_that_fails_ends_a_strict_run(tmp_path):
     assert [row["status"] for row in run.metrics] == ["inner max_steps"]
 
 
-# Errors in a sentence, without a process
-
-
 def test_explain_other_errors():
     for error, *told in (
         (config.ConfigError("steps: wrong"), "steps: wrong", 2),
@@ -292,9 +283,6 @@ def test_explain_overrides():
     assert _explain.explain(HydraException("one\ntwo"), ["hydra.run.dirr=x", "+foo=1"]) == ("one", 2)
 
 
-# Lists
-
-
 def test_every_choice_has_a_line(tmp_path):
     """Of the groups that hold parts, and those that hold whole settings."""
     for group, choices in config.groups().items():
@@ -312,9 +300,6 @@ def test_the_help_shows_the_keys_of_what_is_chosen():
     shown = listing.help_for(["--help", "task=svm", "optimizer=lbfgs"])
     assert "_target_: bilevel.tasks.SVM" in shown
     assert "_target_: optax.lbfgs" in shown
-
-
-# Compiled programs
 
 
 def test_compiled_programs_are_kept_in_the_cache_folder_of_the_user(tmp_path):

@@ -87,9 +87,6 @@ def test_a_sweep_of_24_jobs(launcher, tmp_path):
     check(tmp_path, 24, {"raising": [3, 8, 15], "killed": [11], "hanging": [19]}, 2 * SECONDS[launcher], launcher)
 
 
-# One sweep looked at from several sides
-
-
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """A small sweep, half of whose jobs have a wrong setting, and what it printed."""
@@ -178,9 +175,6 @@ def test_a_job_that_diverges_has_no_objective(tmp_path):
     assert math.isfinite(result(job.folder)["outer_loss"])  # of its best step, which is not how it ended
 
 
-# Interrupted
-
-
 @pytest.mark.parametrize("launcher", [pytest.param("basic", marks=pytest.mark.slow), "joblib"])
 def test_an_interrupted_sweep_goes_on(launcher, tmp_path):
     overrides = ("-m", "task=ridge", "seed=0,1", "steps=4000", "hydra.sweep.dir=sweep", *LAUNCHERS[launcher])
@@ -198,9 +192,6 @@ def test_an_interrupted_sweep_goes_on(launcher, tmp_path):
     again = command(*overrides, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"resuming after step {done}" in (folder / "log.txt").read_text()
-
-
-# Optuna
 
 
 @pytest.mark.slow
@@ -224,9 +215,6 @@ def test_optuna_goes_on_with_the_trials_of_its_storage(sampler, tmp_path):
     with contextlib.closing(sqlite3.connect(tmp_path / "sweep" / "optuna.db")) as database:
         stored = {value for (value,) in database.execute("select value from trial_values")}
     assert stored == {job.results["outer_loss"] for job in second.values()}
-
-
-# Ready examples
 
 
 def test_the_examples_compose_to_sweeps():

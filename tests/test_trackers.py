@@ -196,9 +196,6 @@ def test_a_job_of_a_sweep_is_sent_later_once_in_the_group_of_the_sweep(tmp_path)
     assert [row["outer_loss"] for row in history(records) if "outer_loss" in row] == [3.0, 2.0, 1.0]
 
 
-# Trackers that fail
-
-
 BAD = ("+tracker.bad._target_=faulty.Tracker", "allow_targets=[faulty]")
 
 
