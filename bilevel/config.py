@@ -1,5 +1,7 @@
 """The configuration: composed from YAML files, checked before JAX is loaded, and built into objects."""
 
+from __future__ import annotations  # `_keys` reads them as text
+
 import dataclasses
 import difflib
 import hashlib
