@@ -58,6 +58,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.slow)
 
 
+def pytest_collection_finish() -> None:
+    """Collect garbage rarely: JAX traces millions of small objects, of which few are in cycles. It saves a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
+
 @contextlib.contextmanager
 def precision(name: str) -> Iterator[None]:
     """Set for the whole process: callbacks run in threads of their own, which a thread's own setting does not reach."""
