@@ -13,7 +13,7 @@ import bilevel as bl
 from bilevel import Status, inner
 from bilevel.statements import LinearModel
 
-pytestmark = pytest.mark.slice(4)
+pytestmark = pytest.mark.slice(8)
 
 
 L1, L2 = {"l1": lambda hparams: jnp.exp(hparams) / 10}, {"l2": lambda hparams: jnp.exp(2 * hparams) / 7}

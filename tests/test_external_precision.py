@@ -17,7 +17,7 @@ from bilevel.optimality import KKTSolution
 from bilevel.statements import QP, LinearModel
 from bilevel.tasks.ridge import normal_equations
 
-pytestmark = pytest.mark.slice(4)
+pytestmark = pytest.mark.slice(8)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import bilevel as bl
 from bilevel.hypergrad import Implicit, Unrolled
 
-pytestmark = pytest.mark.slice(2)
+pytestmark = pytest.mark.slice(3)
 
 PRECISE = bl.inner.FISTA(rtol=1e-13, atol=0.0, max_steps=100_000)
 

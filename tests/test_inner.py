@@ -15,7 +15,7 @@ from problems import status_of
 import bilevel as bl
 from bilevel import Status, inner
 
-pytestmark = pytest.mark.slice(6)
+pytestmark = pytest.mark.slice(10)
 
 # Each of our own solvers on a problem that it is for.
 OWN = {

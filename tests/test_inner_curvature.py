@@ -16,7 +16,7 @@ from bilevel.operators.projection import projection_simplex
 from bilevel.problem import Problem
 from bilevel.statements import LinearModel
 
-pytestmark = pytest.mark.slice(4)
+pytestmark = pytest.mark.slice(8)
 
 RNG = np.random.default_rng(5)
 FEATURES = RNG.normal(size=(200, 12)) * np.logspace(0, -2, 12)

@@ -17,7 +17,7 @@ from problems import status_of
 
 from bilevel import Status, inner
 
-pytestmark = [pytest.mark.slice(4), pytest.mark.usefixtures("x64")]
+pytestmark = [pytest.mark.slice(8), pytest.mark.usefixtures("x64")]
 
 TIGHT = {"rtol": 1e-11, "atol": 0.0, "max_steps": 200_000}
 SOLVERS = {

@@ -14,7 +14,7 @@ from bilevel import Status, inner
 from bilevel.optimality import KKTSolution
 from bilevel.statements import QP, Factored
 
-pytestmark = pytest.mark.slice(4)
+pytestmark = pytest.mark.slice(8)
 
 PROGRAM = bl.Problem(inner=bl.Program(lambda hparams, data: data))
 OSQP = inner.OSQP(rtol=1e-9)

@@ -11,7 +11,7 @@ from problems import status_of
 import bilevel as bl
 from bilevel import Status, inner
 
-pytestmark = pytest.mark.slice(4)
+pytestmark = pytest.mark.slice(8)
 
 TIMES = np.linspace(0.0, 4.0, 30)
 DECAY = 2.5 * np.exp(-1.3 * TIMES) + 0.5

@@ -17,7 +17,7 @@ from bilevel import Status, inner
 from bilevel.problem import Problem
 from bilevel.statements import QP, LinearModel
 
-pytestmark = pytest.mark.slice(4)
+pytestmark = pytest.mark.slice(8)
 
 RNG = np.random.default_rng(8)
 TALL, WIDE = RNG.normal(size=(20, 6)), RNG.normal(size=(6, 20))

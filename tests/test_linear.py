@@ -39,7 +39,7 @@ from problems import status_of
 from bilevel import Status, linear
 from bilevel.linear import CG, GMRES, LSMR, MINRES, Auto, Damped, Direct, Neumann, NormalCG, Operator, Wrapped
 
-pytestmark = [pytest.mark.slice(6), pytest.mark.usefixtures("x64")]
+pytestmark = [pytest.mark.slice(10), pytest.mark.usefixtures("x64")]
 
 
 def test_every_exported_solver_is_in_the_suite():

@@ -29,7 +29,7 @@ from problems import status_of
 from bilevel import Status
 from bilevel.linear import CG, GMRES, Auto, Damped, Direct, Neumann, Operator, differentiable_solve
 
-pytestmark = [pytest.mark.slice(6), pytest.mark.usefixtures("x64")]
+pytestmark = [pytest.mark.slice(10), pytest.mark.usefixtures("x64")]
 
 
 class TestTransformations:

@@ -30,7 +30,7 @@ from problems import status_of
 from bilevel import Status, linear
 from bilevel.linear import CG, GMRES, LSMR, MINRES, Damped, Direct, Neumann, NormalCG, Nystrom, Operator, Refined
 
-pytestmark = [pytest.mark.slice(6), pytest.mark.usefixtures("x64")]
+pytestmark = [pytest.mark.slice(10), pytest.mark.usefixtures("x64")]
 
 
 class TestOperator:

@@ -12,7 +12,7 @@ from operator_cases import ALL, KL, PROJECTIONS, PROXES, STEP, examples, seeds
 
 from bilevel.operators import bregman, projection, prox
 
-pytestmark = pytest.mark.slice(6)
+pytestmark = pytest.mark.slice(10)
 
 CONVEX_SETS = [name for name, case in PROJECTIONS.items() if case.convex and name not in KL]
 

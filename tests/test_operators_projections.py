@@ -13,7 +13,7 @@ from sklearn.isotonic import isotonic_regression
 from bilevel.operators import projection
 from bilevel.operators.cones import Cones, matricize, vectorize
 
-pytestmark = [pytest.mark.slice(4), pytest.mark.usefixtures("x64")]
+pytestmark = [pytest.mark.slice(8), pytest.mark.usefixtures("x64")]
 
 
 def value(name):

@@ -19,7 +19,7 @@ with warnings.catch_warnings():
 
 lasso = jax.jit(prox.prox_lasso)
 
-pytestmark = [pytest.mark.slice(4), pytest.mark.usefixtures("x64")]
+pytestmark = [pytest.mark.slice(8), pytest.mark.usefixtures("x64")]
 
 
 class TestLasso:

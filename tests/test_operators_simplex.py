@@ -23,7 +23,7 @@ simplex_slope = jax.jit(
 sort_rows = jax.jit(jax.vmap(_sort_descending))
 box = jax.jit(projection.projection_box)
 
-pytestmark = [pytest.mark.slice(4), pytest.mark.usefixtures("x64")]
+pytestmark = [pytest.mark.slice(8), pytest.mark.usefixtures("x64")]
 
 
 def exact_simplex(x, value):

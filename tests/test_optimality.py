@@ -18,7 +18,7 @@ from bilevel.operators.prox import prox_group_lasso, prox_lasso
 from bilevel.optimality import KKT, KKTSolution, ProximalGradient
 from bilevel.statements import QP, ConeProgram
 
-pytestmark = [pytest.mark.slice(4), pytest.mark.usefixtures("x64")]
+pytestmark = [pytest.mark.slice(8), pytest.mark.usefixtures("x64")]
 
 RNG = np.random.default_rng(0)
 FEATURES, TARGETS = RNG.normal(size=(40, 24)), RNG.normal(size=40)

@@ -12,7 +12,7 @@ from problems import status_of
 from bilevel import Status, linear
 from bilevel.linear import CG, GMRES, MINRES, BiCGStab, DiagonalPreconditioner, LowRankPreconditioner, Operator
 
-pytestmark = [pytest.mark.slice(3), pytest.mark.usefixtures("x64")]
+pytestmark = [pytest.mark.slice(6), pytest.mark.usefixtures("x64")]
 
 N = 40
 rng = np.random.default_rng(0)

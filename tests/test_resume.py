@@ -204,7 +204,7 @@ def test_a_lost_status_costs_nothing(cut, ridge):
 def test_without_a_usable_checkpoint_the_run_starts_over(cut, ridge):
     for path in (cut / "checkpoints").glob("*.npz"):
         path.write_bytes(b"")
-    assert "going on" not in go_on(cut)
+    assert "resuming" not in go_on(cut)
     assert_the_same(cut, ridge)
 
 

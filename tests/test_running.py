@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from commands import environment, going_on, module_here, result, status, wait_for_tracker
 
 from bilevel.runs import sweeps
@@ -106,6 +107,7 @@ def test_watch(tmp_path):
         pass
 
 
+@pytest.mark.slow  # the launchers of `test_sweep.py` have a slice in the default run
 def test_sweep(tmp_path):
     first, again, _, rates, trials, random = run_all("Sweep", tmp_path)
     assert "2 done" in first
@@ -116,6 +118,7 @@ def test_sweep(tmp_path):
     assert (tmp_path / "runs" / "sweeps" / "mine" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_ray(tmp_path):
     run_all("Scale", tmp_path)
     (folder,) = (tmp_path / "runs" / "sweeps").iterdir()

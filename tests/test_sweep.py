@@ -29,7 +29,7 @@ SECONDS = {"basic": 20, "joblib": 20, "submitit": 120, "ray": 30}  # that a job 
 ERRORS = {
     "raising": "is not to be used",
     "killed": "its process was killed by SIGKILL",
-    "hanging": "it took longer than job_time_limit",
+    "hanging": "stopped after job_time_limit",
 }
 
 
