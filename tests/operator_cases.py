@@ -151,10 +151,13 @@ def symmetric(rng):
 
 
 def exponential(p, sign=1):
+    """The least change of one coordinate that leads into the cone; of the last one alone it is ill-conditioned near its axis."""
     a, b, c = p
-    if sign < 0:  # the dual cone: a < 0, −a·exp(b/a) ≤ e·c
-        return max(-a * np.exp(b / a) - np.e * c, a, 0) if a < 0 else max(a, -b, -c, 0)
-    return max(b * np.exp(a / b) - c, 0) if b > 0 else max(a, -b, -c, 0)
+    if sign > 0 and b > 0:  # b·exp(a/b) ≤ c
+        return max(min(b * np.exp(a / b) - c, a - b * np.log(c / b) if c > 0 else np.inf), 0)
+    if sign < 0 and a < 0:  # the dual cone: −a·exp(b/a) ≤ e·c
+        return max(min(-a * np.exp(b / a) / np.e - c, a * (1 + np.log(-c / a)) - b if c > 0 else np.inf), 0)
+    return max(a, -b, -c, 0)
 
 
 def three(rng):
