@@ -150,8 +150,14 @@ def _class_fields(definition: _Definition) -> dict[str, Field]:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             annotation = ast.unparse(item.annotation)
             if not annotation.startswith(("ClassVar", "typing.ClassVar")):
-                found[item.target.id] = Field(annotation, item.value is None)
+                found[item.target.id] = Field(annotation, _required(item.value))
     return found
+
+
+def _required(default: ast.expr | None) -> bool:
+    if isinstance(default, ast.Call) and ast.unparse(default.func).endswith("field"):
+        return not {keyword.arg for keyword in default.keywords} & {"default", "default_factory"}
+    return default is None
 
 
 def _function_fields(node: ast.FunctionDef) -> dict[str, Field] | None:

@@ -101,7 +101,7 @@ def test_pages_are_finished():
 def test_the_page_of_new_tasks_builds_its_example(tmp_path):
     """In a copy of the package: its two files, its command, its check."""
     for name in ("bilevel", "configs"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "runs"))
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     task, check = blocks("docs/new-task.md")
     (settings,) = blocks("docs/new-task.md", "yaml")
     (tmp_path / "bilevel" / "tasks" / "smoothing.py").write_text(task, encoding="utf-8")

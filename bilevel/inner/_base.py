@@ -207,7 +207,8 @@ class InnerSolver(abc.ABC):
         Raises:
           ValueError: the solver does not suit the problem, or two statements of the problem contradict each other.
         """
-        if not all(map(_is_concrete, jax.tree.leaves((params, hparams, data)))):
+        leaves = jax.tree.leaves((params, hparams, data))
+        if not all(isinstance(x, jax.typing.ArrayLike) and not isinstance(x, jax.core.Tracer) for x in leaves):
             return self.solve_at(self.prepared(At(problem, hparams, data)), params)
         solves = problem.__dict__.setdefault("_solves", {})
         key = self if _has_hash(self) else id(self)
@@ -286,7 +287,3 @@ def _has_hash(solver: InnerSolver) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _is_concrete(leaf: Any) -> bool:
-    return isinstance(leaf, jax.typing.ArrayLike) and not isinstance(leaf, jax.core.Tracer)
