@@ -88,4 +88,4 @@ def differences(fun, x, step=1e-4):
         return (np.asarray(fun(x + h * way)) - np.asarray(fun(x - h * way))) / (2 * h)
 
     found = [(4 * along(way, step) - along(way, 2 * step)) / 3 for way in np.eye(x.size).reshape(-1, *x.shape)]
-    return np.stack(found, axis=-1).reshape(*found[0].shape, *x.shape)
+    return np.stack(found, axis=-1).reshape(found[0].shape + x.shape)

@@ -227,9 +227,9 @@ def test_changed_data_are_refused(tmp_path):
 def test_only_what_alters_no_number_changes_beside_resume(cut):
     before = files(cut)
     for override, *words in (
-        ("steps=3", "resume can only raise it"),
-        ("optimizer.learning_rate=0.2", "optimizer.learning_rate=0.2", "where it is 0.1", "steps"),
-        ("task=svm", "where it is ridge"),
+        ("steps=3", "resume can only increase it"),
+        ("optimizer.learning_rate=0.2", "optimizer.learning_rate=0.2", "was started with 0.1", "steps"),
+        ("task=svm", "was started with ridge"),
     ):
         message = error_of(here("resume=out", override, cwd=cut.parent))
         assert [word for word in words if word not in message] == []
