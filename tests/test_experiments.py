@@ -27,7 +27,12 @@ def plot(folder):
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
 
 
-LONG = ("svm_runtime", "dictionary_learning", "distillation")  # other tests run their studies on less
+LONG = (
+    "svm_runtime",
+    "dictionary_learning",
+    "distillation",
+    "molecular_dynamics",
+)  # other tests run their studies on less
 
 
 @pytest.mark.parametrize(

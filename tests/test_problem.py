@@ -126,6 +126,7 @@ REPLACED = {
 
 
 @pytest.mark.parametrize("name", REPLACED)
+@pytest.mark.slice(2)
 @pytest.mark.usefixtures("x64")
 def test_a_replaced_statement_is_what_every_solver_solves(name):
     """Nothing that was computed for the old problem is in the new one, which is as one of its own."""

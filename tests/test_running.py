@@ -96,6 +96,7 @@ def test_stop_and_resume(tmp_path):
     assert result(tmp_path / "runs" / "second")["steps"] == 50
 
 
+@pytest.mark.slow  # what each command does is tested in `test_trackers.py` and `test_report.py`
 def test_watch(tmp_path):
     tracked, *lines, dashboard = COMMANDS["Watch"]
     shell(tracked, tmp_path)

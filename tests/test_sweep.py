@@ -175,7 +175,8 @@ def test_a_job_that_diverges_has_no_objective(tmp_path):
     assert math.isfinite(result(job.folder)["outer_loss"])  # of its best step, which is not how it ended
 
 
-@pytest.mark.parametrize("launcher", [pytest.param("basic", marks=pytest.mark.slow), "joblib"])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_an_interrupted_sweep_goes_on(launcher, tmp_path):
     overrides = ("-m", "task=ridge", "seed=0,1", "steps=4000", "hydra.sweep.dir=sweep", *LAUNCHERS[launcher])
     process = begin(*overrides, cwd=tmp_path)
