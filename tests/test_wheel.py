@@ -84,7 +84,7 @@ def test_an_experiment_needs_a_checkout(installed, tmp_path):
     hide = f"import sys; sys.path = [path for path in sys.path if path != {str(ROOT)!r}]"
     run = "import runpy; sys.argv[1:] = ['experiment=penalties']; runpy.run_module('bilevel.run', run_name='__main__')"
     told = call(sys.executable, "-c", f"{hide}; {run}", cwd=tmp_path, code=2, PYTHONPATH=str(installed))
-    assert "experiments come with the repository, in its folder experiments/" in told.splitlines()[0]
+    assert "the experiments are in the folder experiments/ of the repository" in told.splitlines()[0]
 
 
 def test_the_console_script_shows_its_help(installed, tmp_path):
