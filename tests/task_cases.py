@@ -43,7 +43,7 @@ def minimize(setup: Setup, **settings: Any) -> bl.outer.Result:
 
 def check_gradient(
     setup: Setup, inner: bl.inner.InnerSolver, hparams: Any = None, **settings: Any
-) -> bl.HypergradientReport:
+) -> bl.diagnostics.HypergradientReport:
     """The hypergradient against differences of the whole solve."""
     hparams = setup.hparams if hparams is None else hparams
     report = bl.check_hypergradient(setup.problem, hparams, setup.params, setup.data, inner=inner, **settings)
