@@ -6,7 +6,6 @@ import dataclasses
 from collections import OrderedDict
 
 import jax
-import jax.numpy as jnp
 
 from bilevel import _tree, linear, optimality
 from bilevel._tree import PyTree
@@ -103,7 +102,7 @@ class Implicit(Estimator):
             carry=found.value,
             solves=OrderedDict(
                 inner=Solve(progress.status, progress.residual),
-                adjoint=Solve(found.status, found.residual / jnp.where(scale > 0, scale, 1)),
+                adjoint=Solve(found.status, found.residual / _tree.positive(scale)),
             ),
             counts={"grad_evals": progress.grad_evals, "hvps": progress.hvps + found.matvecs + 1},
             approximate=system.approximate,

@@ -66,7 +66,7 @@ def bind(
     missing = [name for name, p in accepted.items() if p.default is inspect.Parameter.empty and name not in chosen]
     if missing:
         raise TypeError(
-            f"the optimality condition {names[1]} needs {', '.join(map(repr, missing))}, and this call of the solver "
+            f"the optimality condition {names[1]} needs {', '.join(map(repr, missing))}, which this call of the solver "
             f"{names[0]} does not pass: pass it to the solver under that name, or give it a default"
         )
     own = _signature(optimality_fun, follow_wrapped=False) or sig

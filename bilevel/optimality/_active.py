@@ -152,7 +152,7 @@ def _gathered(at: Linearization, masked: Reduction, diagonal: PyTree, support: i
     spread = jax.tree.map(lambda e, x: jnp.broadcast_to(e, x.shape), at.eta, at.params)
     chosen, eta = gather(diagonal), gather(spread)
     root, eta_everywhere = jnp.sqrt(chosen), ravel_pytree(spread)[0]
-    rest = jnp.where(index < p.size, (1 - chosen) / jnp.where(eta > 0, eta, 1), 1)
+    rest = jnp.where(index < p.size, (1 - chosen) / _tree.positive(eta), 1)
 
     def start(u: PyTree) -> jax.Array:
         return root * gather(u)
