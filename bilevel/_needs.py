@@ -13,10 +13,23 @@ class Need(NamedTuple):
     obstacle: Callable[[Parts], str | None]
 
 
+_WRITTEN = {
+    "equality": "equality constraints",
+    "inequality": "inequality constraints",
+    "quadratic_program": 'bl.Program of kind "quadratic"',
+    "cone_program": 'bl.Program of kind "cone"',
+}
+
+
+def _written(part: str) -> str:
+    """A part as the user states it."""
+    return _WRITTEN.get(part, f"Problem.{part}")
+
+
 def _any_of(*names: str) -> Callable[[Parts], str | None]:
     def obstacle(parts: Parts) -> str | None:
         given = any(getattr(parts, name) is not None for name in names)
-        return None if given else f"has no Problem.{' and no Problem.'.join(names)}"
+        return None if given else f"has no {' and no '.join(map(_written, names))}"
 
     return obstacle
 
@@ -24,7 +37,7 @@ def _any_of(*names: str) -> Callable[[Parts], str | None]:
 def _none_of(*names: str) -> Callable[[Parts], str | None]:
     def obstacle(parts: Parts) -> str | None:
         given = [name for name in names if getattr(parts, name) is not None]
-        return f"has Problem.{given[0]}" if given else None
+        return f"has {_written(given[0])}" if given else None
 
     return obstacle
 

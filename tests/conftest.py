@@ -19,8 +19,8 @@ os.environ["XDG_CACHE_HOME"] = str(
     Path(tempfile.gettempdir()) / f"bilevel-tests-{getpass.getuser()}"
 )  # not the user's own
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compile faster; `.ci/run` has a job that optimizes
-if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":  # as does the older emitter of fusions, by a third
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and "fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"  # by a third
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["XDG_CACHE_HOME"] + "/compiled")  # for the next run too
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

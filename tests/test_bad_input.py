@@ -184,6 +184,7 @@ def check_told(name: str, run: Callable[..., Done], folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CATALOG)
+@pytest.mark.slice(2)
 def test_it_is_told_in_a_sentence_and_leaves_nothing(name, tmp_path):
     check_told(name, here, tmp_path)
 

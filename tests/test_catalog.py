@@ -12,7 +12,7 @@ from catalog.core import CLOSED, DIFFERENCES, NONSYMMETRIC_CONES
 
 from bilevel import optimality
 
-pytestmark = pytest.mark.slice(12)
+pytestmark = pytest.mark.slice(16)
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "catalog.md"
 RECORDS = "BILEVEL_CATALOG"  # a folder for what is measured, set by scripts/catalog.py

@@ -31,6 +31,15 @@ def compose(*overrides):
 _composed = functools.cache(config.compose)
 
 
+@functools.cache
+def part(group: str, choice: str) -> Any:
+    """What a choice builds, from its file alone unless it takes from others: a composition takes a quarter of a second."""
+    file = ROOT / group / f"{choice}.yaml"
+    alone = not any(word in file.read_text() for word in ("defaults:", "${"))
+    node = OmegaConf.load(file) if alone else compose(f"{group}={choice}")[group]
+    return config.build(node) if node else None
+
+
 def with_value(key, value):
     """A composed configuration with a value put in by dotted key, known or not."""
     cfg = compose()

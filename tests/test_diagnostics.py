@@ -13,7 +13,7 @@ import bilevel as bl
 from bilevel import linear
 from bilevel.diagnostics._numeric import richardson
 
-pytestmark = pytest.mark.slice(5)
+pytestmark = pytest.mark.slice(8)
 
 
 @functools.cache

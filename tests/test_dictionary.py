@@ -165,6 +165,7 @@ def flipped(tmp_path_factory):
     return run_study(saved(folder)), run_study(saved(folder, targets))
 
 
+@pytest.mark.slow
 def test_the_study_chooses_without_the_test_rows(flipped):
     for one, other in zip(flipped[0][0][:4], flipped[1][0][:4], strict=True):
         assert one["test_auc"] + other["test_auc"] == pytest.approx(1, abs=1e-6)

@@ -146,6 +146,7 @@ def test_runtimes_of_the_svm_are_of_solves_that_agree(x64):
     assert findings.summary["loss_spread"]
 
 
+@pytest.mark.slow
 def test_penalties_by_gradient_are_those_of_grids_and_one_per_feature_beats_one_for_all(tmp_path):
     done = here("experiment=penalties", "size=small", "hydra.run.dir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ from bilevel.inner.external import _base, _callback
 from bilevel.optimality import KKTSolution
 from bilevel.statements import QP
 
-pytestmark = pytest.mark.slice(8)
+pytestmark = pytest.mark.slice(12)
 
 
 @pytest.fixture(autouse=True)

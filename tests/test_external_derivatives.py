@@ -12,7 +12,7 @@ from bilevel.operators.cones import Cones
 from bilevel.optimality import Conic, ConicPoint
 from bilevel.statements import ConeProgram
 
-pytestmark = pytest.mark.slice(8)
+pytestmark = pytest.mark.slice(12)
 
 
 def logistic_case():

@@ -12,7 +12,7 @@ from problems import differences
 
 import bilevel as bl
 
-pytestmark = pytest.mark.slice(6)
+pytestmark = pytest.mark.slice(9)
 
 N, P = 5, 3
 RNG = np.random.default_rng(0)

@@ -104,6 +104,7 @@ def test_representation_hypergradient_matches_differences(representation):
     task_cases.check_gradient(representation, bl.inner.Newton(rtol=1e-12), elsewhere(representation), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_representation_learns_digits():
     setup = tasks.HyperRepresentation().setup(0, "float32")
     found = train(setup, bl.inner.LBFGS())

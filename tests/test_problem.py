@@ -153,6 +153,7 @@ def contradictions():
         return dataclasses.replace(problem, also=(program(**parts),))
 
     yield "Q and c", with_program(smooth, shift=0.1)
+    yield "the first of two programs", dataclasses.replace(smooth, also=(program(shift=0.1), program()))
     yield "bounds", with_program(positive, M=-np.eye(N), h=np.full(N, 0.1))
     yield "too few bounds", with_program(positive, M=-np.eye(N)[:4], h=np.zeros(4))
     yield "no bounds", with_program(positive)

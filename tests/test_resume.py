@@ -64,7 +64,7 @@ def assert_the_same(folder, reference):
 
 
 @pytest.mark.parametrize("case", range(60))
-@pytest.mark.slice(30)
+@pytest.mark.slice(60)
 def test_a_killed_run_resumes_to_the_last_bit(case, uninterrupted, tmp_path):
     overrides, dice = RUNS[case % len(RUNS)], random.Random(case)
     out = tmp_path / "out"

@@ -305,7 +305,7 @@ def test_the_help_shows_the_keys_of_what_is_chosen():
 def test_compiled_programs_are_kept_in_the_cache_folder_of_the_user(tmp_path):
     keep = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_COMPILATION_CACHE_DIR": None, **OPTIMIZED}
     for folder in ("out", "again"):
-        done = command("task=lasso", "steps=1", f"hydra.run.dir={folder}", cwd=tmp_path, **keep)
+        done = command("task=ridge", "steps=1", f"hydra.run.dir={folder}", cwd=tmp_path, **keep)
         assert (done.returncode, done.stderr) == (0, "")
         kept = sorted((tmp_path / "cache" / "bilevel" / "compiled").glob("*-cache"))
         kept[0].write_bytes(kept[0].read_bytes()[:50])  # as if killed while it was written

@@ -88,6 +88,7 @@ def test_run(tmp_path):
     assert shell(query, tmp_path).split() == ["task=ridge"]
 
 
+@pytest.mark.slow  # as `test_resume.py`
 def test_stop_and_resume(tmp_path):
     _, again, more, auto = run_all("Stop and resume", tmp_path)
     assert "already finished" in again
@@ -126,6 +127,7 @@ def test_ray(tmp_path):
     assert [line.state for line in sweeps.read(folder)] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_slurm(tmp_path):
     """With stand-ins for SLURM's commands that run the array here."""
     (line,) = re.findall(r"```bash slurm\n(.*)\n```", PAGE)

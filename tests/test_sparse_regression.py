@@ -21,7 +21,7 @@ def solved(setup, hparams=None, solver=PRECISE):
     return found.params, float(setup.problem.outer_loss(found.params, hparams, setup.data))
 
 
-@pytest.mark.slice(5)
+@pytest.mark.slice(8)
 @pytest.mark.parametrize("per_feature", [False, True])
 @pytest.mark.parametrize("criterion", ["validation", "cross_validation", "sure"])
 @pytest.mark.parametrize("name", TASKS)

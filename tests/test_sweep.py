@@ -75,8 +75,9 @@ def check(cwd, seeds, failing, limit, launcher):
     assert {seed for seed, job in after.items() if files(job.folder) != before[seed]} == bad
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.slice(4)
+@pytest.mark.parametrize(
+    "launcher", ["basic", *(pytest.param(name, marks=pytest.mark.slow) for name in list(LAUNCHERS)[1:])]
+)
 def test_a_killed_and_a_hanging_job_cost_themselves_alone(launcher, tmp_path):
     check(tmp_path, 3, {"killed": [1], "hanging": [0]}, SECONDS[launcher], launcher)
 

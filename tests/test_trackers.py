@@ -149,7 +149,7 @@ def names_looked_up(*arguments, cwd, **more):
     return done.returncode, done.stdout.partition("asked for:")[2].split()
 
 
-@pytest.mark.parametrize("online", [False, True], ids=["offline", "online"])
+@pytest.mark.parametrize("online", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["offline", "online"])
 def test_wandb_looks_up_no_name_unless_logged_in(online, tmp_path):
     written(tmp_path / "out", "tracker=wandb", state="done")
     login = {"WANDB_API_KEY": KEY, "WANDB_INIT_TIMEOUT": "15"} if online else {}
@@ -158,6 +158,7 @@ def test_wandb_looks_up_no_name_unless_logged_in(online, tmp_path):
     assert len(list((tmp_path / "out" / "wandb").glob("offline-run-*"))) == (0 if online else 1)
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_sent_and_once_resumed_has_one_name_and_no_row_twice(tmp_path):
     """And nobody is asked to log in."""
     overrides = ("task=ridge", "steps=100000", "checkpoint.every=10", "hydra.run.dir=out", "tracker=wandb")
@@ -184,6 +185,7 @@ def test_a_killed_run_is_sent_and_once_resumed_has_one_name_and_no_row_twice(tmp
     assert len(losses) == steps + 5
 
 
+@pytest.mark.slow
 def test_a_job_of_a_sweep_is_sent_later_once_in_the_group_of_the_sweep(tmp_path):
     folder = tmp_path / "mine" / "job"
     written(folder, losses=[3.0, 2.0, 1.0])

@@ -70,15 +70,15 @@ def _pairs(problem: Problem) -> dict[str, Parts]:
     if parts.kind not in ("free", "set"):
         return found
     own_set = {"prox": parts.prox, "projection": parts.projection}
-    for statement in problem.further_statements():
+    for number, statement in enumerate(problem.further_statements()):
         if statement.inner_loss is None:
             continue
-        if statement.linear_model is not None:
+        if number < len(problem.also):
+            found[f"also[{number}]"] = statement
+        elif statement.linear_model is not None:
             found["linear_model"] = statement
-        elif statement.residuals is not None:
-            found["residuals"] = Parts(inner_loss=statement.inner_loss, **own_set)
         else:
-            found["also" if statement.quadratic_program is None else "quadratic program"] = statement
+            found["residuals"] = Parts(inner_loss=statement.inner_loss, **own_set)
     if parts.datafit is not None and parts.linear_model is None:
         fitted = Minimization(datafit=parts.datafit, design=parts.design).fitted
         found["datafit"] = Parts(inner_loss=fitted, **own_set)
