@@ -147,6 +147,16 @@ def without_derivative(x: PyTree, sources: PyTree) -> PyTree:
     return jax.tree.map(mark, x)
 
 
+def signs(x: PyTree) -> PyTree:
+    """A tree like x of ±1, without a pattern: the highest bits of the multiples of an odd number (Knuth, TAOCP 3, 6.4)."""
+
+    def of(a: jax.Array) -> jax.Array:
+        mixed = (jnp.arange(1, a.size + 1, dtype=jnp.uint32) * jnp.uint32(2654435769)) ** 2
+        return jnp.where(mixed >> 31 == 0, 1, -1).astype(a.dtype).reshape(a.shape)
+
+    return jax.tree.map(of, x)
+
+
 def all_finite(x: PyTree) -> jax.Array:
     """Whether no differentiable leaf holds a NaN or an infinity."""
     leaves = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(x) if is_inexact(a)]

@@ -112,7 +112,16 @@ class TestASingleLoopAlgorithm:
         assert found.failures == 0
         assert found.best_step == 2999  # the loss of a minibatch chooses nothing
         assert float(found.hparams) == pytest.approx(float(nested.hparams), abs=0.25)
-        assert list(found.history[0]) == ["step", "outer_loss", "outer_error", "grad_norm", "status", "hvps", "seconds"]
+        assert list(found.history[0]) == [
+            "step",
+            "outer_loss",
+            "outer_error",
+            "grad_norm",
+            "verdict",
+            "status",
+            "hvps",
+            "seconds",
+        ]
         assert found.history[0]["status"] == "intended"
 
     def test_is_resumed_from_a_checkpoint_to_the_same_bits(self, data, tmp_path):

@@ -79,6 +79,7 @@ def run(job: Job, session: Session) -> None:
             callback=report,
             progress=progress,
             keep=keep,
+            examine=algorithm.examine,
         )
     interrupted = found.status == "interrupted"
     result = _result(job, setup, found)
@@ -89,8 +90,8 @@ def run(job: Job, session: Session) -> None:
     console.show_result(result, found.history[0]["outer_loss"], job.folder)
     if found.status == "non_finite":
         raise DivergedError(
-            f"outer step {found.steps - 1}: the outer loss or its gradient is not finite, and the run ended; the best "
-            f"earlier step is in result.json. Try a lower optimizer.learning_rate, or another inner solver"
+            f"outer step {found.steps - 1}: the outer loss, its gradient or the update is not finite, and the run ended; "
+            f"the best earlier step is in result.json. Try a lower optimizer.learning_rate, or another inner solver"
         )
     state = "interrupted" if interrupted else "done"
     session.files.write_status(state, outer_loss=found.outer_loss, steps=found.steps)
@@ -146,6 +147,7 @@ def _result(job: Job, setup: Setup, found: outer.Result) -> dict[str, Any]:
         "steps": found.steps,
         "best_step": found.best_step,
         "failures": found.failures,
+        "verdicts": found.verdicts,
         "seconds": found.history[-1]["seconds"],
         **_jax.origin(job.cfg),
     }

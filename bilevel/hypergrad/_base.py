@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
+from bilevel.hypergrad._verdict import MODES, Mode, Verdict
 from bilevel.inner import InnerSolver, check_statements
 from bilevel.linear import LinearSolver
 from bilevel.problem import At, Problem
@@ -59,6 +60,7 @@ class Hypergradient:
       counts: oracle calls by name: `grad_evals`, gradients of the inner loss, and `hvps`, products with its Hessian (a mixed
         product counts as one).
       approximate: whether the estimate is biased by design (Gauss–Newton, a truncation), even if every solve converged.
+      verdict: how far grad can be used; None where the estimator makes none.
 
     Example:
       >>> import jax.numpy as jnp, bilevel as bl
@@ -76,6 +78,7 @@ class Hypergradient:
     solves: dict[str, Solve]
     counts: dict[str, jax.Array]
     approximate: bool | jax.Array = False
+    verdict: Verdict | None = None
 
     @property
     def status(self) -> jax.Array:
@@ -91,6 +94,14 @@ class Hypergradient:
 class Estimator(abc.ABC):
     """Base class of all estimators, which solve the inner problem and differentiate it. A subclass defines `estimate`.
 
+    Args:
+      verdict: what an estimate spends on its `Verdict`: `"cheap"` (default) makes a rough estimate of the error, and is
+        "doubtful" where that is not small (`run_loop` then makes a full one); `"full"` makes a precise one, by four linear
+        solves; `"off"` makes none.
+
+    Raises:
+      ValueError: another verdict.
+
     Example:
       >>> import jax.numpy as jnp, bilevel as bl
       >>> problem = bl.Problem(lambda x, h, d: jnp.sum((x - h) ** 2), lambda x, h, d: jnp.sum(x**2))
@@ -98,6 +109,14 @@ class Estimator(abc.ABC):
       >>> print(found.grad.round(), bl.Status(int(found.status)).word)
       [2. 4.] converged
     """
+
+    verdict: Mode = "cheap"
+
+    def __post_init__(self) -> None:
+        if self.verdict not in MODES:
+            raise ValueError(
+                f"hypergrad.{type(self).__name__}: verdict must be one of {', '.join(MODES)}, got {self.verdict!r}"
+            )
 
     def check(self, problem: Problem, inner: InnerSolver) -> None:
         """Raise ValueError, before anything is traced, if the parts do not fit together."""

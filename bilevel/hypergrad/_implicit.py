@@ -10,6 +10,8 @@ import jax
 from bilevel import _tree, linear, optimality
 from bilevel._tree import PyTree
 from bilevel.hypergrad._base import Estimator, Hypergradient, Solve
+from bilevel.hypergrad._linearized import Linearized
+from bilevel.hypergrad._verdict import judge
 from bilevel.inner import InnerSolver
 from bilevel.problem import At, Problem
 
@@ -73,37 +75,31 @@ class Implicit(Estimator):
     def estimate(self, at: At, inner: InnerSolver, params: PyTree, carry: PyTree, key: jax.Array) -> Hypergradient:
         """Solve the inner problem, then its adjoint from the last one."""
         del key
-        condition = optimality.of(at.problem)
-        moving, fixed = _tree.split(at.hparams)
         solution = inner.solve_at(at, params)
-        params = solution.params
-
-        def moved(moving: PyTree) -> At:
-            return at.replace(hparams=_tree.merge(moving, fixed))
-
-        def outer_loss(params: PyTree, moving: PyTree) -> jax.Array:
-            return moved(moving).outer_loss(params)
-
-        def residual(moving: PyTree) -> PyTree:
-            return _tree.cast_like(condition.residual(moved(moving), params), params)
-
-        value, (cotangent, direct) = jax.value_and_grad(outer_loss, argnums=(0, 1))(params, moving)
-        system = condition.system(at, params)
-        solver = self.linear.preconditioned(solution.inverse) if self.precondition else self.linear
-        found = system.solve_transposed(solver, cotangent, carry)
-        residual_value, pull = jax.vjp(residual, moving)
-        scale = _tree.norm(cotangent)
         progress = solution.progress
-        return Hypergradient(
-            grad=_tree.sub(direct, pull(found.value)[0]),
-            outer_loss=value,
-            outer_error=_tree.vdot(found.value, residual_value),
-            params=params,
-            carry=found.value,
-            solves=OrderedDict(
-                inner=Solve(progress.status, progress.residual),
-                adjoint=Solve(found.status, found.residual / _tree.positive(scale)),
-            ),
-            counts={"grad_evals": progress.grad_evals, "hvps": progress.hvps + found.matvecs + 1},
-            approximate=system.approximate,
+        point = Linearized.of(at, optimality.of(at.problem), solution.params)
+        solver = self.linear.preconditioned(solution.inverse) if self.precondition else self.linear
+        found = point.system.solve_transposed(solver, point.cotangent, carry)
+        grad = point.gradient(found.value)
+        solves = OrderedDict(
+            inner=Solve(progress.status, progress.residual),
+            adjoint=Solve(found.status, found.residual / _tree.positive(_tree.norm(point.cotangent))),
         )
+        failed = solves["inner"].failed | solves["adjoint"].failed
+        return Hypergradient(
+            grad=grad,
+            outer_loss=point.outer_loss,
+            outer_error=_tree.vdot(found.value, point.residual),
+            params=point.params,
+            carry=found.value,
+            solves=solves,
+            counts={"grad_evals": progress.grad_evals, "hvps": progress.hvps + found.matvecs + 1},
+            approximate=point.system.approximate,
+            verdict=judge(
+                self.verdict, point, grad, found.value, solves["adjoint"].residual, failed | self._biased(point.system)
+            ),
+        )
+
+    def _biased(self, system: linear.System) -> bool | jax.Array:
+        """Whether the adjoint is not the solution of Aᵀu = w by design."""
+        return system.approximate | (self.linear.effective_operator(system.operator) is not system.operator)

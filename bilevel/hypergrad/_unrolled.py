@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from bilevel import _checks, _tree
+from bilevel import _checks, _tree, optimality
 from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.hypergrad._base import Estimator, Hypergradient, Solve
+from bilevel.hypergrad._fit import misfits
+from bilevel.hypergrad._linearized import Linearized
+from bilevel.hypergrad._verdict import judge, unexamined
 from bilevel.inner import InnerSolver
 from bilevel.problem import At, Problem
 
@@ -53,6 +56,7 @@ class Unrolled(Estimator):
     kind: Literal["plain", "conditional", "checkpointed", "forward"] = "plain"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _checks.require_positive("hypergrad.Unrolled", steps=self.steps)
         if self.kind not in _ITERATE and self.kind != "forward":
             raise ValueError(
@@ -88,6 +92,10 @@ class Unrolled(Estimator):
         else:
             grad, (value, params, progress) = jax.grad(run, has_aux=True)(moving)
             sweeps = 2 if self.kind == "checkpointed" else 1
+        verdict = None if self.verdict == "off" else unexamined(value.dtype)
+        if self.verdict == "full" and not misfits(at.problem, inner):
+            point = Linearized.of(at, optimality.of(at.problem), params)
+            verdict = judge("full", point, grad, _tree.zeros_like(params), jnp.nan, suspected=True)
         return Hypergradient(
             grad=grad,
             outer_loss=value,
@@ -96,6 +104,7 @@ class Unrolled(Estimator):
             carry=carry,
             solves={"inner": Solve(progress.status, progress.residual, intended=True)},
             counts={"grad_evals": progress.grad_evals, "hvps": progress.hvps + sweeps * progress.steps},
+            verdict=verdict,
         )
 
 

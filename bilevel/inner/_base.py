@@ -184,6 +184,11 @@ class InnerSolver(abc.ABC):
         del at
         return PlainState(params, SolveProgress.start(_tree.dtype(params)))
 
+    def confirm(self, at: At, state: Any) -> Any:
+        """The state at the end of the iterations, judged once more; if its status is `MAX_STEPS` again, they continue."""
+        del at
+        return state
+
     @abc.abstractmethod
     def step(self, at: At, state: Any) -> Any:
         """One iteration; differentiable in reverse mode if the class is `differentiable`."""
@@ -228,7 +233,14 @@ class InnerSolver(abc.ABC):
         def running(state: Any) -> jax.Array:
             return (state.progress.status == Status.MAX_STEPS) & (state.progress.steps < self.max_steps)
 
-        state = iterate(running, lambda state, at: self.step(at, state), self.init(at, params), at)
+        def until_the_test(state: Any) -> Any:
+            return iterate(running, lambda state, at: self.step(at, state), state, at)
+
+        state = self.init(at, params)
+        if type(self).confirm is InnerSolver.confirm:
+            state = until_the_test(state)
+        else:
+            state = jax.lax.while_loop(running, lambda state: self.confirm(at, until_the_test(state)), state)
         return InnerSolution(state.params, state.progress, self.inverse(state))
 
     def advance(

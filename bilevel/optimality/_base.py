@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from bilevel import _needs, _tree
 from bilevel._needs import Need
@@ -65,9 +66,36 @@ class Condition(abc.ABC):
         del at, params
         return None
 
+    def jump(self, at: At, params: PyTree, adjoint: PyTree, reach: jax.Array) -> jax.Array:
+        """How much Aᵀu changes where every entry of params moves by `reach` times the largest of its leaf, in norm.
+
+        Large near a kink of F. Zero for a problem without a set, a prox or constraints.
+        """
+        if at.parts.smooth:
+            return jnp.zeros((), _tree.dtype(params))
+
+        def product(x: PyTree) -> PyTree:
+            return jax.vjp(lambda x: _tree.cast_like(self.residual(at, x), x), x)[1](adjoint)[0]
+
+        return largest_change(product, params, params, reach)
+
     def _linearized(self, at: At, params: PyTree) -> Operator:
         _, push = jax.linearize(lambda x: _tree.cast_like(self.residual(at, x), x), params)
         return Operator(push)
+
+
+def largest_change(product: Callable[[PyTree], PyTree], point: PyTree, params: PyTree, reach: jax.Array) -> jax.Array:
+    """The largest change of the product between a point and two points beside it, along signs and against them."""
+    here, found = product(point), jnp.zeros((), _tree.dtype(params))
+    for sign in (-1, 1):
+
+        def beside(p: jax.Array, x: jax.Array, d: jax.Array, sign: int = sign) -> jax.Array:
+            step = jnp.asarray(reach, p.dtype) * jnp.max(jnp.abs(x), initial=0).astype(p.dtype)
+            return p + sign * step * d
+
+        there = product(jax.tree.map(beside, point, params, _tree.signs(point)))
+        found = jnp.maximum(found, _tree.norm(_tree.sub(there, here)))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from bilevel._tree import PyTree
 from bilevel.linear import System
 from bilevel.operators.projection import projection_simplex
 from bilevel.optimality._active import Linearization, Product, reduction
-from bilevel.optimality._base import Condition
+from bilevel.optimality._base import Condition, largest_change
 from bilevel.problem import At, Problem
 
 
@@ -41,6 +41,18 @@ class _GradientMapping(Condition):
         point = jax.tree.map(lambda x, e, g: x - e * g, params, eta, at.gradient(params))
         moved = at.proximal_step(point, step)
         return jax.tree.map(lambda x, m, e: (x - m.astype(x.dtype)) / e, params, moved, eta)
+
+    def jump(self, at: At, params: PyTree, adjoint: PyTree, reach: jax.Array) -> jax.Array:
+        """A bound by the derivative of the prox or projection alone, which holds the kinks: no gradient is evaluated nearby."""
+        step = self._step(at, params)
+        eta = _spread(step, params)
+        point = jax.tree.map(lambda x, e, g: x - e * g, params, eta, at.gradient(params))
+
+        def product(z: PyTree) -> PyTree:
+            moved = jax.jvp(lambda z: _tree.cast_like(at.proximal_step(z, step), z), (z,), (adjoint,))[1]
+            return jax.tree.map(lambda m, e: m / e, moved, eta)
+
+        return largest_change(product, point, params, reach)
 
     def system(self, at: At, params: PyTree) -> System:
         """A, general; with the symmetric system on the active set where its form is known."""

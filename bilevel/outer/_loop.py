@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +16,7 @@ from bilevel import hypergrad as hypergrads
 from bilevel import inner as inners
 from bilevel._status import FINE
 from bilevel._tree import PyTree
+from bilevel.hypergrad import Reason, Verdict
 from bilevel.outer import _memory
 from bilevel.outer._nested import Nested
 from bilevel.outer._progress import Progress, Row, finite, read
@@ -49,7 +51,8 @@ class Result:
         "non_finite"; from the command line also "interrupted".
       steps: outer steps done.
       best_step: the step at which hparams were found.
-      failures: steps with a solve that did not converge.
+      failures: steps with a solve that did not converge, or with a hypergradient whose verdict is "failed".
+      verdicts: the number of steps with each verdict on their hypergradient, `trusted`, `doubtful` or `failed`.
       history: one row per step with the keys of `metrics.jsonl`; a row describes the hyperparameters from which its step started.
       state: the algorithm's last state.
 
@@ -67,6 +70,7 @@ class Result:
     steps: int
     best_step: int
     failures: int
+    verdicts: dict[str, int]
     history: list[Row]
     state: Any
 
@@ -140,6 +144,7 @@ def minimize(
         time_limit=time_limit,
         on_failure=on_failure,
         callback=callback,
+        examine=algorithm.examine,
     )
 
 
@@ -156,6 +161,7 @@ def run_loop(
     callback: Callable[[Row, Any], Any] | None = None,
     progress: Progress | None = None,
     keep: Callable[[Progress, str | None], str | None] | None = None,
+    examine: Callable[[S, PyTree], Verdict | None] | None = None,
 ) -> Result:
     """Run an algorithm from a state. Arguments, errors and result as for `minimize`, and:
 
@@ -165,6 +171,8 @@ def run_loop(
       progress: resume from this `Progress` of the same algorithm, data and settings; `state` is then not used.
       keep: called after every step with (progress, status), status None while the run continues; a string that it returns
         ends the run with that status.
+      examine: makes the full verdict on a step whose cheap verdict is not sure, from the state before it and the data:
+        `Nested.examine`. It is compiled when it is first needed. None leaves such steps doubtful.
 
     Example:
       >>> import jax.numpy as jnp, optax, bilevel as bl
@@ -179,6 +187,7 @@ def run_loop(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     step = _compiled.compiled(_step, algorithm)
+    full = None if examine is None else _compiled.compiled(_call, examine)
     done = progress or Progress.start(algorithm, state)
     state, best, failures, history = done.state, done.best, done.failures, done.history[: done.steps]
     begun, said = time.perf_counter() - done.seconds, set()
@@ -188,6 +197,8 @@ def run_loop(
         _memory.require(step.lower(state, data).compile())  # the calls below use the same executable
     while status is None:
         following, report = step(state, data)
+        if full is not None and report.verdict is not None and report.verdict.reason == Reason.UNEXAMINED:
+            report = dataclasses.replace(report, verdict=full(state, data) or report.verdict)
         row, trouble = read(report, len(history), time.perf_counter() - begun)
         history.append(row)
         best = best.updated(row, algorithm.point(following, state), trouble is not None, report.exact)
@@ -206,11 +217,16 @@ def run_loop(
             now = Progress(state, best, failures, row["seconds"], len(history), history)
             status = keep(now, status) or status
     found = best.hparams, best.params, best.outer_loss
-    return Result(*found, status, len(history), best.step, failures, history, state)
+    verdicts = dict(Counter(row["verdict"] for row in history))
+    return Result(*found, status, len(history), best.step, failures, verdicts, history, state)
 
 
 def _step(algorithm: Algorithm[S], state: S, data: PyTree) -> tuple[S, Report]:
     return algorithm.step(state, data)
+
+
+def _call(function: Callable[[S, PyTree], Verdict | None], state: S, data: PyTree) -> Verdict | None:
+    return function(state, data)
 
 
 def _stop_reason(
@@ -234,6 +250,11 @@ def _remarks(row: Row, trouble: str | None, on_failure: OnFailure) -> Iterator[t
             use = "skipped" if on_failure == "skip" else "used as it stands"
             yield "trouble", f"{trouble} Its hypergradient is {use}. Further failures are counted, not logged."
         return
+    if "reason" in row:
+        yield (
+            row["reason"],
+            f"outer step {row['step']}: the hypergradient is doubtful: {row['reason']}. Such steps are counted.",
+        )
     if row["grad_norm"] == 0:
         yield (
             "still",

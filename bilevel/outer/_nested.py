@@ -11,7 +11,7 @@ import optax
 
 from bilevel import _compiled, _tree
 from bilevel._tree import PyTree
-from bilevel.hypergrad import Estimator, Hypergradient, misfits
+from bilevel.hypergrad import Estimator, Hypergradient, Verdict, misfits
 from bilevel.inner import InnerSolver
 from bilevel.outer._report import Point, Report
 from bilevel.problem import At, Problem
@@ -120,11 +120,9 @@ class Nested:
           The next state, and the `Report` of the point that the step started from.
         """
         moving, fixed = _tree.split(state.hparams)
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
         def estimate(moving: PyTree) -> Hypergradient:
-            at = At(self.problem, _tree.merge(moving, fixed), data, state.prepared, key)
-            return self.hypergrad.estimate(at, self.inner, state.params, state.carry, key)
+            return self._estimate(self.hypergrad, state, _tree.merge(moving, fixed), data)
 
         @jax.custom_jvp
         def value_fn(moving: PyTree) -> jax.Array:
@@ -156,8 +154,21 @@ class Nested:
             outer_error=found.outer_error,
             solves=found.solves,
             counts=found.counts,
+            verdict=found.verdict,
+            update_norm=_tree.norm(updates),
         )
         return following, report
+
+    @_in_full_precision
+    def examine(self, state: NestedState, data: PyTree) -> Verdict | None:
+        """The full verdict on the hypergradient of the step from this state. Pure; it solves the inner problem once more."""
+        full = dataclasses.replace(self.hypergrad, verdict="full")
+        return self._estimate(full, state, state.hparams, data).verdict
+
+    def _estimate(self, hypergrad: Estimator, state: NestedState, hparams: PyTree, data: PyTree) -> Hypergradient:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        at = At(self.problem, hparams, data, state.prepared, key)
+        return hypergrad.estimate(at, self.inner, state.params, state.carry, key)
 
     def point(self, new: NestedState, old: NestedState) -> Point:
         """The hyperparameters from which the step started, and their inner solution."""

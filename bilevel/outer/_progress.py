@@ -9,6 +9,7 @@ import numpy as np
 
 from bilevel._status import INTENDED, Status, describe
 from bilevel._tree import PyTree
+from bilevel.hypergrad import Level, Reason
 from bilevel.outer._report import Algorithm, Point, Report
 
 Row = dict[str, Any]
@@ -18,9 +19,11 @@ def read(report: Report, step: int, seconds: float) -> tuple[Row, str | None]:
     """The row of a step, and a message about what failed in it, or None.
 
     The status in the row is `converged` if all solves converged, `intended` if they stopped where their settings told them to (or
-    there are none), else the name of the first that failed and how it ended: `inner stagnated`.
+    there are none), else the name of the first that failed and how it ended: `inner stagnated`. The verdict is the report's; a
+    report without one is doubtful where a solve failed. A row that is not trusted has a `reason`.
     """
     report = jax.device_get(report)
+    verdict = report.verdict
     failed = next((name for name, solve in report.solves.items() if solve.failed), None)
     numbers = {name: np.asarray(value).item() for name, value in report.numbers().items()}
     codes = {name: numbers.pop(f"{name}_status") for name in report.solves}
@@ -28,19 +31,36 @@ def read(report: Report, step: int, seconds: float) -> tuple[Row, str | None]:
     status = Status.CONVERGED.word if set(codes.values()) == {Status.CONVERGED} else INTENDED
     if failed is not None:
         status = f"{failed} {Status(codes[failed]).word}"
-    row = {"step": step, **head, "status": status, **numbers, "seconds": seconds}
-    trouble = None if finite(row) else f"outer step {step}: the hypergradient is not finite though no solve failed."
+    row = {"step": step, **head, "verdict": "", "status": status, **numbers, "seconds": seconds}
+    level = Level.DOUBTFUL if failed else Level.TRUSTED
+    reason = Reason.SOLVES if failed else Reason.NONE
+    if verdict is not None:
+        level, reason = Level(int(verdict.level)), Reason(int(verdict.reason))
+    if not finite(row):
+        level, reason = Level.FAILED, Reason.NOT_FINITE
+    row["verdict"] = level.word
+    if level is not Level.TRUSTED:
+        row["reason"] = reason.sentence
+    return row, _trouble(row, level, failed, codes)
+
+
+def _trouble(row: Row, level: Level, failed: str | None, codes: dict[str, int]) -> str | None:
+    step = f"outer step {row['step']}"
     if failed is not None:
-        trouble = (
-            f"outer step {step}: the {failed} solve did not converge (residual {numbers[f'{failed}_residual']:.2g}). "
-            f"{describe(codes[failed])}."
-        )
-    return row, trouble
+        residual = row[f"{failed}_residual"]
+        return f"{step}: the {failed} solve did not converge (residual {residual:.2g}). {describe(codes[failed])}."
+    if not math.isfinite(row["outer_loss"] + row["grad_norm"]):
+        return f"{step}: the hypergradient is not finite though no solve failed."
+    if not finite(row):
+        return f"{step}: the optimizer's update is not finite, and was not applied: lower its learning rate."
+    if level is Level.FAILED:
+        return f"{step}: the hypergradient is off by an estimated {row['error_estimate']:.0%}: {row['reason']}."
+    return None
 
 
 def finite(row: Row) -> bool:
-    """Whether the outer loss and the hypergradient of a row are finite."""
-    return math.isfinite(row["outer_loss"]) and math.isfinite(row["grad_norm"])
+    """Whether the outer loss, the hypergradient and its update are finite in a row."""
+    return all(math.isfinite(row.get(name, 0.0)) for name in ("outer_loss", "grad_norm", "update_norm"))
 
 
 @jax.tree_util.register_dataclass

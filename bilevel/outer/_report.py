@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 
 from bilevel._tree import PyTree
-from bilevel.hypergrad import Solve
+from bilevel.hypergrad import Solve, Verdict
 
 S = TypeVar("S")
 
@@ -25,6 +25,8 @@ class Report:
         order under `jit`); empty for an algorithm that solves nothing.
       counts: oracle calls of the step, by name.
       exact: whether outer_loss is the loss of all data, by which the best step can be chosen; False for the loss of a minibatch.
+      verdict: how far the hypergradient can be used; None leaves it to the solves.
+      update_norm: ‖update of the hyperparameters‖₂, not finite if it was not applied for that; None if it is not known.
 
     Example:
       >>> import bilevel as bl
@@ -39,11 +41,17 @@ class Report:
     solves: dict[str, Solve] = dataclasses.field(default_factory=dict)
     counts: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
     exact: bool = dataclasses.field(default=True, metadata={"static": True})
+    verdict: Verdict | None = None
+    update_norm: jax.Array | None = None
 
     def numbers(self) -> dict[str, Any]:
         """A flat dict of scalars: `inner_status`, `inner_residual`, … for a solve `inner`; NaN for no estimate."""
         error = math.nan if self.outer_error is None else self.outer_error
         found: dict[str, Any] = {"outer_loss": self.outer_loss, "outer_error": error, "grad_norm": self.grad_norm}
+        if self.update_norm is not None:
+            found["update_norm"] = self.update_norm
+        if self.verdict is not None:
+            found |= {"error_estimate": self.verdict.error_estimate, "condition": self.verdict.condition}
         for name, solve in self.solves.items():
             found |= {f"{name}_residual": solve.residual, f"{name}_status": solve.status}
         return found | self.counts

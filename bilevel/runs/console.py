@@ -86,6 +86,9 @@ def show_result(result: Mapping[str, Any], first_loss: float, folder: Path) -> N
             f"a solve missed its tolerance in {result['failures']} of {result['steps']} steps; the best step was chosen by "
             "its outer loss and the estimated error of that loss"
         )
+    if set(result["verdicts"]) != {"trusted"}:
+        counts = ", ".join(f"{count} {level}" for level, count in result["verdicts"].items())
+        say(f"hypergradients: {counts}; the reasons are in metrics.jsonl")
     if result["metrics"]:
         say("  ".join(f"{name} {value:.5g}" for name, value in result["metrics"].items()))
     for name, value in result["hparams"].items():

@@ -9,13 +9,16 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from bilevel import _tree
+from bilevel._curvature import curvature_along_gradient
 from bilevel._needs import LOSS, SMOOTH
+from bilevel._status import Status
 from bilevel._tree import PyTree
 from bilevel.inner._base import InnerSolver, SolveProgress
 from bilevel.inner.linear_models import _gram
 from bilevel.problem import At
 
 _ARMIJO, _CURVATURE, _MAX_TRIALS = 1e-4, 0.9, 30
+_STALE = 10.0  # ratio of curvatures
 
 
 class _Inverse(NamedTuple):
@@ -54,6 +57,7 @@ class _State(NamedTuple):
     gradient: jax.Array  # raveled
     estimate: _Inverse
     lipschitz: jax.Array  # the largest curvature seen
+    recent: jax.Array  # the last one seen
     progress: SolveProgress
 
 
@@ -106,15 +110,16 @@ class LBFGS(InnerSolver):
     def init(self, at: At, params: PyTree) -> _State:
         """Evaluate the start, and the curvature along its gradient for the first inverse Hessian."""
         (value, gradient), push = jax.linearize(jax.value_and_grad(at.inner_loss), params)
-        bent = ravel_pytree(jax.lax.stop_gradient(push(gradient)[1]))[0]
+        _, unit = _tree.normalized(jax.lax.stop_gradient(gradient))
+        bent = ravel_pytree(jax.lax.stop_gradient(push(unit)[1]))[0]
         flat = ravel_pytree(gradient)[0]
-        size = jnp.linalg.norm(jax.lax.stop_gradient(flat))
-        curvature = _tree.positive(jnp.linalg.norm(bent) / _tree.positive(size))
-        base = None if at.prepared is None else _gram.inverse(at, flat, bent)
+        curvature = _tree.positive(_tree.norm(bent))
+        base = None if at.prepared is None else _gram.inverse(at, ravel_pytree(unit)[0], bent)
         empty = jnp.zeros((self.memory, flat.size), flat.dtype)
         scale = 1 / curvature if base is None else jnp.ones_like(curvature)
         estimate = _Inverse(empty, empty, jnp.zeros(self.memory, flat.dtype), base, scale)
-        return _State(params, value, flat, estimate, curvature, SolveProgress.start(flat.dtype, grad_evals=1, hvps=1))
+        progress = SolveProgress.start(flat.dtype, grad_evals=1, hvps=1)
+        return _State(params, value, flat, estimate, curvature, curvature, progress)
 
     def step(self, at: At, state: _State) -> _State:
         """One quasi-Newton step."""
@@ -136,24 +141,47 @@ class LBFGS(InnerSolver):
         x = flat + trial.step * direction
         value, gradient = _already_evaluated(evaluate)(x, at.hparams, trial.value, trial.gradient)
         move, change = x - flat, gradient - state.gradient
-        product, squared = move @ change, change @ estimate.initial(change)
+        product = move @ change
+        bend, unit = _tree.normalized(change)
+        spread = unit @ estimate.initial(unit)
+        secant = (
+            product / _tree.positive(bend) / _tree.positive(bend)
+        )  # without the square of a gradient, which overflows
         eps = jnp.finfo(flat.dtype).eps
-        useful = (product > eps * squared * estimate.scale) & (move @ move > (1e-3 * jnp.sqrt(eps)) ** 2 * (x @ x))
+        length = _tree.norm(jax.lax.stop_gradient(move))
+        useful = (secant > eps * spread * estimate.scale) & (length > 1e-3 * eps**0.5 * _tree.norm(x))
         inverse = jnp.where(useful, 1 / jnp.where(useful, product, 1), 0)
 
         def push(history: jax.Array, new: jax.Array) -> jax.Array:
             return jnp.where(useful, jnp.concatenate([history[1:], new[None]]), history)
 
-        length = jnp.linalg.norm(jax.lax.stop_gradient(move))
-        seen = jnp.linalg.norm(jax.lax.stop_gradient(change)) / _tree.positive(length)
-        lipschitz = jnp.maximum(state.lipschitz, jnp.where(length > 0, seen, 0))
+        seen = jnp.where(length > 0, jax.lax.stop_gradient(bend) / _tree.positive(length), state.recent)
+        lipschitz = jnp.maximum(state.lipschitz, seen)
         params = unravel(x)
-        distance = jnp.linalg.norm(gradient) / lipschitz
+        distance = jnp.where(jnp.isfinite(lipschitz), _tree.norm(gradient) / lipschitz, jnp.nan)
         progress = self.advance(state.progress, params, distance, grad_evals=trial.trials, failed=~trial.accepted)
         moves, changes, weights = jax.tree.map(push, estimate[:3], (move, change, inverse))
-        scale = jnp.where(useful, product / _tree.positive(squared), estimate.scale)
+        scale = jnp.where(useful, secant / _tree.positive(spread), estimate.scale)
         estimate = _Inverse(moves, changes, weights, estimate.base, scale)
-        return _State(params, value, gradient, estimate, lipschitz, progress)
+        return _State(params, value, gradient, estimate, lipschitz, seen, progress)
+
+    def confirm(self, at: At, state: _State) -> _State:
+        """Judge the point by the curvature there, if much larger ones were seen on the way."""
+        converged = state.progress.status == Status.CONVERGED
+
+        def fresh() -> jax.Array:
+            return jnp.minimum(
+                curvature_along_gradient(at, state.params)[1].astype(state.lipschitz.dtype), state.lipschitz
+            )
+
+        stale = converged & (state.lipschitz > _STALE * state.recent)
+        lipschitz = jax.lax.cond(stale, fresh, lambda: state.lipschitz)
+        distance = _tree.norm(state.gradient) / lipschitz
+        judged = self.advance(
+            state.progress, state.params, distance, grad_evals=0, hvps=stale.astype(jnp.int32), steps=0
+        )
+        progress = jax.tree.map(lambda a, b: jnp.where(stale, a, b), judged, state.progress)
+        return state._replace(lipschitz=lipschitz, progress=progress)
 
     def inverse(self, state: _State) -> jax.tree_util.Partial:
         """The two-loop recursion over the pairs kept."""

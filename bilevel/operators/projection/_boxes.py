@@ -75,15 +75,25 @@ def projection_box_section(
     _numeric.require_shape(who, "c", hyperparams[3], (), "a scalar")
     alpha, beta, w = (jnp.broadcast_to(_numeric.cast(value, x), x.shape) for value in hyperparams[:3])
     c = _numeric.cast(hyperparams[3], x)
-    at_low, at_high = _section_faces(*jax.lax.stop_gradient((x, alpha, beta, w, c)))
-    free = ~(at_low | at_high) & (w != 0)
-    bound = jnp.where(at_low, alpha, jnp.where(at_high, beta, jnp.clip(x, alpha, beta)))
-    rest = c - jnp.sum(w * jnp.where(free, x, bound))
-    p = jnp.where(free, x + w * _tree.divide(rest, jnp.sum(jnp.where(free, w, 0) ** 2)), bound)
+    # The answer is the same for all x + tw; at the right t, large entries do not absorb c.
+    x = x + w * jax.lax.stop_gradient(_on_section(x, alpha, beta, w, c)[2])
+    p, free, _ = _on_section(x, alpha, beta, w, c)
     size = jnp.abs(c) + jnp.sum(jnp.abs(w) * (jnp.abs(p) + jnp.where(free, jnp.abs(x), 0)))
     slack = _numeric.tolerance(x) * size
     holds = jnp.all(alpha <= beta) & (jnp.abs(jnp.sum(w * p) - c) <= slack)
     return _numeric.feasible(who, "the section of the box", holds, p, check_feasible)
+
+
+def _on_section(
+    x: jax.Array, alpha: jax.Array, beta: jax.Array, w: jax.Array, c: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The projection, the entries between their bounds, and τ."""
+    at_low, at_high = _section_faces(*jax.lax.stop_gradient((x, alpha, beta, w, c)))
+    free = ~(at_low | at_high) & (w != 0)
+    bound = jnp.where(at_low, alpha, jnp.where(at_high, beta, jnp.clip(x, alpha, beta)))
+    rest = c - jnp.sum(w * jnp.where(free, x, bound))
+    tau = _tree.divide(rest, jnp.sum(jnp.where(free, w, 0) ** 2))
+    return jnp.where(free, x + w * tau, bound), free, tau
 
 
 @jax.jit

@@ -32,7 +32,8 @@ def projection_simplex(x: jax.Array, value: Any = 1.0) -> jax.Array:
 
 @jax.custom_jvp
 def _simplex(x: jax.Array, value: jax.Array) -> jax.Array:
-    # The threshold is the largest of the candidate thresholds (Σ_{i≤k} x₍ᵢ₎ − value)/k.
+    # The threshold is the largest of the candidate thresholds (Σ_{i≤k} x₍ᵢ₎ − value)/k. Large entries would absorb the sum.
+    x = x - jnp.max(x)
     excess = jnp.cumsum(_sort_descending(x)) - value
     return jnp.maximum(x - jnp.max(excess / jnp.arange(1, x.size + 1, dtype=x.dtype)), 0)
 
