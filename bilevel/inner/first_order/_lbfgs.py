@@ -24,9 +24,10 @@ _STALE = 10.0  # ratio of curvatures
 class _Inverse(NamedTuple):
     """The estimate of the inverse Hessian, on raveled vectors."""
 
-    moves: jax.Array  # (memory, n), newest last
-    changes: jax.Array  # (memory, n): of the gradient
+    moves: jax.Array  # (memory, n), of unit length, newest last
+    changes: jax.Array  # (memory, n): of the gradient, of unit length
     weights: jax.Array  # (memory,): 1/⟨move, change⟩, 0 if empty
+    ratios: jax.Array  # (memory,): ‖move‖/‖change‖ before they were normalized
     base: jax.Array | None  # the initial inverse Hessian, (features, features), if not the identity
     scale: jax.Array  # of it
 
@@ -35,18 +36,18 @@ class _Inverse(NamedTuple):
         return v if self.base is None else jnp.ravel(self.base @ v.reshape(len(self.base), -1))
 
     def times(self, q: jax.Array) -> jax.Array:
-        """The two-loop recursion (Nocedal 1980). Empty slots have weight 0 and drop out."""
+        """The two-loop recursion (Nocedal 1980) in units of the pairs. Empty slots have weight 0 and drop out."""
 
         def newest_first(q: jax.Array, pair: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-            move, change, weight = pair
+            move, change, weight, _ = pair
             alpha = weight * (move @ q)
             return q - alpha * change, alpha
 
         def oldest_first(r: jax.Array, item: tuple[tuple[jax.Array, ...], jax.Array]) -> tuple[jax.Array, None]:
-            (move, change, weight), alpha = item
-            return r + (alpha - weight * (change @ r)) * move, None
+            (move, change, weight, ratio), alpha = item
+            return r + (alpha * ratio - weight * (change @ r)) * move, None
 
-        pairs = self[:3]
+        pairs = self[:4]
         q, alphas = jax.lax.scan(newest_first, q, pairs, reverse=True)
         return jax.lax.scan(oldest_first, self.scale * self.initial(q), (pairs, alphas))[0]
 
@@ -117,7 +118,8 @@ class LBFGS(InnerSolver):
         base = None if at.prepared is None else _gram.inverse(at, ravel_pytree(unit)[0], bent)
         empty = jnp.zeros((self.memory, flat.size), flat.dtype)
         scale = 1 / curvature if base is None else jnp.ones_like(curvature)
-        estimate = _Inverse(empty, empty, jnp.zeros(self.memory, flat.dtype), base, scale)
+        none = jnp.zeros(self.memory, flat.dtype)
+        estimate = _Inverse(empty, empty, none, none, base, scale)
         progress = SolveProgress.start(flat.dtype, grad_evals=1, hvps=1)
         return _State(params, value, flat, estimate, curvature, curvature, progress)
 
@@ -141,28 +143,27 @@ class LBFGS(InnerSolver):
         x = flat + trial.step * direction
         value, gradient = _already_evaluated(evaluate)(x, at.hparams, trial.value, trial.gradient)
         move, change = x - flat, gradient - state.gradient
-        product = move @ change
-        bend, unit = _tree.normalized(change)
-        spread = unit @ estimate.initial(unit)
-        secant = (
-            product / _tree.positive(bend) / _tree.positive(bend)
-        )  # without the square of a gradient, which overflows
-        eps = jnp.finfo(flat.dtype).eps
-        length = _tree.norm(jax.lax.stop_gradient(move))
-        useful = (secant > eps * spread * estimate.scale) & (length > 1e-3 * eps**0.5 * _tree.norm(x))
+        (length, move), (bend, change) = (
+            _tree.normalized(move),
+            _tree.normalized(change),
+        )  # so that no product overflows
+        product, spread, eps = move @ change, change @ estimate.initial(change), jnp.finfo(flat.dtype).eps
+        ratio = length / _tree.positive(bend)
+        useful = (product * ratio > eps * spread * estimate.scale) & (length > 1e-3 * eps**0.5 * _tree.norm(x))
         inverse = jnp.where(useful, 1 / jnp.where(useful, product, 1), 0)
 
         def push(history: jax.Array, new: jax.Array) -> jax.Array:
             return jnp.where(useful, jnp.concatenate([history[1:], new[None]]), history)
 
-        seen = jnp.where(length > 0, jax.lax.stop_gradient(bend) / _tree.positive(length), state.recent)
+        length, bend = jax.lax.stop_gradient((length, bend))
+        seen = jnp.where(length > 0, bend / _tree.positive(length), state.recent)
         lipschitz = jnp.maximum(state.lipschitz, seen)
         params = unravel(x)
         distance = jnp.where(jnp.isfinite(lipschitz), _tree.norm(gradient) / lipschitz, jnp.nan)
         progress = self.advance(state.progress, params, distance, grad_evals=trial.trials, failed=~trial.accepted)
-        moves, changes, weights = jax.tree.map(push, estimate[:3], (move, change, inverse))
-        scale = jnp.where(useful, secant / _tree.positive(spread), estimate.scale)
-        estimate = _Inverse(moves, changes, weights, estimate.base, scale)
+        pairs = jax.tree.map(push, estimate[:4], (move, change, inverse, ratio))
+        scale = jnp.where(useful, product * ratio / _tree.positive(spread), estimate.scale)
+        estimate = _Inverse(*pairs, estimate.base, scale)
         return _State(params, value, gradient, estimate, lipschitz, seen, progress)
 
     def confirm(self, at: At, state: _State) -> _State:

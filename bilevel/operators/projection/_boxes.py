@@ -88,19 +88,19 @@ def _on_section(
     x: jax.Array, alpha: jax.Array, beta: jax.Array, w: jax.Array, c: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The projection, the entries between their bounds, and τ."""
-    at_low, at_high = _section_faces(*jax.lax.stop_gradient((x, alpha, beta, w, c)))
+    at_low, at_high, near = _section_faces(*jax.lax.stop_gradient((x, alpha, beta, w, c)))
     free = ~(at_low | at_high) & (w != 0)
     bound = jnp.where(at_low, alpha, jnp.where(at_high, beta, jnp.clip(x, alpha, beta)))
     rest = c - jnp.sum(w * jnp.where(free, x, bound))
     tau = _tree.divide(rest, jnp.sum(jnp.where(free, w, 0) ** 2))
-    return jnp.where(free, x + w * tau, bound), free, tau
+    return jnp.where(free, x + w * tau, bound), free, jnp.where(jnp.any(free), tau, near)
 
 
 @jax.jit
 def _section_faces(
     x: jax.Array, alpha: jax.Array, beta: jax.Array, w: jax.Array, c: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Which entries are at their lower and at their upper bound at the solution."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which entries are at their lower and at their upper bound at the solution, and a breakpoint next to τ."""
     slope = jnp.where(w == 0, 1, w)
     ends = jnp.stack([(alpha - x) / slope, (beta - x) / slope])
     first = jnp.where(w == 0, -jnp.inf, ends.min(0))
@@ -122,4 +122,5 @@ def _section_faces(
     left = jnp.where(low < 0, -jnp.inf, points[low])
     right = jnp.where(high < points.size, points[high], jnp.inf)
     before, after = (right <= first) & (w != 0), (last <= left) & (w != 0)
-    return jnp.where(w > 0, before, after), jnp.where(w > 0, after, before)
+    near = jnp.where(jnp.isfinite(left), left, jnp.where(jnp.isfinite(right), right, 0))
+    return jnp.where(w > 0, before, after), jnp.where(w > 0, after, before), near
