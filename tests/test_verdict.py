@@ -98,14 +98,15 @@ def test_a_kink_within_the_error_is_told(x64, planted, gap, reason):
     )
     answer = jnp.array([1.5, 0.0, -0.5]) * (1 + 1e-4)
     for verdict, expected in (("cheap", Reason.UNEXAMINED if reason else reason), ("full", reason)):
-        found = hypergrad.Implicit(verdict=verdict).run(problem, planted.Returned(), answer, jnp.array(0.5))
+        estimator = hypergrad.Implicit(verdict=verdict)
+        found = jax.jit(lambda p, h, e=estimator: e.run(problem, planted.Returned(), p, h))(answer, jnp.array(0.5))
         assert Reason(int(found.verdict.reason)) is expected
 
 
 def test_estimates_are_near_the_truth(x64, planted):
-    """On quadratics and logistic regressions whose answers are off by up to a tenth."""
+    """On ridge and logistic regressions whose answers are off by up to a tenth."""
     ratios = []
-    for family in planted.FAMILIES[:3]:
+    for family in planted.FAMILIES[1:3]:
         rngs = [np.random.default_rng(i) for i in range(8)]
         drawn = [family.draw(rng) for rng in rngs]
         h, d, s = (
@@ -128,12 +129,18 @@ def test_estimates_are_near_the_truth(x64, planted):
     assert np.mean((np.array(ratios) > 0.5) & (np.array(ratios) < 2)) > 0.9
 
 
+@pytest.mark.parametrize("kind", ["answer", pytest.param("", marks=pytest.mark.slow)], ids=["answers", "all"])
 @pytest.mark.parametrize("name", ["ridge", pytest.param("lasso", marks=pytest.mark.slow)])
-def test_no_planted_fault_is_silent(x64, planted, name):
+def test_no_planted_fault_is_silent(x64, planted, name, kind):
     family = next(family for family in planted.FAMILIES if family.name == name)
+    seen = 0
     for fault, count in planted.outcomes(family, 4):
+        if not fault.startswith((kind, "control")):
+            break
+        seen += count.wrong
         assert count.silent == 0, fault
         assert count.alarms == 0 or not fault.startswith("control"), fault
+    assert seen > 20
 
 
 def test_rows_and_results_have_verdicts(x64, caplog):
@@ -179,13 +186,16 @@ def ridge_root(condition_penalty=1.0, answer=1.0, **settings):
 
 @pytest.mark.parametrize("derivative", [jax.grad, jax.jacfwd])
 def test_a_root_that_is_none_has_no_derivative(x64, derivative):
-    exact = derivative(ridge_root())(20.0)
+    def derivative_of(function):
+        return jax.jit(derivative(function))
+
+    exact = derivative_of(ridge_root())(20.0)
     assert np.isfinite(exact)
-    np.testing.assert_allclose(derivative(ridge_root(answer=1.02))(20.0), exact, rtol=0.1)
+    np.testing.assert_allclose(derivative_of(ridge_root(answer=1.02))(20.0), exact, rtol=0.1)
     for wrong in (ridge_root(condition_penalty=3.0), ridge_root(condition_penalty=0.0), ridge_root(answer=0.0)):
-        assert np.isnan(derivative(wrong)(20.0))
-    assert np.isfinite(derivative(ridge_root(condition_penalty=3.0, max_newton_step=None))(20.0))
-    assert np.isnan(derivative(ridge_root(answer=1.02, max_newton_step=1e-3))(20.0))
+        assert np.isnan(derivative_of(wrong)(20.0))
+    assert np.isfinite(derivative_of(ridge_root(condition_penalty=3.0, max_newton_step=None))(20.0))
+    assert np.isnan(derivative_of(ridge_root(answer=1.02, max_newton_step=1e-3))(20.0))
 
 
 def test_lanes_are_judged_alone(x64):

@@ -188,12 +188,23 @@ def _rough(here: Linearized, grad: PyTree, adjoint: PyTree, adjoint_residual: ja
     inverse = u / _tree.positive(_tree.norm(here.cotangent))
     step = _relative(inverse * _tree.norm(here.residual), _tree.norm(here.params))
     condition = inverse * _tree.norm(along) / _tree.size(probe) ** 0.5
-    rank = min(_tree.size(here.params), _tree.size(pulled))
-    sensitivity = u * (_tree.norm(pulled) / max(rank, 1) ** 0.5).astype(u.dtype)
-    amplified = jnp.maximum(_relative(sensitivity, _tree.norm(grad).astype(u.dtype)), 1)
+    terms = _terms(here, u, pulled)
+    amplified = jnp.maximum(_relative(terms, jnp.maximum(_tree.norm(grad).astype(u.dtype), _rounding(here, terms))), 1)
     error = _SAFETY * (step + condition * adjoint_residual) * amplified
     jump = _jump(here, adjoint, step)
     return _verdict(u, Level.TRUSTED, Reason.NONE, error, jnp.nan, jnp.nan, step, condition, jump)
+
+
+def _terms(here: Linearized, adjoint_norm: jax.Array, pulled: PyTree) -> jax.Array:
+    """The size of the terms of the hypergradient, with ‖B‖ from the product with a vector of signs."""
+    rank = max(min(_tree.size(here.params), _tree.size(pulled)), 1)
+    spread = (_tree.norm(pulled) / rank**0.5).astype(adjoint_norm.dtype)
+    return _tree.norm(here.direct).astype(adjoint_norm.dtype) + adjoint_norm * spread
+
+
+def _rounding(here: Linearized, terms: jax.Array) -> jax.Array:
+    """A hypergradient below this is rounding, and zero."""
+    return _SAFETY * _tree.eps(here.params) / _SMALL * terms
 
 
 class _Newton(NamedTuple):
@@ -229,7 +240,10 @@ def _examined(here: Linearized, grad: PyTree, adjoint: PyTree) -> Verdict:
 
     _, both = jax.lax.scan(newton, (here.params, adjoint), length=2)
     first, second = (jax.tree.map(lambda x, i=i: x[i], both) for i in (0, 1))
-    size = jnp.maximum(_tree.norm(grad), _tree.norm(second.grad))
+    terms = _terms(here, _tree.norm(first.adjoint), here.pull(_tree.signs(here.params))[1])
+    size = jnp.maximum(
+        jnp.maximum(_tree.norm(grad), _tree.norm(second.grad)).astype(terms.dtype), _rounding(here, terms)
+    )
     adjoint_error, inner_error, error = (
         _relative(_tree.norm(_tree.sub(a, b)), size)
         for a, b in ((first.grad, grad), (second.grad, first.grad), (second.grad, grad))
