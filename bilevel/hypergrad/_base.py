@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from bilevel import _tree
 from bilevel._status import Status
 from bilevel._tree import PyTree
-from bilevel.hypergrad._verdict import MODES, Mode, Verdict
+from bilevel.hypergrad._verdict import MODES, Verdict
 from bilevel.inner import InnerSolver, check_statements
 from bilevel.linear import LinearSolver
 from bilevel.problem import At, Problem
@@ -110,7 +110,7 @@ class Estimator(abc.ABC):
       [2. 4.] converged
     """
 
-    verdict: Mode = "cheap"
+    verdict: Literal["cheap", "full", "off"] = "cheap"
 
     def __post_init__(self) -> None:
         if self.verdict not in MODES:

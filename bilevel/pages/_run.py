@@ -96,10 +96,12 @@ def _cost(run: Run) -> list[tuple[str, Any]]:
     if not rows or "outer_error" not in rows[0]:
         return []
     statuses = Counter(row["status"] for row in rows)
+    verdicts = Counter(row["verdict"] for row in rows if "verdict" in row)
     residuals = [name for name in rows[-1] if name.endswith("_residual")]
     return [
         ("outer steps", len(rows)),
         ("solves", ", ".join(f"{count} {name}" for name, count in statuses.most_common())),
+        ("hypergradients", ", ".join(f"{count} {name}" for name, count in verdicts.most_common())),
         *((f"last {name.replace('_', ' ')}", rows[-1][name]) for name in residuals),
         ("estimated error of the last outer loss", rows[-1]["outer_error"]),
         *((words, sum(row[name] for row in rows)) for name, words in _COUNTS.items() if name in rows[-1]),

@@ -161,9 +161,9 @@ class LBFGS(InnerSolver):
         params = unravel(x)
         distance = jnp.where(jnp.isfinite(lipschitz), _tree.norm(gradient) / lipschitz, jnp.nan)
         progress = self.advance(state.progress, params, distance, grad_evals=trial.trials, failed=~trial.accepted)
-        pairs = jax.tree.map(push, estimate[:4], (move, change, inverse, ratio))
+        moves, changes, weights, ratios = jax.tree.map(push, estimate[:4], (move, change, inverse, ratio))
         scale = jnp.where(useful, product * ratio / _tree.positive(spread), estimate.scale)
-        estimate = _Inverse(*pairs, estimate.base, scale)
+        estimate = _Inverse(moves, changes, weights, ratios, estimate.base, scale)
         return _State(params, value, gradient, estimate, lipschitz, seen, progress)
 
     def confirm(self, at: At, state: _State) -> _State:
