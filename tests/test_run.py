@@ -26,6 +26,7 @@ RESULT_KEYS = {
     "steps",
     "best_step",
     "failures",
+    "verdicts",
     "seconds",
     "versions",
     "device",

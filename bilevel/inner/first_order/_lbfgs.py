@@ -114,7 +114,7 @@ class LBFGS(InnerSolver):
         _, unit = _tree.normalized(jax.lax.stop_gradient(gradient))
         bent = ravel_pytree(jax.lax.stop_gradient(push(unit)[1]))[0]
         flat = ravel_pytree(gradient)[0]
-        curvature = _tree.positive(_tree.norm(bent))
+        curvature = _tree.positive(_tree.norm(bent) / _tree.positive(_tree.norm(unit)))
         base = None if at.prepared is None else _gram.inverse(at, ravel_pytree(unit)[0], bent)
         empty = jnp.zeros((self.memory, flat.size), flat.dtype)
         scale = 1 / curvature if base is None else jnp.ones_like(curvature)
