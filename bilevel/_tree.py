@@ -148,7 +148,7 @@ def without_derivative(x: PyTree, sources: PyTree) -> PyTree:
 
 
 def signs(x: PyTree) -> PyTree:
-    """A tree like x of ±1, without a pattern: the highest bits of the multiples of an odd number (Knuth, TAOCP 3, 6.4)."""
+    """A tree like x of ±1 that look random: the highest bits of the squares of an odd number's multiples."""
 
     def of(a: jax.Array) -> jax.Array:
         mixed = (jnp.arange(1, a.size + 1, dtype=jnp.uint32) * jnp.uint32(2654435769)) ** 2

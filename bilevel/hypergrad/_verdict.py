@@ -35,6 +35,7 @@ _SMALL = 0.05  # relative error of a trusted hypergradient
 _LARGE = 0.5  # relative error of a failed one
 _QUIET = 0.01  # a rough estimate below this needs no full one
 _FAR = 0.1  # Newton step relative to the solution
+_CLOSE = 0.01  # a second Newton step that need not be shorter than the first
 
 
 class Level(enum.IntEnum):
@@ -256,7 +257,7 @@ def _examined(here: Linearized, grad: PyTree, adjoint: PyTree) -> Verdict:
         Reason.NOT_FINITE: ~finite,
         Reason.UNSOLVED: ~(first.solved & second.solved),
         Reason.FAR: ~(step <= _FAR),
-        Reason.NOT_A_ROOT: ~(following <= jnp.maximum(step / 2, _SAFETY**-2)),
+        Reason.NOT_A_ROOT: ~(following <= jnp.maximum(step / 2, _CLOSE)),
         Reason.KINK: ~(jump <= _SMALL),
         Reason.ADJOINT: ~(adjoint_error <= _SMALL),
         Reason.INNER: ~(inner_error <= _SMALL),
